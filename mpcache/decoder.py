@@ -1,0 +1,94 @@
+"""The decoder-only transformer, LLaMA and GPT-2, written once against a backend.
+
+Shapes: m tokens at hand, h hidden size, H query heads over G key/value heads of size d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from mpcache.checkpoint import weight_shapes
+from mpcache.model_config import ModelConfig
+from protocols.backends.interface import Backend, KeyValues, Value
+
+Cache = list[KeyValues | None]
+
+
+class Decoder:
+    """A model on a backend. `tensors` are the owner's (see checkpoint.py); empty where the process has no model."""
+
+    def __init__(self, config: ModelConfig, backend: Backend, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+        self.config = config
+        self.backend = backend
+        self._tensors = tensors or {}
+        self._weights = {
+            name: backend.weight(name, shape, self._tensors.get(name)) for name, shape in weight_shapes(config).items()
+        }
+        self._cos, self._sin = _rope_tables(config)
+
+    def new_cache(self) -> Cache:
+        return [None] * self.config.layers
+
+    def forward(self, tokens: Sequence[int] | None, count: int, cache: Cache) -> Value:
+        """Hidden states (m, h) of `count` more tokens, whose keys and values join the cache."""
+        backend, past = self.backend, cache[0].tokens if cache[0] else 0
+        x = backend.embed(tokens, count, self._weights["embedding"])  # (m, h)
+        if "positions" in self._tensors:
+            x = backend.add_known(x, self._tensors["positions"][past : past + count])
+        for i in range(self.config.layers):
+            x = x + self._attention(x, i, past, cache)
+            x = x + self._feed_forward(x, i)
+        return x
+
+    def next_token(self, x: Value, temperature: float = 0.0) -> int | None:
+        """The token after the last of `x`, for whom may know it."""
+        last = self._norm(x[-1:])
+        head, bias = self._weights["head"], self._tensors.get("head.bias")
+        return self.backend.choose(last, head, bias, self.config.vocabulary, temperature)
+
+    def _norm(self, x: Value) -> Value:
+        norm = self.backend.rms_norm if self.config.family == "llama" else self.backend.layer_norm
+        return norm(x, self.config.norm_epsilon)
+
+    def _linear(self, x: Value, name: str) -> Value:
+        return self.backend.linear(x, self._weights[name], self._tensors.get(f"{name}.bias"))
+
+    def _attention(self, x: Value, i: int, past: int, cache: Cache) -> Value:
+        c, m = self.config, x.shape[0]
+        qkv = self._linear(self._norm(x), f"layers.{i}.queries_keys_values")
+        qkv = qkv.reshape(m, c.heads + 2 * c.key_value_heads, c.head_size).transpose(0, 1)  # (H + 2 G, m, d)
+        rotated, values = qkv[: c.heads + c.key_value_heads], qkv[c.heads + c.key_value_heads :]
+        if c.family == "llama":
+            rotated = self.backend.rotate(rotated, self._cos[past : past + m], self._sin[past : past + m])
+        queries, keys = rotated[: c.heads], rotated[c.heads :]
+        cached = cache[i] = self.backend.append(cache[i], keys, values)
+        queries = queries.reshape(c.key_value_heads, c.queries_per_head * m, c.head_size)
+        visible = _causal(m, past).repeat(c.queries_per_head, 1) if m > 1 else None
+        out = self.backend.attend(queries, cached, visible)  # (G, H/G * m, d)
+        out = out.reshape(c.heads, m, c.head_size).transpose(0, 1).reshape(m, c.heads * c.head_size)
+        return self._linear(out, f"layers.{i}.attention_out")
+
+    def _feed_forward(self, x: Value, i: int) -> Value:
+        c = self.config
+        inner = self._linear(self._norm(x), f"layers.{i}.feed_forward_in")
+        if c.family == "llama":
+            gate, up = inner[:, : c.intermediate], inner[:, c.intermediate :]
+            inner = self.backend.multiply(self.backend.activation(gate, c.activation), up)
+        else:
+            inner = self.backend.activation(inner, c.activation)
+        return self._linear(inner, f"layers.{i}.feed_forward_out")
+
+
+def _causal(m: int, past: int) -> torch.Tensor:
+    """(m, past + m): query i sees the past and itself."""
+    return torch.ones(m, past + m, dtype=torch.bool).tril(past)
+
+
+def _rope_tables(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (positions, d), each half the same, as transformers rotates halves."""
+    frequencies = config.rope_theta ** (-torch.arange(0, config.head_size, 2).float() / config.head_size)
+    angles = torch.outer(torch.arange(config.max_positions).float(), frequencies)
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos(), angles.sin()

@@ -1,0 +1,69 @@
+"""Linear layers whose weight party 0 knows: one message from party 1, however large the weight is.
+
+The weight W is masked once per model and client: party 1 holds F = W - B, where B is a function of the owner's weight
+key, known to party 0 and the dealer. For x = x0 + x1, party 1 sends x1 - a; party 0 computes (x0 + x1 - a) W^T; party
+1 computes a F^T plus its share of a B^T from the dealer. (Beaver's product with a fixed mask, as in SecureML,
+Mohassel & Zhang, S&P 2017, section IV; with one operand known to a party as in Delphi, USENIX Security 2020.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from protocols.ring import PRODUCT_BITS
+from protocols.session import Session
+
+
+@dataclass(frozen=True)
+class LinearMask(Correlation):
+    """a, held by party 1 alone, and shares of a B^T (or a B) for the weight's fixed mask B."""
+
+    weight: str
+    weight_shape: Shape
+    input_shape: Shape
+    output_shape: Shape
+    bits: int
+    transposed: bool
+
+    def fields(self) -> Sequence[Random | Corrected]:
+        return [Random(self.input_shape, self.bits, holder=1), Corrected(self.output_shape, self.bits)]
+
+    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
+        b = dealer.weight_mask(self.weight, self.weight_shape)
+        return [randoms[0] @ (b if self.transposed else b.transpose(0, 1))]
+
+
+@dataclass
+class MaskedWeight:
+    """A weight (out, in), scale 2^16: party 0 has the value, party 1 has F = W - B."""
+
+    name: str
+    tensor: torch.Tensor
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self.tensor.shape)
+
+
+async def linear(
+    session: Session, x: torch.Tensor, weight: MaskedWeight, bits: int = PRODUCT_BITS, transposed: bool = False
+) -> torch.Tensor:
+    """Shares of x W^T (x W if transposed) modulo 2^bits, scales added, nothing truncated.
+
+    x: (..., in). Rounds: 1, one way. Online: ceil(bits/8) bytes an element of x, from party 1. Correction: ceil(bits/8)
+    bytes an element of the result. Party 0 sees x1 - a, uniform since a is party 1's own mask, used once; party 1
+    sees nothing.
+    """
+    outputs = weight.shape[1] if transposed else weight.shape[0]
+    shape = (*x.shape[:-1], outputs)
+    a, c = session.take(LinearMask(weight.name, weight.shape, tuple(x.shape), shape, bits, transposed))
+    matrix = weight.tensor if transposed else weight.tensor.transpose(0, 1)
+    if session.party == 1:
+        await session.transfer(x - a, x.shape, bits, receiver=0)
+        return a @ matrix + c
+    masked = await session.transfer(None, x.shape, bits, receiver=0)
+    return (x + masked) @ matrix + c

@@ -1,0 +1,47 @@
+"""Both parties in one process, each in a thread, with a dealer in line: for tests, examples and measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from protocols.correlation import Correlation, Dealer, PartyCorrelations
+from protocols.randomness import new_key
+from protocols.session import Session
+from protocols.transport import channel_pair
+
+T = TypeVar("T")
+
+
+class InlineCorrelations:
+    """A party with a dealer of its own, which works when asked.
+
+    It knows both seeds, so it protects nothing: for tests only.
+    """
+
+    def __init__(self, party: int, seeds: tuple[bytes, bytes], weight_key: bytes | None = None) -> None:
+        self._dealer = Dealer(seeds, weight_key)
+        self._pending = b""
+        self._party = PartyCorrelations(party, seeds[party], self._read)
+
+    def _read(self, nbytes: int) -> bytes:
+        head, self._pending = self._pending[:nbytes], self._pending[nbytes:]
+        return head
+
+    def take(self, correlation: Correlation) -> list[Any]:
+        self._pending = self._dealer.correction(correlation)
+        return self._party.take(correlation)
+
+
+def run_parties(
+    program: Callable[[Session], T], timeout: float = 60.0, weight_key: bytes | None = None
+) -> tuple[T, T]:
+    """Run `program` as both parties and return what each of them returned. The first error of either is raised."""
+    seeds = (new_key(), new_key())
+    channels = channel_pair(timeout)
+    sessions = [Session(p, channels[p], InlineCorrelations(p, seeds, weight_key)) for p in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(program, session) for session in sessions]
+        first, second = (future.result() for future in futures)
+    return first, second

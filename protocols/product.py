@@ -1,0 +1,146 @@
+"""Products of shared values through masks (Beaver, CRYPTO 1991), where a value that is used again keeps its mask.
+
+To multiply, each operand x is opened once under a mask: F = x - a. Then x y = F G + F b + a G + a b, where the dealer
+shares the product of the masks. A cached key or value row is masked once, when it enters the cache; a product with it
+opens the fresh operand alone. The dealer keeps a mask under its number until it is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from protocols.ring import PRODUCT_BITS
+from protocols.session import Session, together
+
+
+@dataclass(frozen=True)
+class Mask(Correlation):
+    """A uniform mask modulo 2^bits, kept under `handle`, or appended there along dimension `append`."""
+
+    shape: Shape
+    bits: int
+    handle: int
+    append: int | None = None
+
+    def fields(self) -> Sequence[Random]:
+        return [Random(self.shape, self.bits)]
+
+    def deal(self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer) -> Sequence[torch.Tensor]:
+        mask = randoms[0]
+        if self.append is not None and self.handle in kept:
+            mask = torch.cat([kept[self.handle], mask], self.append)
+        kept[self.handle] = mask
+        return ()
+
+
+PRODUCTS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "multiply": torch.mul,
+    "matmul": torch.matmul,
+    "matmul_transposed": lambda x, y: torch.matmul(x, y.transpose(-1, -2)),
+}
+
+
+@dataclass(frozen=True)
+class MaskProduct(Correlation):
+    """Shares of the product of two kept masks; `forget` frees them at the dealer."""
+
+    operation: str
+    left: int
+    right: int
+    shape: Shape
+    bits: int
+    forget: tuple[int, ...] = ()
+
+    def fields(self) -> Sequence[Corrected]:
+        return [Corrected(self.shape, self.bits)]
+
+    def deal(self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer) -> list[torch.Tensor]:
+        product = PRODUCTS[self.operation](kept[self.left], kept[self.right])
+        for handle in self.forget:
+            kept.pop(handle, None)
+        return [product]
+
+
+@dataclass(frozen=True)
+class SquareSum(Correlation):
+    """Shares of the sum over the last dimension of a kept mask's squares."""
+
+    handle: int
+    shape: Shape
+
+    def fields(self) -> Sequence[Corrected]:
+        return [Corrected(self.shape)]
+
+    def deal(self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer) -> list[torch.Tensor]:
+        mask = kept[self.handle]
+        return [(mask * mask).sum(-1, keepdim=True)]
+
+
+@dataclass
+class Masked:
+    """A shared value with its mask: `opened` = value - mask is public, `mask` is this party's share of it."""
+
+    opened: torch.Tensor
+    mask: torch.Tensor
+    handle: int
+    bits: int
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.opened.shape
+
+
+async def mask(session: Session, x: torch.Tensor, bits: int = PRODUCT_BITS) -> Masked:
+    """Open x under a fresh mask. Rounds: 1. Online: ceil(bits/8) bytes an element and direction. Correction: none.
+
+    Opened: x - a with a uniform modulo 2^bits, from both parties' seeds, never used for another opening.
+    """
+    handle = session.new_handle()
+    (a,) = session.take(Mask(tuple(x.shape), bits, handle))
+    return Masked(await session.open(x - a, bits), a, handle, bits)
+
+
+async def extend(session: Session, masked: Masked | None, x: torch.Tensor, dim: int, bits: int = PRODUCT_BITS) -> Masked:
+    """Append rows to a masked value along `dim`: only the new rows are opened, under new masks. Costs as `mask`."""
+    handle = masked.handle if masked else session.new_handle()
+    (a,) = session.take(Mask(tuple(x.shape), bits, handle, dim if dim >= 0 else x.dim() + dim))
+    opened = await session.open(x - a, bits)
+    if masked is None:
+        return Masked(opened, a, handle, bits)
+    return Masked(torch.cat([masked.opened, opened], dim), torch.cat([masked.mask, a], dim), handle, bits)
+
+
+def multiply_masked(
+    session: Session, x: Masked, y: Masked, operation: str = "multiply", forget: Sequence[Masked] = ()
+) -> torch.Tensor:
+    """Shares of x * y (or the matrix product) modulo 2^bits, scales added, nothing truncated.
+
+    Rounds: 0. Correction: ceil(bits/8) bytes an element of the result.
+    """
+    bits = min(x.bits, y.bits)
+    product = PRODUCTS[operation]
+    result = product(x.opened, y.mask) + product(x.mask, y.opened)
+    if session.party == 0:
+        result = product(x.opened, y.opened + y.mask) + product(x.mask, y.opened)
+    handles = tuple(m.handle for m in forget)
+    (c,) = session.take(MaskProduct(operation, x.handle, y.handle, tuple(result.shape), bits, handles))
+    return result + c
+
+
+async def multiply(
+    session: Session, x: torch.Tensor, y: torch.Tensor, bits: int = PRODUCT_BITS, operation: str = "multiply"
+) -> torch.Tensor:
+    """Shares of x * y modulo 2^bits, scales added, nothing truncated. Rounds: 1."""
+    a, b = await together(mask(session, x, bits), mask(session, y, bits))
+    return multiply_masked(session, a, b, operation, (a, b))
+
+
+def square_sum(session: Session, x: Masked) -> torch.Tensor:
+    """Shares of the sum of squares over the last dimension (kept, of size 1). Rounds: 0. Correction: 8 bytes a row."""
+    result = 2 * (x.opened * x.mask).sum(-1, keepdim=True)
+    (c,) = session.take(SquareSum(x.handle, tuple(result.shape)))
+    return result + c + session.constant((x.opened * x.opened).sum(-1, keepdim=True))

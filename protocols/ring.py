@@ -1,0 +1,84 @@
+"""The ring Z_2^64 in torch's int64, fixed-point numbers in it, and packing at an effective width.
+
+A share is an int64 tensor; arithmetic wraps, which is arithmetic modulo 2^64. A value that is only needed modulo 2^k
+is sent as ceil(k/8) bytes (k = 1: eight elements a byte).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+RING_BITS = 64
+FRACTION_BITS = 16
+"""Fractional bits of a fixed-point value, CrypTen's default (its encoder's scale is 2^16)."""
+
+PRODUCT_BITS = 48
+"""Width of a product of two fixed-point values, scale 2^32: exact while the product is below 2^14 in size."""
+
+
+def encode(x: torch.Tensor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
+    """Real numbers to ring elements of scale 2^fraction_bits, rounded to the nearest."""
+    return (x.to(torch.float64) * 2.0**fraction_bits).round().to(torch.int64)
+
+
+def decode(x: torch.Tensor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
+    """Ring elements (signed) of scale 2^fraction_bits to real numbers."""
+    return x.to(torch.float64) / 2.0**fraction_bits
+
+
+def wrap(value: int) -> int:
+    """The int64 that represents `value` modulo 2^64."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def reduce_bits(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """x modulo 2^bits, in [0, 2^bits); the whole ring element for bits = 64."""
+    return x if bits == RING_BITS else x & ((1 << bits) - 1)
+
+
+def signed(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """x modulo 2^bits, in [-2^(bits-1), 2^(bits-1))."""
+    return x if bits == RING_BITS else (x << (RING_BITS - bits)) >> (RING_BITS - bits)
+
+
+def shift_right(x: torch.Tensor, shift: int, bits: int = RING_BITS) -> torch.Tensor:
+    """floor((x mod 2^bits) / 2^shift), a logical shift, in [0, 2^(bits-shift))."""
+    return (x >> shift) & ((1 << (bits - shift)) - 1) if shift else reduce_bits(x, bits)
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that `count` elements take on the wire at an effective width of `bits`."""
+    return (count + 7) // 8 if bits == 1 else count * ((bits + 7) // 8)
+
+
+def pack(x: torch.Tensor, bits: int) -> bytes:
+    """The low `bits` bits of each element, little endian, ceil(bits/8) bytes each (bits = 1: packed eight a byte).
+
+    Bits of the last byte above `bits` are cleared: they would carry a sum's overflow.
+    """
+    flat = reduce_bits(x.reshape(-1), bits).contiguous().numpy()
+    if bits == 1:
+        return np.packbits(flat.astype(np.uint8), bitorder="little").tobytes()
+    width = (bits + 7) // 8
+    if width in (1, 2, 4):
+        return flat.astype(f"<u{width}").tobytes()
+    return flat.view(np.uint8).reshape(-1, 8)[:, :width].tobytes()
+
+
+def unpack(data: bytes | bytearray | memoryview, shape: torch.Size | tuple[int, ...], bits: int) -> torch.Tensor:
+    """Inverse of `pack`: elements in [0, 2^bits)."""
+    count = int(np.prod(shape, dtype=np.int64))
+    raw = np.frombuffer(data, dtype=np.uint8)
+    if bits == 1:
+        out = np.unpackbits(raw, count=count, bitorder="little").astype(np.int64)
+    else:
+        width = (bits + 7) // 8
+        if width in (1, 2, 4):
+            out = raw.view(f"<u{width}").astype(np.int64)
+        else:
+            wide = np.zeros((count, 8), dtype=np.uint8)
+            wide[:, :width] = raw.reshape(count, width)
+            out = wide.view(np.int64).reshape(-1)
+    return torch.from_numpy(out).reshape(shape)

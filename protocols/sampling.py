@@ -1,0 +1,38 @@
+"""Private temperature sampling: arg max of logits plus Gumbel noise that only the dealer knows.
+
+Gumbel-max (Gumbel, 1954; Maddison et al., NeurIPS 2014): arg max(logits + T g), g standard Gumbel, is a sample of
+softmax(logits / T). The dealer shares g, so neither party knows the noise and the sample stays private.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from protocols.correlation import Corrected, Correlation, Dealer, Shape
+
+
+@dataclass(frozen=True)
+class GumbelNoise(Correlation):
+    """Shares of temperature * g at scale 2^fraction_bits, g independent standard Gumbel from the dealer's own stream."""
+
+    shape: Shape
+    temperature: float
+    fraction_bits: int
+
+    def fields(self) -> Sequence[Corrected]:
+        return [Corrected(self.shape)]
+
+    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
+        words = dealer.own_stream().elements(self.shape)
+        uniform = (((words >> 12) & ((1 << 52) - 1)).double() + 0.5) / 2.0**52
+        noise = -torch.log(-torch.log(uniform)) * self.temperature
+        return [(noise * 2.0**self.fraction_bits).round().to(torch.int64)]
+
+
+def noise_bound(temperature: float) -> float:
+    """No noise is larger in size: the uniform has 52 bits."""
+    return temperature * 53 * math.log(2)

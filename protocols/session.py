@@ -1,0 +1,181 @@
+"""A session: one party's view of one private computation, and the rounds it takes.
+
+Protocols are coroutines. `await session.open(x, bits)` is a round; `await together(a, b)` runs independent protocols
+in step, so that their openings share messages. Nothing in here branches on a secret: what is sent, and when, follows
+from shapes.
+
+Costs are counted as they occur: a round is one message (or one in each direction at the same time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from protocols.correlation import Correlation
+from protocols.errors import PlanError
+from protocols.ring import pack, packed_bytes, reduce_bits, unpack
+from protocols.transport import Channel
+
+T = TypeVar("T")
+
+
+@dataclass
+class Cost:
+    """What a computation took so far. Bytes are payload bytes, of messages between the two parties or corrections."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    correction_bytes: int = 0
+    rounds: int = 0
+
+    @property
+    def online_bytes(self) -> int:
+        """Both directions."""
+        return self.sent_bytes + self.received_bytes
+
+    def __sub__(self, earlier: Cost) -> Cost:
+        return Cost(
+            self.sent_bytes - earlier.sent_bytes,
+            self.received_bytes - earlier.received_bytes,
+            self.correction_bytes - earlier.correction_bytes,
+            self.rounds - earlier.rounds,
+        )
+
+    def copy(self) -> Cost:
+        return replace(self)
+
+
+@dataclass
+class Opening:
+    """A request for one value: awaited by a protocol, answered by the session at the end of the round.
+
+    `receiver` None: both parties send their share and both get the value modulo 2^bits (sum, or xor of bits).
+    `receiver` 0 or 1: the other party sends `share` as it is, and the receiver gets it; nobody else learns anything.
+    """
+
+    shape: torch.Size
+    bits: int
+    share: torch.Tensor | None
+    xor: bool = False
+    receiver: int | None = None
+    result: Any = field(default=None, init=False)
+
+    def __await__(self) -> Generator[list[Opening], None, torch.Tensor]:
+        yield [self]
+        return self.result
+
+    def nbytes(self) -> int:
+        return packed_bytes(self.shape.numel(), self.bits)
+
+
+class together:
+    """Run protocols in step: in each round, the openings of all of them travel in one message.
+
+    >>> keep, weight = await together(compare(session, d, 20), exponential(session, d))
+    """
+
+    def __init__(self, *protocols: Awaitable[Any]) -> None:
+        self._protocols = protocols
+
+    def __await__(self) -> Generator[list[Opening], None, tuple[Any, ...]]:
+        results: list[Any] = [None] * len(self._protocols)
+        running = {i: protocol.__await__() for i, protocol in enumerate(self._protocols)}
+        while running:
+            requests: list[Opening] = []
+            for i, protocol in list(running.items()):
+                try:
+                    requests += next(protocol)
+                except StopIteration as stop:
+                    results[i] = stop.value
+                    del running[i]
+            if requests:
+                yield requests
+        return tuple(results)
+
+
+class Correlations(Protocol):
+    def take(self, correlation: Correlation) -> list[torch.Tensor | None]: ...
+
+
+class Session:
+    """One party's end of a two-party computation.
+
+    party: 0 (the model owner) or 1 (the data owner).
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, party: int, channel: Channel, correlations: Correlations) -> None:
+        self.party = party
+        self.cost = Cost()
+        self._channel = channel
+        self._correlations = correlations
+        self._handles = 0
+
+    # ------------------------------------------------------------ what protocols call
+
+    def take(self, correlation: Correlation) -> list[Any]:
+        """This party's shares of the next correlation of the plan."""
+        self.cost.correction_bytes += correlation.correction_bytes()
+        return self._correlations.take(correlation)
+
+    def open(self, share: torch.Tensor, bits: int, xor: bool = False) -> Opening:
+        """Reveal the value modulo 2^bits to both. The caller says why the value gives nothing away."""
+        return Opening(share.shape, bits, share, xor)
+
+    def transfer(
+        self, share: torch.Tensor | None, shape: Sequence[int], bits: int, receiver: int
+    ) -> Opening:
+        """One-way message: the party that is not `receiver` sends its tensor, modulo 2^bits. Gives None there."""
+        return Opening(torch.Size(shape), bits, share, receiver=receiver)
+
+    def new_handle(self) -> int:
+        """A number under which the dealer keeps a mask; equal at both parties and in the plan."""
+        self._handles += 1
+        return self._handles
+
+    def run(self, protocol: Awaitable[T]) -> T:
+        """Run a protocol to its end, one message a round."""
+        steps = protocol.__await__()
+        try:
+            while True:
+                self._round(next(steps))
+        except StopIteration as stop:
+            return stop.value
+
+    def constant(self, value: torch.Tensor | int) -> torch.Tensor | int:
+        """A share of a public value: party 0 has it, party 1 has zero."""
+        return value if self.party == 0 else value * 0
+
+    # ------------------------------------------------------------ one round
+
+    def _round(self, requests: list[Opening]) -> None:
+        outgoing = [r for r in requests if r.receiver != self.party]
+        incoming = [r for r in requests if r.receiver in (None, self.party)]
+        expected = sum(r.nbytes() for r in incoming)
+        self._count(sum(r.nbytes() for r in outgoing), expected)
+        if outgoing:
+            self._channel.send(b"".join(pack(_present(r.share), r.bits) for r in outgoing))
+        view = memoryview(self._channel.receive(expected)) if incoming else memoryview(b"")
+        for r in incoming:
+            theirs, view = unpack(view[: r.nbytes()], r.shape, r.bits), view[r.nbytes() :]
+            if r.receiver is not None:
+                r.result = theirs
+            else:
+                mine = _present(r.share)
+                r.result = reduce_bits(mine ^ theirs if r.xor else mine + theirs, r.bits)
+
+    def _count(self, sent: int, received: int) -> None:
+        self.cost.rounds += 1
+        self.cost.sent_bytes += sent
+        self.cost.received_bytes += received
+
+
+def _present(share: torch.Tensor | None) -> torch.Tensor:
+    if share is None:
+        raise PlanError("a message without a share to send")
+    return share

@@ -1,0 +1,58 @@
+"""How bytes move: the two interfaces that the protocols need, and in-process versions of them.
+
+The protocols know messages, not networks. `parties` implements both interfaces over gRPC; tests and planning use
+the ones here.
+"""
+
+from __future__ import annotations
+
+import queue
+from typing import Protocol
+
+from protocols.errors import PeerLost, ProtocolError
+
+
+class Channel(Protocol):
+    """The link between the two computing parties: whole messages, in order."""
+
+    def send(self, payload: bytes) -> None:
+        """Hand one message over. Does not wait for the peer to read it."""
+
+    def receive(self, expected: int) -> bytes | bytearray | memoryview:
+        """The peer's next message, which must be `expected` bytes long.
+
+        Raises ProtocolError if it is of another length, PeerLost if the peer is gone or a deadline passes.
+        """
+
+
+class CorrectionSource(Protocol):
+    """One party's byte stream of corrections from the dealer, in the order of the plan."""
+
+    def read(self, nbytes: int) -> bytes | bytearray | memoryview:
+        """The next `nbytes` bytes. Raises PeerLost if the dealer is gone or a deadline passes."""
+
+
+class QueueChannel:
+    """One end of an in-process link. Make both ends with `channel_pair`."""
+
+    def __init__(self, outbox: queue.SimpleQueue[bytes], inbox: queue.SimpleQueue[bytes], timeout: float) -> None:
+        self._outbox, self._inbox, self._timeout = outbox, inbox, timeout
+
+    def send(self, payload: bytes) -> None:
+        self._outbox.put(payload)
+
+    def receive(self, expected: int) -> bytes:
+        try:
+            payload = self._inbox.get(timeout=self._timeout)
+        except queue.Empty:
+            raise PeerLost(f"the other party sent nothing for {self._timeout:g} seconds") from None
+        if len(payload) != expected:
+            raise ProtocolError(f"expected a message of {expected} bytes, received {len(payload)}")
+        return payload
+
+
+def channel_pair(timeout: float = 60.0) -> tuple[QueueChannel, QueueChannel]:
+    """Both ends of an in-process link."""
+    a: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    b: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    return QueueChannel(a, b, timeout), QueueChannel(b, a, timeout)
