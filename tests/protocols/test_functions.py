@@ -1,0 +1,94 @@
+"""Softmax, norms, activations, reciprocals: against exact arithmetic, at the edges too."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from protocols.activation import activation
+from protocols.normalisation import layer_norm, rms_norm
+from protocols.reciprocal import reciprocal, rsqrt
+from protocols.ring import decode, encode
+from protocols.softmax import exponentials, softmax
+from tests.protocols.sharing import run_real, run_ring
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    return decode(encode(x))
+
+
+@pytest.mark.parametrize(
+    ("table", "exact"),
+    [("silu", F.silu), ("gelu", F.gelu), ("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"))],
+)
+def test_activations_are_within_a_thousandth(table: str, exact: object) -> None:
+    x = rounded(torch.cat([torch.linspace(-64, 64, 40_001), torch.linspace(-18, 18, 40_001)]))
+    assert (run_real(activation, x, table=table) - exact(x)).abs().max() < 1e-3  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("table", ["silu", "gelu", "gelu_tanh"])
+def test_activations_saturate_outside(table: str) -> None:
+    x = torch.tensor([100.0, 5000.0, 30000.0, -100.0, -5000.0, -30000.0], dtype=torch.float64)
+    assert (run_real(activation, x, table=table) - x.clamp(min=0)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("protocol", "power"), [(reciprocal, -1.0), (rsqrt, -0.5)])
+def test_inverses_are_within_a_thousandth_or_two_units(protocol: object, power: float) -> None:
+    x = rounded(torch.cat([torch.logspace(-4, 6, 20_000, dtype=torch.float64), torch.tensor([1e-4, 1.0, 1e6])]))
+    error = (run_real(protocol, x) - x**power).abs()  # type: ignore[arg-type]
+    assert (error <= torch.maximum(1e-3 * x**power, torch.tensor(2 * 2.0**-16))).all()
+
+
+@pytest.mark.parametrize("protocol", [reciprocal, rsqrt])
+def test_inverses_saturate_outside(protocol: object) -> None:
+    result = run_real(protocol, torch.tensor([0.0, -3.0, -1e6, 1e-5, 1e8]))  # type: ignore[arg-type]
+    assert (result >= 0).all() and (result <= 2**16).all()
+    assert result[-1] < 2e-4
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 33, 500, 2048])
+def test_softmax_is_within_a_thousandth(n: int) -> None:
+    x = torch.cat([torch.randn(3, n) * s for s in (0.1, 3.0, 40.0)])
+    if n > 2:
+        x[0, 1] += 500  # one score far above the rest
+        x[1, 2] = -1e4  # a masked score
+        x[3, :] = 2.0
+        x[3, 0] = -1e4
+    x = rounded(x)
+    assert (run_real(softmax, x) - x.softmax(-1)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("value", [0.0, 7.25, -8000.0, 8000.0])
+def test_softmax_of_2048_equal_scores_is_uniform(value: float) -> None:
+    result = run_real(softmax, torch.full((2, 2048), value))
+    assert (result - 1 / 2048).abs().max() <= 2 * 2.0**-16
+
+
+def test_publicly_masked_scores_get_exactly_nothing() -> None:
+    x = rounded(torch.randn(5, 9) * 4)
+    visible = torch.ones(5, 9, dtype=torch.bool).tril(4)
+    result = run_real(softmax, x, visible=visible)
+    assert (result[~visible] == 0).all()
+    assert (result - x.masked_fill(~visible, float("-inf")).softmax(-1)).abs().max() < 1e-3
+
+
+def test_exponentials_are_not_larger_than_their_bound() -> None:
+    async def first(session: object, share: torch.Tensor) -> torch.Tensor:
+        return (await exponentials(session, share))[0]  # type: ignore[arg-type]
+
+    x = encode(torch.rand(200, 64) * 0.3)
+    e = run_ring(first, x).double() / 2**16
+    assert e.max() < 1.4 and (e.amax(-1) > 0.85).all()
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.1, 1.0, 30.0, 300.0])
+def test_norms_are_close(scale: float) -> None:
+    x = rounded(torch.randn(8, 192, dtype=torch.float64) * scale)
+    error = (run_real(rms_norm, x, epsilon=1e-5) - F.rms_norm(x, (192,), eps=1e-5)).abs().max()
+    assert error < 1e-3 + 2e-5 / scale  # half a unit of the input is what a small scale magnifies
+    shifted = rounded(x + 3)
+    error = (run_real(layer_norm, shifted, epsilon=1e-5) - F.layer_norm(shifted, (192,), eps=1e-5)).abs().max()
+    assert error < 1e-3 + 3e-5 / scale
+
+
+def test_the_norm_of_zeros_is_zero() -> None:
+    assert run_real(rms_norm, torch.zeros(2, 16), epsilon=1e-5).abs().max() <= 2**-15

@@ -1,0 +1,67 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocols.local import run_parties
+from protocols.rank import argmax, one_hot, ranks, top_k
+from protocols.sampling import GumbelNoise, noise_bound
+from protocols.session import Session
+from tests.protocols.sharing import run_counted, run_ring
+
+BITS = 19
+rows = st.lists(st.integers(-(2**17) + 1, 2**17 - 1) | st.sampled_from([0, 1]), min_size=1, max_size=40)
+
+
+async def _ranks(session: Session, x: torch.Tensor) -> torch.Tensor:
+    return await ranks(session, x, BITS)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows)
+def test_ranks_break_ties_by_position(values: list[int]) -> None:
+    x = torch.tensor([values])
+    expected = torch.argsort(torch.argsort(-x, dim=-1, stable=True), dim=-1)
+    assert torch.equal(run_ring(_ranks, x), expected)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_top_k_picks_exactly_k_of_equal_scores(k: int) -> None:
+    async def protocol(session: Session, x: torch.Tensor) -> torch.Tensor:
+        return await top_k(session, x, k, BITS)
+
+    result, cost = run_counted(protocol, torch.full((2, 10), 5))
+    assert torch.equal(result, torch.eye(10, dtype=torch.int64)[:k].expand(2, k, 10))
+    assert cost.rounds == 4
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows, st.sampled_from([2, 3, 8, 64]))
+def test_argmax_is_the_first_of_the_largest(values: list[int], block: int) -> None:
+    async def protocol(session: Session, x: torch.Tensor) -> torch.Tensor:
+        return await argmax(session, x, BITS, block)
+
+    x = torch.tensor([values, values[::-1]])
+    expected = (x == x.amax(-1, keepdim=True)).long().argmax(-1)
+    assert torch.equal(run_ring(protocol, x), expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 64])
+def test_one_hot_of_a_shared_index(size: int) -> None:
+    async def protocol(session: Session, x: torch.Tensor) -> torch.Tensor:
+        return await one_hot(session, x, size)
+
+    assert torch.equal(run_ring(protocol, torch.arange(size)), torch.eye(size, dtype=torch.int64))
+
+
+def test_gumbel_noise_has_the_right_distribution_and_bound() -> None:
+    def program(session: Session) -> torch.Tensor:
+        return session.take(GumbelNoise((50_000,), 0.5, 16))[0]
+
+    a, b = run_parties(program)
+    noise = (a + b).double() / 2**16
+    assert abs(float(noise.mean()) - 0.5 * 0.5772) < 0.02
+    assert abs(float(noise.var()) - 0.25 * math.pi**2 / 6) < 0.02
+    assert noise.abs().max() < noise_bound(0.5)

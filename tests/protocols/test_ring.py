@@ -1,0 +1,34 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocols.ring import decode, encode, pack, packed_bytes, reduce_bits, shift_right, signed, unpack
+
+int64 = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(st.lists(int64, max_size=20), st.integers(1, 64))
+def test_packing_keeps_values_modulo_two_to_the_width(values: list[int], bits: int) -> None:
+    x = torch.tensor(values, dtype=torch.int64)
+    data = pack(x, bits)
+    assert len(data) == packed_bytes(len(values), bits)
+    assert torch.equal(unpack(data, x.shape, bits), reduce_bits(x, bits))
+
+
+@given(int64, st.integers(2, 64))
+def test_signed_is_the_representative_around_zero(value: int, bits: int) -> None:
+    result = int(signed(torch.tensor(value), bits))
+    assert (result - value) % 2**bits == 0
+    assert -(2 ** (bits - 1)) <= result < 2 ** (bits - 1)
+
+
+@given(int64, st.integers(2, 64), st.integers(0, 30))
+def test_shift_right_is_logical(value: int, bits: int, shift: int) -> None:
+    shift = min(shift, bits - 1)
+    assert int(shift_right(torch.tensor(value), shift, bits)) % 2**64 == (value % 2**bits) >> shift
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.5, 3.14159, -8000.25])
+def test_encoding_rounds_to_half_a_unit(value: float) -> None:
+    assert abs(float(decode(encode(torch.tensor(value)))) - value) <= 2**-11
