@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from mpcache.decoder import Decoder
+from mpcache.decoder import Cache, Decoder
+from protocols.backends.interface import Value
 from protocols.session import Cost
 
 PREFILL_BLOCK = 64
@@ -35,27 +36,66 @@ class Phase:
     cost: Cost = field(default_factory=Cost)
 
 
+def prefill(
+    decoder: Decoder, plan: GenerationPlan, prompt: Sequence[int] | None, cache: Cache
+) -> Iterator[tuple[int, Value]]:
+    """Run the prompt block by block; yields (tokens done, the block's hidden states).
+
+    prompt: its token ids, or None where they are secret.
+    """
+    for start, end in plan.blocks():
+        yield end, decoder.forward(None if prompt is None else prompt[start:end], end - start, cache)
+
+
+def decode(
+    decoder: Decoder, plan: GenerationPlan, x: Value, cache: Cache, stop: Callable[[int], bool] = lambda token: False
+) -> Iterator[int | None]:
+    """Yield each new token (None to a process that must not know it) after the prefill's last hidden states `x`.
+
+    `stop` decides, where the tokens are known, after which token to end; it is announced to the other party.
+    """
+    for i in range(plan.max_new_tokens):
+        token = decoder.next_token(x, plan.temperature)
+        last = i + 1 == plan.max_new_tokens
+        goes_on = not last and decoder.backend.announce(None if token is None else not stop(token))
+        yield token
+        if not goes_on:
+            return
+        x = decoder.forward(None if token is None else [token], 1, cache)
+
+
 def steps(
     decoder: Decoder,
     plan: GenerationPlan,
     prompt: Sequence[int] | None,
     on_block: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[int], bool] = lambda token: False,
 ) -> Iterator[int | None]:
-    """Run the prompt, then yield each new token (None to a process that must not know it), computing as asked.
-
-    prompt: its token ids, or None where they are secret. `on_block` hears (tokens done, tokens in all) in prefill.
-    """
-    cache = decoder.new_cache()
-    x = None
-    for start, end in plan.blocks():
-        x = decoder.forward(None if prompt is None else prompt[start:end], end - start, cache)
-        on_block(end, plan.prompt_tokens)
-    for i in range(plan.max_new_tokens):
-        token = decoder.next_token(x, plan.temperature)
-        yield token
-        if i + 1 < plan.max_new_tokens:
-            x = decoder.forward(None if token is None else [token], 1, cache)
+    """Prefill, then decode. `on_block` hears (prompt tokens done, prompt tokens in all)."""
+    cache, x = decoder.new_cache(), None
+    for done, x in prefill(decoder, plan, prompt, cache):
+        on_block(done, plan.prompt_tokens)
+    yield from decode(decoder, plan, x, cache, stop)
 
 
-def clock() -> float:
-    return time.perf_counter()
+class Meter:
+    """Splits a run's seconds and cost into prefill (with the first token) and decoding."""
+
+    def __init__(self, cost: Callable[[], Cost]) -> None:
+        self._cost = cost
+        self._started, self._before = time.perf_counter(), cost().copy()
+        self.prefill, self.decode, self.tokens = Phase(), Phase(), 0
+
+    def token(self) -> None:
+        """A token has come."""
+        seconds, cost = time.perf_counter() - self._started, self._cost() - self._before
+        if self.tokens == 0:
+            self.prefill = Phase(seconds, cost)
+        else:
+            self.decode = Phase(seconds - self.prefill.seconds, cost - self.prefill.cost)
+        self.tokens += 1
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Of decoding; None if there was no token after the first."""
+        return self.decode.seconds / (self.tokens - 1) if self.tokens > 1 else None

@@ -45,6 +45,14 @@ class Cost:
             self.rounds - earlier.rounds,
         )
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.sent_bytes + other.sent_bytes,
+            self.received_bytes + other.received_bytes,
+            self.correction_bytes + other.correction_bytes,
+            self.rounds + other.rounds,
+        )
+
     def copy(self) -> Cost:
         return replace(self)
 

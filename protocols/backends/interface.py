@@ -70,3 +70,6 @@ class Backend(Protocol):
         self, x: Value, head: Weight, bias: torch.Tensor | None, vocabulary: int, temperature: float
     ) -> int | None:
         """The next token for (1, h); None where the process must not learn it."""
+
+    def announce(self, goes_on: bool | None) -> bool:
+        """Whether another token is wanted: said by who learns the tokens, heard by the others (None before)."""

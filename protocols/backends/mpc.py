@@ -168,6 +168,15 @@ class MpcBackend:
         theirs = await session.transfer(position, position.shape, 32, receiver=1)
         return None if session.party == 0 else (theirs + position) & 0xFFFFFFFF
 
+    def announce(self, goes_on: bool | None) -> bool:
+        """Party 1 says whether it wants another token: the answer's length is public, see docs/threat-model.md."""
+        session = self.session
+        share = torch.full((1,), int(bool(goes_on)), dtype=torch.int64, device=session.device)
+        heard = session.run(session.transfer(share, (1,), 8, receiver=0))
+        if session.device.type == "meta":
+            return True
+        return bool(heard.item()) if session.party == 0 else bool(goes_on)
+
     # ------------------------------------------------------------ helpers
 
     def _secret(self, share: torch.Tensor) -> Secret:

@@ -78,3 +78,6 @@ class PlainBackend:
             uniform = torch.rand(vocabulary, generator=self._generator).clamp_min(1e-20)
             logits = logits - temperature * torch.log(-torch.log(uniform))
         return int(logits.argmax())
+
+    def announce(self, goes_on: bool | None) -> bool:
+        return bool(goes_on)

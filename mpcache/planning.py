@@ -1,0 +1,100 @@
+"""What a generation takes, from public parameters alone: for the dealer, the handshake and `mpcache plan`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from mpcache.decoder import Decoder
+from mpcache.generate import PREFILL_BLOCK, GenerationPlan, decode, prefill
+from mpcache.model_config import ModelConfig
+from protocols.backends.mpc import MpcBackend
+from protocols.correlation import Correlation
+from protocols.errors import HandshakeError
+from protocols.plan import Plan, PlanSession
+from protocols.ring import FRACTION_BITS, PRODUCT_BITS
+from protocols.session import Cost
+
+PROTOCOL_VERSION = 1
+PRECISION = f"fixed-point {FRACTION_BITS} bits, products {PRODUCT_BITS} bits"
+
+
+@dataclass(frozen=True)
+class PublicParameters:
+    """All that the dealer learns, and all that the program depends on."""
+
+    model: ModelConfig
+    model_digest: str
+    prompt_tokens: int
+    max_new_tokens: int
+    temperature: float = 0.0
+    policy: str = "full"
+    precision: str = PRECISION
+    block: int = PREFILL_BLOCK
+
+    def generation(self) -> GenerationPlan:
+        return GenerationPlan(self.prompt_tokens, self.max_new_tokens, self.temperature, self.block)
+
+    def to_json(self) -> str:
+        """Canonical: equal parameters give equal text."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> PublicParameters:
+        try:
+            raw = json.loads(text)
+            model = ModelConfig.from_json(json.dumps(raw.pop("model")))
+            return PublicParameters(model=model, **raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise HandshakeError(f"public parameters that cannot be read: {error}") from None
+
+    def check(self) -> None:
+        """Raises HandshakeError if the lengths do not fit the model."""
+        total = self.prompt_tokens + self.max_new_tokens
+        if self.prompt_tokens < 1 or self.max_new_tokens < 1:
+            raise HandshakeError("a generation needs a prompt and at least one new token")
+        if total > self.model.max_positions:
+            raise HandshakeError(
+                f"{self.prompt_tokens} prompt and {self.max_new_tokens} new tokens do not fit the model's "
+                f"{self.model.max_positions} positions: shorten the prompt or lower max_new_tokens"
+            )
+
+
+def plan_parts(parameters: PublicParameters) -> Iterator[Plan]:
+    """The plan, a part for each block of the prompt and for each new token, made as it is asked for."""
+    session = PlanSession()
+    decoder = Decoder(parameters.model, MpcBackend(session))
+    cache, x = decoder.new_cache(), None
+    for _, x in prefill(decoder, parameters.generation(), None, cache):
+        yield session.next_part()
+    for _ in decode(decoder, parameters.generation(), x, cache):
+        yield session.next_part()
+
+
+def correlations(parameters: PublicParameters) -> Iterator[Correlation]:
+    """Every correlation of a generation, in order."""
+    for part in plan_parts(parameters):
+        yield from part.correlations
+
+
+def plan_digest(parameters: PublicParameters) -> str:
+    """Fingerprint of the program: of the parameters, and of every correlation and message up to the first token."""
+    digest = hashlib.sha256(f"{PROTOCOL_VERSION}\n{parameters.to_json()}\n".encode())
+    blocks = len(parameters.generation().blocks())
+    for _, part in zip(range(blocks + 1), plan_parts(parameters), strict=False):
+        digest.update(repr((part.correlations, part.messages)).encode())
+    return digest.hexdigest()
+
+
+def phase_costs(parameters: PublicParameters) -> tuple[Cost, Cost]:
+    """(prefill with the first token, all tokens after it), as party 0 counts them."""
+    blocks = len(parameters.generation().blocks())
+    prefill_cost, decode_cost = Cost(), Cost()
+    for i, part in enumerate(plan_parts(parameters)):
+        if i <= blocks:
+            prefill_cost += part.cost()
+        else:
+            decode_cost += part.cost()
+    return prefill_cost, decode_cost
