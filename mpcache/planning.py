@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from mpcache.decoder import Decoder
 from mpcache.generate import PREFILL_BLOCK, GenerationPlan, decode, prefill
@@ -80,10 +80,17 @@ def correlations(parameters: PublicParameters) -> Iterator[Correlation]:
 
 
 def plan_digest(parameters: PublicParameters) -> str:
-    """Fingerprint of the program: of the parameters, and of every correlation and message up to the first token."""
+    """Fingerprint of the program: all parameters, and every correlation and message of a block and two tokens.
+
+    The rest of the plan is the same code at other lengths, so two programs that differ, differ here.
+    """
+    start = replace(
+        parameters,
+        prompt_tokens=min(parameters.prompt_tokens, parameters.block),
+        max_new_tokens=min(parameters.max_new_tokens, 2),
+    )
     digest = hashlib.sha256(f"{PROTOCOL_VERSION}\n{parameters.to_json()}\n".encode())
-    blocks = len(parameters.generation().blocks())
-    for _, part in zip(range(blocks + 1), plan_parts(parameters), strict=False):
+    for part in plan_parts(start):
         digest.update(repr((part.correlations, part.messages)).encode())
     return digest.hexdigest()
 

@@ -1,0 +1,203 @@
+"""The command line: `mpcache --help`. The one module here that may import `parties`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from mpcache import __version__
+from protocols.errors import ConfigError, MpcacheError
+
+
+class _Commands(click.Group):
+    """Prints expected errors as one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MpcacheError as error:
+            click.echo(f"mpcache: {error}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+@click.option("--verbose", is_flag=True, help="Log what the processes do (never a secret).")
+def main(verbose: bool) -> None:
+    """Private inference of large language models: the model stays with its owner, the prompt with its own."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+    torch.set_num_threads(1)  # three processes share the machine; integer kernels gain little from more
+
+
+_config = click.option("--config", "path", type=click.Path(path_type=Path), required=True, help="TOML file of this role.")
+_insecure = click.option("--insecure", is_flag=True, help="Plaintext, on loopback only. For tests.")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), default="certificates")
+@click.option("--days", default=30, show_default=True, help="How long the certificates are valid.")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+def certs(folder: Path, days: int, force: bool) -> None:
+    """Make a development authority and the three identities in FOLDER.
+
+    Give each machine ca.pem and its own role's .pem and .key, nothing else; keep ca.key apart.
+    """
+    from parties.certificates import write_development_certificates
+
+    write_development_certificates(folder, days, force)
+    click.echo(f"wrote ca, owner, client and dealer (.pem, .key) to {folder}, valid for {days} days")
+
+
+def _identity(folder: Path, role: str, insecure: bool) -> Any:
+    from parties.certificates import load_identity
+
+    return None if insecure else load_identity(folder, role)
+
+
+def _serve(server: Any, role: str, address: str) -> None:
+    click.echo(f"{role} listening on {address.rpartition(':')[0]}:{server.port}")
+    sys.stdout.flush()
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        server.stop()
+
+
+@main.command()
+@_config
+@_insecure
+def dealer(path: Path, insecure: bool) -> None:
+    """Run the dealer: correlated randomness from public parameters."""
+    from parties.dealing import DealerServer
+    from parties.settings import DealerSettings, load_settings
+
+    settings = load_settings(path, DealerSettings)
+    identity = _identity(settings.certificates, "dealer", insecure or settings.insecure)
+    server = DealerServer(settings.listen, identity, settings.timeout_seconds, settings.memory_mib << 20)
+    _serve(server, "dealer", settings.listen)
+
+
+@main.command()
+@_config
+@_insecure
+def owner(path: Path, insecure: bool) -> None:
+    """Run the model owner: serves private generations."""
+    from parties.owner import OwnerServer
+    from parties.settings import OwnerSettings, load_settings
+
+    settings = load_settings(path, OwnerSettings)
+    identity = _identity(settings.certificates, "owner", insecure or settings.insecure)
+    _serve(OwnerServer(settings, identity), "owner", settings.listen)
+
+
+def _prompt_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--prompt", help="The private prompt."),
+        click.option(
+            "--prompt-file",
+            type=click.Path(path_type=Path),
+            help="File with the private prompt.",
+        ),
+        click.option("--max-new-tokens", type=click.IntRange(1), help="Tokens to generate at most."),
+        click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the result as JSON."),
+    ):
+        command = option(command)
+    return command
+
+
+def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    if (prompt is None) == (prompt_file is None):
+        raise ConfigError("give one of --prompt and --prompt-file")
+    if prompt is not None:
+        return prompt
+    assert prompt_file is not None
+    try:
+        return prompt_file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the prompt in {prompt_file} cannot be read: {error}") from None
+
+
+@main.command()
+@_config
+@_insecure
+@_prompt_options
+@click.option("--temperature", type=click.FloatRange(0, 100), help="0 takes the likeliest token.")
+def client(
+    path: Path,
+    insecure: bool,
+    prompt: str | None,
+    prompt_file: Path | None,
+    max_new_tokens: int | None,
+    json_path: Path | None,
+    temperature: float | None,
+) -> None:
+    """Run the data owner: generate from a private prompt."""
+    from mpcache.checkpoint import load_tokenizer
+    from mpcache.report import run_generation
+    from parties.client import Connection, Generation, Request
+    from parties.settings import ClientSettings, load_settings
+
+    settings = load_settings(path, ClientSettings)
+    identity = _identity(settings.certificates, "client", insecure or settings.insecure)
+    tokenizer = load_tokenizer(settings.tokenizer)
+    ids = tokenizer.encode(_read_prompt(prompt, prompt_file)).ids
+    if not ids:
+        raise ConfigError("the prompt is empty")
+    connection = Connection(settings.owner, settings.dealer, identity, settings.state, settings.timeout_seconds)
+    request = Request(
+        ids,
+        max_new_tokens or settings.max_new_tokens,
+        settings.temperature if temperature is None else temperature,
+        model_digest=settings.model_digest,
+    )
+    result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, len(ids))
+    result.show()
+    if json_path:
+        result.write(json_path)
+
+
+@main.command()
+@_prompt_options
+@click.option("--model", type=click.Path(path_type=Path), help="Model folder. Default: the demo model.")
+def demo(
+    prompt: str | None, prompt_file: Path | None, max_new_tokens: int | None, json_path: Path | None, model: Path | None
+) -> None:
+    """Start all three processes on this machine and answer a private question."""
+    from parties.demo import run_demo
+
+    text = _read_prompt(prompt, prompt_file) if prompt is not None or prompt_file is not None else None
+    run_demo(text, max_new_tokens or 16, model, json_path)
+
+
+@main.command()
+@click.option("--model", type=click.Path(path_type=Path), required=True, help="Model folder.")
+@click.option("--tokens", type=click.IntRange(1), default=512, show_default=True, help="Prompt tokens.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(model: Path, tokens: int, max_new_tokens: int, as_json: bool) -> None:
+    """What a private generation will take, to the byte, without running it."""
+    from mpcache.model_config import read_model_config
+    from mpcache.planning import PublicParameters, phase_costs
+
+    parameters = PublicParameters(read_model_config(model), "", tokens, max_new_tokens)
+    parameters.check()
+    costs = dict(zip(("prefill", "decode"), phase_costs(parameters), strict=True))
+    if as_json:
+        rows = {
+            phase: {"online_bytes": c.online_bytes, "correlation_bytes": c.correction_bytes, "rounds": c.rounds}
+            for phase, c in costs.items()
+        }
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for phase, c in costs.items():
+        click.echo(
+            f"{phase:8} {c.online_bytes / 1e6:10.2f} MB online {c.correction_bytes / 1e6:10.2f} MB correlations "
+            f"{c.rounds:7} rounds"
+        )

@@ -1,0 +1,134 @@
+"""Run a generation before a person's eyes: progress, streamed text, and what it cost; the same as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
+
+from mpcache.generate import Meter, Phase
+from protocols.errors import ConfigError
+
+
+class Metered(Protocol):
+    """A generation under way (see parties/client.py)."""
+
+    meter: Meter | None
+    setup_bytes: int
+    waited_for_dealer: float
+
+    def __iter__(self) -> Any: ...
+
+
+@dataclass
+class Result:
+    """A finished generation."""
+
+    answer: str
+    prompt_tokens: int
+    new_tokens: int
+    meter: Meter
+    setup_bytes: int
+    waited_for_dealer: float
+    backend: str = "mpc"
+    policy: str = "full"
+    plain_answer: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        phases = {"prefill": self.meter.prefill, "decode": self.meter.decode}
+        total = self.meter.prefill.cost + self.meter.decode.cost
+        return {
+            "answer": self.answer,
+            "plain_answer": self.plain_answer,
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            "prefill_seconds": self.meter.prefill.seconds,
+            "seconds_per_token": self.meter.seconds_per_token,
+            "online_bytes": total.online_bytes,
+            "correlation_bytes": total.correction_bytes,
+            "rounds": total.rounds,
+            "backend": self.backend,
+            "policy": self.policy,
+            "phases": {name: _phase(phase) for name, phase in phases.items()},
+            "setup_bytes": self.setup_bytes,
+            "waited_for_dealer_seconds": self.waited_for_dealer,
+            **self.extra,
+        }
+
+    def write(self, path: Path) -> None:
+        """As JSON, whole or not at all."""
+        try:
+            partial = path.with_name(f"{path.name}.{os.getpid()}")
+            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+            partial.replace(path)
+        except OSError as error:
+            raise ConfigError(f"the result cannot be written to {path}: {error}") from None
+
+    def show(self) -> None:
+        """The costs, readable, to standard error's side of the answer."""
+        if self.plain_answer is not None:
+            same = "the same" if self.plain_answer == self.answer else "DIFFERENT"
+            click.echo(f"in plaintext: {self.plain_answer.strip()}  ({same})")
+        prefill, decode = self.meter.prefill, self.meter.decode
+        click.echo(f"prompt {self.prompt_tokens} tokens, answer {self.new_tokens} tokens, policy {self.policy}")
+        _line("time to first token", f"{prefill.seconds:.1f} s", prefill)
+        if self.meter.seconds_per_token is not None:
+            _line("each token after it", f"{self.meter.seconds_per_token:.2f} s", decode, self.meter.tokens - 1)
+        if self.setup_bytes:
+            click.echo(f"  masked weights, sent once per model and client: {_megabytes(self.setup_bytes)}")
+
+
+def _phase(phase: Phase) -> dict[str, float]:
+    return {
+        "seconds": phase.seconds,
+        "online_bytes": phase.cost.online_bytes,
+        "correlation_bytes": phase.cost.correction_bytes,
+        "rounds": phase.cost.rounds,
+    }
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:.2f} MB"
+
+
+def _line(what: str, seconds: str, phase: Phase, tokens: int = 1) -> None:
+    cost = phase.cost
+    click.echo(
+        f"  {what}: {seconds}, {_megabytes(cost.online_bytes / tokens)} online (both directions), "
+        f"{_megabytes(cost.correction_bytes / tokens)} correlations, {cost.rounds // tokens} rounds"
+    )
+
+
+def run_generation(
+    start: Callable[[Callable[[int, int], None]], Metered], tokenizer: Tokenizer, prompt_tokens: int
+) -> Result:
+    """Show a prefill's progress, then the tokens as they come."""
+    console = Console(stderr=True)
+    tokens: list[int] = []
+    shown = ""
+    columns = (TextColumn("prefill"), BarColumn(), TextColumn("{task.completed}/{task.total} tokens"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("prefill", total=prompt_tokens)
+        generation = start(lambda done, total: bar.update(task, completed=done))
+        for token in generation:
+            bar.stop()
+            tokens.append(token)
+            text = tokenizer.decode(tokens)
+            if not text.endswith("\ufffd"):
+                click.echo(text[len(shown) :], nl=False)
+                shown = text
+    answer = tokenizer.decode(tokens)
+    click.echo("" if answer.endswith("\n") else "\n", nl=False)
+    assert generation.meter is not None
+    return Result(
+        answer, prompt_tokens, len(tokens), generation.meter, generation.setup_bytes, generation.waited_for_dealer
+    )

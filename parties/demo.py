@@ -1,0 +1,116 @@
+"""All three processes on this machine: owner and dealer as processes of their own, the client before your eyes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from mpcache.checkpoint import load_checkpoint, load_tokenizer
+from mpcache.decoder import Decoder
+from mpcache.generate import GenerationPlan, steps
+from mpcache.report import Result, run_generation
+from parties.certificates import load_identity, write_development_certificates
+from parties.client import Connection, Generation, Request
+from protocols.backends.plain import PlainBackend
+from protocols.errors import ConfigError, PeerLost
+
+DEMO_MODEL = Path(__file__).resolve().parents[1] / "mpcache" / "assets" / "demo"
+START_SECONDS = 60
+
+
+@contextmanager
+def role_process(role: str, settings: Path) -> Iterator[str]:
+    """A role's command as a process, ended with the block; gives the address where it listens."""
+    command = [sys.executable, "-m", "mpcache", role, "--config", str(settings)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    errors: list[str] = []
+    assert process.stderr is not None and process.stdout is not None
+    reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()), daemon=True)
+    reader.start()
+    guard = threading.Timer(START_SECONDS, process.kill)
+    guard.start()
+    try:
+        line = process.stdout.readline()
+        guard.cancel()
+        if not line.startswith(f"{role} listening on "):
+            process.wait(timeout=5)
+            reader.join(timeout=5)
+            raise PeerLost(f"the {role} did not start: {''.join(errors).strip() or 'it said nothing'}")
+        yield line.split()[-1]
+    finally:
+        guard.cancel()
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _toml(path: Path, **values: object) -> Path:
+    path.write_text("".join(f"{key} = {json.dumps(str(v) if isinstance(v, Path) else v)}\n" for key, v in values.items()))
+    return path
+
+
+@contextmanager
+def local_parties(model: Path) -> Iterator[Connection]:
+    """Dealer and owner of `model` on loopback with certificates of their own; gives the client's connection."""
+    with tempfile.TemporaryDirectory(prefix="mpcache-") as name:
+        folder = Path(name)
+        certificates = folder / "certificates"
+        write_development_certificates(certificates, days=1)
+        dealer_file = _toml(folder / "dealer.toml", listen="127.0.0.1:0", certificates=certificates)
+        with role_process("dealer", dealer_file) as dealer:
+            owner_file = _toml(
+                folder / "owner.toml",
+                listen="127.0.0.1:0",
+                dealer=dealer,
+                model=model.resolve(),
+                certificates=certificates,
+                state=folder / "owner-state",
+            )
+            with role_process("owner", owner_file) as owner:
+                identity = load_identity(certificates, "client")
+                yield Connection(owner, dealer, identity, folder / "client-state")
+
+
+def run_demo(prompt: str | None, max_new_tokens: int, model: Path | None, json_path: Path | None) -> Result:
+    """Answer privately, then in plaintext, and print both with their costs."""
+    folder = model or DEMO_MODEL
+    tokenizer = load_tokenizer(folder)
+    if prompt is None:
+        if model is not None:
+            raise ConfigError("with --model, give --prompt or --prompt-file as well")
+        prompt = (DEMO_MODEL / "daysheet_512.txt").read_text()
+    ids = tokenizer.encode(prompt).ids
+    if not ids:
+        raise ConfigError("the prompt is empty")
+    click.echo(f"private prompt of {len(ids)} tokens, ending: ...{prompt[-160:]}", nl=not prompt.endswith("\n"))
+    with local_parties(folder) as connection:
+        request = Request(ids, max_new_tokens)
+        result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, len(ids))
+    result.plain_answer = tokenizer.decode(plain_answer(folder, ids, max_new_tokens))
+    result.show()
+    if json_path:
+        result.write(json_path)
+    return result
+
+
+def plain_answer(folder: Path, prompt: list[int], max_new_tokens: int) -> list[int]:
+    """What the same model generates in the clear."""
+    checkpoint = load_checkpoint(folder)
+    decoder = Decoder(checkpoint.config, PlainBackend(), checkpoint.tensors)
+    ends = checkpoint.config.end_tokens
+    plan = GenerationPlan(len(prompt), max_new_tokens)
+    return [t for t in steps(decoder, plan, prompt, stop=lambda t: t in ends) if t is not None]
+
+

@@ -1,0 +1,161 @@
+"""The link between the two parties: one long-lived gRPC stream, one message a round, in order or not at all."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+import grpc
+
+from parties.certificates import Identity
+from parties.generated import owner_pb2, owner_pb2_grpc
+from parties.tls import explain_failure, open_channel
+from protocols.errors import MpcacheError, PeerLost, ProtocolError
+
+Frame = owner_pb2.Frame
+_END = object()
+_REASON_LENGTH = 300
+
+
+def printable(text: str) -> str:
+    """A peer's text, fit to be shown: no control characters, not too long."""
+    return "".join(c if c.isprintable() else " " for c in text)[:_REASON_LENGTH]
+
+
+class Link:
+    """One end of the stream, a `Channel` for a session. Frames come from `feed`, go out through `outgoing`.
+
+    peer: the other role, for messages. timeout: seconds that any wait may take.
+    """
+
+    def __init__(self, role: str, peer: str, session: bytes, timeout: float) -> None:
+        self.role, self.peer, self.session, self.timeout = role, peer, session, timeout
+        self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._sent = self._received = 0
+        self._ended: str | None = None
+        self.check: Callable[[], None] = lambda: None  # called while waiting: raises if another peer is lost
+
+    # ------------------------------------------------------------ Channel
+
+    def send(self, payload: bytes) -> None:
+        if self._ended is not None:
+            raise PeerLost(self._ended)
+        message = owner_pb2.Message(
+            session=self.session, sequence=self._sent, length=len(payload), payload=payload
+        )
+        self._sent += 1
+        self._outbox.put(Frame(message=message))
+
+    def receive(self, expected: int) -> bytes:
+        frame = self.next_frame()
+        kind = frame.WhichOneof("kind")
+        if kind != "message":
+            raise ProtocolError(f"the {self.peer} sent a {kind} where message {self._received} was due")
+        message = frame.message
+        if message.session != self.session:
+            raise ProtocolError(f"the {self.peer} sent a message of another session")
+        if message.sequence != self._received:
+            raise ProtocolError(
+                f"the {self.peer} sent message {message.sequence} where message {self._received} was due"
+            )
+        if message.length != len(message.payload) or message.length != expected:
+            raise ProtocolError(
+                f"the {self.peer}'s message {self._received} has {len(message.payload)} bytes "
+                f"(it says {message.length}), {expected} were due"
+            )
+        self._received += 1
+        return message.payload
+
+    # ------------------------------------------------------------ frames
+
+    def put(self, frame: owner_pb2.Frame) -> None:
+        self._outbox.put(frame)
+
+    def next_frame(self, timeout: float | None = None) -> owner_pb2.Frame:
+        """The peer's next frame. Raises PeerLost with the reason if there will be none."""
+        if self._ended is not None:
+            raise PeerLost(self._ended)
+        left = self.timeout if timeout is None else timeout
+        while True:
+            try:
+                frame = self._inbox.get(timeout=min(0.5, left))
+                break
+            except queue.Empty:
+                self.check()
+                left -= 0.5
+                if left <= 0:
+                    self._ended = f"the {self.peer} sent nothing for {self.timeout:g} seconds"
+                    raise PeerLost(self._ended) from None
+        if isinstance(frame, str):
+            self._ended = frame
+            raise PeerLost(frame)
+        assert isinstance(frame, Frame)
+        if frame.WhichOneof("kind") == "abort":
+            self._ended = f"the {self.peer} ended the session: {printable(frame.abort.reason)}"
+            raise PeerLost(self._ended)
+        return frame
+
+    def abort(self, reason: str) -> None:
+        """Tell the peer why the session ends, and end it."""
+        self._outbox.put(Frame(abort=owner_pb2.Abort(role=self.role, reason=printable(reason))))
+        self.close()
+
+    def close(self) -> None:
+        self._outbox.put(_END)
+
+    def lost(self, reason: str) -> None:
+        """No more frames will come, for this reason."""
+        self._inbox.put(reason)
+
+    def feed(self, frames: Iterator[owner_pb2.Frame], explain: Callable[[grpc.RpcError], str]) -> None:
+        """Read the stream to its end; runs in a thread of its own."""
+        try:
+            for frame in frames:
+                self._inbox.put(frame)
+            self.lost(f"the {self.peer} closed the connection")
+        except grpc.RpcError as error:
+            self.lost(explain(error))
+        except Exception as error:  # whatever it was, nobody must be left waiting
+            self.lost(f"the connection to the {self.peer} broke: {error}")
+
+    def outgoing(self) -> Iterator[owner_pb2.Frame]:
+        while (frame := self._outbox.get()) is not _END:
+            assert isinstance(frame, Frame)
+            yield frame
+
+
+class ClientLink(Link):
+    """The client's end: opens the stream to the owner."""
+
+    def __init__(self, address: str, identity: Identity | None, session: bytes, timeout: float) -> None:
+        super().__init__("client", "owner", session, timeout)
+        self._channel = open_channel(address, identity, "owner")
+        frames = owner_pb2_grpc.OwnerStub(self._channel).Converse(self.outgoing())
+
+        def explain(error: grpc.RpcError) -> str:
+            return explain_error(error, address, identity, "owner")
+
+        threading.Thread(target=self.feed, args=(frames, explain), daemon=True).start()
+
+    def disconnect(self) -> None:
+        """Let the owner end the stream, then close the connection."""
+        self.close()
+        try:
+            while True:
+                self.next_frame(timeout=2.0)
+        except MpcacheError:
+            self._channel.close()
+
+
+def explain_error(error: grpc.RpcError, address: str, identity: Identity | None, role: str) -> str:
+    """A gRPC error in words that say what to do."""
+    code, details = error.code(), printable(error.details() or "")
+    if code == grpc.StatusCode.PERMISSION_DENIED:
+        return f"the {role} refused: {details}"
+    if code == grpc.StatusCode.UNAVAILABLE and ("connect" in details.lower() or "handshake" in details.lower()):
+        return explain_failure(address, identity, role)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
+        return f"lost the {role} at {address}: its process ended or the connection broke ({details or code.name})"
+    return f"the {role} failed: {details or code.name}"

@@ -1,0 +1,93 @@
+"""Each role's TOML file: every key, its type and its default. Samples with comments: docs/config/."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from protocols.errors import ConfigError
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class OwnerSettings:
+    """The model owner. listen: host:port; model: folder; state: where weight-mask keys are kept."""
+
+    listen: str
+    dealer: str
+    model: Path
+    certificates: Path = Path("certificates")
+    state: Path = Path("state")
+    insecure: bool = False
+    timeout_seconds: float = 60.0
+    max_sessions: int = 4
+    max_prompt_tokens: int = 2048
+    max_new_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """The data owner. tokenizer: folder with tokenizer.json; model_digest: accept this model alone."""
+
+    owner: str
+    dealer: str
+    tokenizer: Path
+    certificates: Path = Path("certificates")
+    state: Path = Path("state")
+    insecure: bool = False
+    timeout_seconds: float = 60.0
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    model_digest: str = ""
+
+
+@dataclass(frozen=True)
+class DealerSettings:
+    """The dealer. memory_mib: what it may make ahead, per session."""
+
+    listen: str
+    certificates: Path = Path("certificates")
+    insecure: bool = False
+    timeout_seconds: float = 60.0
+    memory_mib: int = 256
+
+
+def load_settings(path: Path, kind: type[S]) -> S:
+    """Read a TOML file. Relative paths in it are relative to it. Raises ConfigError that says what to change."""
+    try:
+        raw = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in raw:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, 1)
+            hint = f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(fields)})"
+            raise ConfigError(f"{path}: unknown key {key!r}{hint}")
+    for name, f in fields.items():
+        if name not in raw and f.default is dataclasses.MISSING:
+            raise ConfigError(f"{path}: the key {name!r} is required")
+    defaults = {n: f.default for n, f in fields.items() if f.default is not dataclasses.MISSING}
+    values = {n: _typed(path, n, str(fields[n].type), v) for n, v in {**defaults, **raw}.items()}
+    return kind(**values)
+
+
+def _typed(path: Path, name: str, kind: str, value: Any) -> Any:
+    if kind == "Path" and isinstance(value, str | Path):
+        return path.parent / value
+    accepted = {"str": str, "bool": bool, "int": int, "float": (int, float)}.get(kind, ())
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
+        wanted = {"Path": "a path in quotes", "str": "text in quotes", "bool": "true or false"}.get(kind, "a number")
+        raise ConfigError(f"{path}: {name} must be {wanted}, not {value!r}")
+    if kind in ("int", "float") and (value < 0 or (value == 0 and name != "temperature")):
+        raise ConfigError(f"{path}: {name} must be above zero, not {value!r}")
+    return float(value) if kind == "float" else value

@@ -1,0 +1,132 @@
+"""gRPC servers and channels with mutual TLS; plaintext on loopback only, and only if asked for."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+import tempfile
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+
+from parties.certificates import Identity, host_name
+from protocols.errors import ConfigError, IdentityError
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.so_reuseport", 0),  # so that a port in use is an error
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """'host:port' in parts. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{address!r} is not an address: write host:port")
+    return host.strip("[]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def require_loopback(address: str) -> None:
+    """Refuse plaintext to anywhere but this machine."""
+    if not _is_loopback(split_address(address)[0]):
+        raise ConfigError(f"without TLS (insecure) only a loopback address is allowed, not {address}")
+
+
+def open_server(address: str, identity: Identity | None, workers: int) -> tuple[grpc.Server, int]:
+    """A server bound to `address` (port 0: any free one), not yet started, and its port.
+
+    identity None: plaintext, on loopback only. Raises ConfigError if the address cannot be had.
+    """
+    split_address(address)
+    server = grpc.server(futures.ThreadPoolExecutor(workers), options=_OPTIONS)
+    try:
+        if identity is None:
+            require_loopback(address)
+            port = server.add_insecure_port(address)
+        else:
+            pair = [(identity.key, identity.certificate)]
+            credentials = grpc.ssl_server_credentials(pair, identity.authority, require_client_auth=True)
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise ConfigError(f"cannot listen on {address}: the port is in use, or the address is not this machine's")
+    return server, port
+
+
+def open_channel(address: str, identity: Identity | None, role: str) -> grpc.Channel:
+    """A channel to the server of `role`; a server of another role fails the handshake."""
+    split_address(address)
+    if identity is None:
+        require_loopback(address)
+        return grpc.insecure_channel(address, options=_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(identity.authority, identity.key, identity.certificate)
+    return grpc.secure_channel(address, credentials, [*_OPTIONS, ("grpc.ssl_target_name_override", host_name(role))])
+
+
+def require_role(context: grpc.ServicerContext, roles: tuple[str, ...], insecure: bool) -> str:
+    """The connected peer's role by its certificate; ends the call if it is none of `roles`."""
+    if insecure:
+        return roles[0]
+    names = {name.decode() for name in context.auth_context().get("x509_subject_alternative_name", [])}
+    for role in roles:
+        if host_name(role) in names:
+            return role
+    wanted = " or ".join(roles)
+    context.abort(grpc.StatusCode.PERMISSION_DENIED, f"your certificate is not of the role {wanted}")
+    raise AssertionError("abort does not return")
+
+
+def explain_failure(address: str, identity: Identity | None, role: str) -> str:
+    """Why no connection to `role` at `address` came about, found by trying the handshake in the open."""
+    host, port = split_address(address)
+    try:
+        connection = socket.create_connection((host, port), timeout=5)
+    except OSError as error:
+        return f"nothing answers at {address} ({error.strerror or error}): is the {role} running there?"
+    with connection:
+        if identity is None:
+            return f"the {role} at {address} does not answer in plaintext: does it use TLS?"
+        try:
+            with _context(identity).wrap_socket(connection, server_hostname=host_name(role)) as tls:
+                tls.settimeout(2)
+                tls.recv(1)  # TLS 1.3: a server that refuses our certificate says so now
+        except ssl.SSLCertVerificationError as error:
+            return f"the certificate of the {role} at {address} is refused: {error.verify_message}"
+        except (ssl.SSLError, ConnectionError) as error:
+            reason = getattr(error, "reason", None) or error
+            return f"the {role} at {address} refused this {identity.role}'s certificate, or does not use TLS ({reason})"
+        except TimeoutError:
+            pass
+    return f"the {role} at {address} accepts connections but ended this one"
+
+
+def _context(identity: Identity) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=identity.authority.decode())
+    context.set_alpn_protocols(["h2"])
+    with tempfile.TemporaryDirectory() as folder:  # the ssl module reads keys from files only
+        certificate, key = Path(folder, "certificate"), Path(folder, "key")
+        certificate.write_bytes(identity.certificate)
+        key.touch(mode=0o600)
+        key.write_bytes(identity.key)
+        try:
+            context.load_cert_chain(certificate, key)
+        except ssl.SSLError as error:
+            raise IdentityError(f"this {identity.role}'s certificate cannot be used: {error}") from None
+    return context

@@ -1,0 +1,78 @@
+"""Masked weights between runs: the owner keeps a key for each model and client, the client keeps W - B."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from mpcache.checkpoint import weight_shapes
+from mpcache.model_config import ModelConfig
+from protocols.backends.mpc import masked_weight
+from protocols.errors import ConfigError
+from protocols.randomness import KEY_BYTES, derive_key, new_key
+
+
+def weight_key(state: Path, model_digest: str, client: str) -> bytes:
+    """The owner's key of this model and client (a certificate's fingerprint), made when first asked for."""
+    path = state / "weight-keys" / f"{model_digest[:32]}-{client[:32]}.key"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            partial = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(new_key())
+            try:
+                os.link(partial, path)  # whoever comes first wins
+            except FileExistsError:
+                pass
+            partial.unlink()
+        key = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"the weight keys in {state} cannot be read or written: {error}") from None
+    if len(key) != KEY_BYTES:
+        raise ConfigError(f"{path} is damaged: delete it, and the client is sent newly masked weights")
+    return key
+
+
+def weights_fingerprint(key: bytes) -> str:
+    """Names a set of masked weights; says nothing of the key (HKDF)."""
+    return derive_key(key, "fingerprint").hex()
+
+
+def masked_weights(config: ModelConfig, key: bytes, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """All weights W - B, in the order in which they are sent."""
+    return {name: masked_weight(key, name, tensors[name]) for name in weight_shapes(config)}
+
+
+def save_masked_weights(state: Path, fingerprint: str, model_digest: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Keep received masked weights for later sessions; whole or not at all."""
+    try:
+        path = _path(state, model_digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        save_file(tensors, partial, {"fingerprint": fingerprint})
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError(f"the masked weights cannot be kept in {state}: {error}") from None
+
+
+def load_masked_weights(state: Path, model_digest: str) -> tuple[str, dict[str, torch.Tensor]]:
+    """(fingerprint, weights) kept for a model; ("", {}) if there are none."""
+    path = _path(state, model_digest)
+    if not path.exists():
+        return "", {}
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            fingerprint = (file.metadata() or {}).get("fingerprint", "")
+        return fingerprint, load_file(path)
+    except (SafetensorError, OSError):
+        return "", {}
+
+
+def _path(state: Path, model_digest: str) -> Path:
+    return state / "masked-weights" / f"{model_digest[:32]}.safetensors"
