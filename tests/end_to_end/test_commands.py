@@ -1,0 +1,61 @@
+"""The command line, as a user meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parties.demo import role_process
+
+
+def mpcache(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mpcache", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def test_three_commands_generate_from_three_files(stories: Path, tmp_path: Path) -> None:
+    assert mpcache("certs", cwd=tmp_path).returncode == 0
+    (tmp_path / "dealer.toml").write_text('listen = "127.0.0.1:0"\n')
+    with role_process("dealer", tmp_path / "dealer.toml") as dealer:
+        (tmp_path / "owner.toml").write_text(f'listen = "127.0.0.1:0"\ndealer = "{dealer}"\nmodel = "{stories}"\n')
+        with role_process("owner", tmp_path / "owner.toml") as owner:
+            (tmp_path / "client.toml").write_text(
+                f'owner = "{owner}"\ndealer = "{dealer}"\ntokenizer = "{stories}"\nmax_new_tokens = 4\n'
+            )
+            prompt = ("--config", tmp_path / "client.toml", "--prompt", "Once upon a time")
+            result = mpcache("client", *prompt, "--json", tmp_path / "out.json")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(", there was a")
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["answer"] == ", there was a" and written["prompt_tokens"] == 5 and written["rounds"] > 0
+
+
+@pytest.mark.parametrize("role", ["owner", "client", "dealer"])
+def test_a_users_mistake_gets_one_line_and_no_traceback(role: str, tmp_path: Path) -> None:
+    extra = ("--prompt", "x") if role == "client" else ()
+    for text, message in [
+        (None, "there is no file"),
+        ("listen =", "not valid TOML"),
+        ("colour = 1", "unknown key 'colour'"),
+    ]:
+        path = tmp_path / f"{role}.toml"
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text)
+        result = mpcache(role, "--config", path, *extra)
+        assert result.returncode == 1
+        assert message in result.stderr and "Traceback" not in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_the_demo_needs_a_prompt_for_another_model(tmp_path: Path) -> None:
+    result = mpcache("demo", "--model", tmp_path)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+
+
+def test_every_command_explains_itself() -> None:
+    for command in ("certs", "owner", "client", "dealer", "demo", "plan"):
+        result = mpcache(command, "--help")
+        assert result.returncode == 0 and "Usage" in result.stdout

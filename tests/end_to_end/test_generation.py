@@ -1,0 +1,115 @@
+"""Three real processes over gRPC with mutual TLS."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mpcache.generate import Phase
+from mpcache.model_config import read_model_config
+from mpcache.planning import PublicParameters, phase_costs
+from parties.client import Connection, Generation, Request
+from parties.demo import local_parties, plain_answer
+from protocols.errors import HandshakeError, PeerLost
+from protocols.session import Cost
+
+PROMPT = [5, 17, 90, 3, 3, 41, 77]
+
+
+def totals(*phases: Phase) -> tuple[int, int, int]:
+    cost = sum((p.cost for p in phases), Cost())
+    return cost.online_bytes, cost.correction_bytes, cost.rounds
+
+
+def test_the_answer_equals_plaintext_and_its_cost_the_plan(connection: Connection, model: Path) -> None:
+    generation = Generation(connection, Request(PROMPT, 5))
+    assert list(generation) == plain_answer(model, PROMPT, 5)
+    planned = sum(phase_costs(PublicParameters(read_model_config(model), "", len(PROMPT), 5)), Cost())
+    assert generation.meter is not None
+    measured = totals(generation.meter.prefill, generation.meter.decode)
+    assert measured == (planned.online_bytes, planned.correction_bytes, planned.rounds)
+
+
+def test_masked_weights_are_sent_once(connection: Connection, tmp_path: Path) -> None:
+    own_state = replace(connection, state=tmp_path)
+    first, second = Generation(own_state, Request(PROMPT, 1)), Generation(own_state, Request(PROMPT, 1))
+    assert list(first) == list(second)
+    assert first.setup_bytes > 0 and second.setup_bytes == 0
+
+
+def test_sessions_run_side_by_side(connection: Connection, model: Path) -> None:
+    prompts = [PROMPT, PROMPT[::-1]]
+    generations = [iter(Generation(connection, Request(p, 3))) for p in prompts]
+    answers: list[list[int]] = [[], []]
+    for _ in range(3):
+        for answer, generation in zip(answers, generations, strict=True):
+            answer.append(next(generation))
+    assert answers == [plain_answer(model, p, 3) for p in prompts]
+
+
+def test_an_answer_ends_with_its_end_token(model: Path, tmp_path: Path) -> None:
+    tokens = plain_answer(model, PROMPT, 6)
+    end = tokens[2]
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_bytes((model / name).read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": end}))
+    with local_parties(tmp_path) as where:
+        assert list(Generation(where, Request(PROMPT, 6))) == tokens[: tokens.index(end) + 1]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(PROMPT, 5, model_digest="0" * 64), "the client wants 0000000000000000"),
+        (Request(PROMPT, 5, policy="magic"), "does not know the cache policy 'magic'"),
+        (Request(PROMPT, 500), "allows 256 new tokens"),
+        (Request([1] * 125, 5), "do not fit the model's 128 positions"),
+        (Request([1] * 3000, 5), "allows 2048 prompt tokens"),
+        (Request([500], 1), "beyond its vocabulary"),
+    ],
+)
+def test_a_disagreement_is_refused_in_words(connection: Connection, request_: Request, message: str) -> None:
+    with pytest.raises((PeerLost, HandshakeError), match=message):
+        list(Generation(connection, request_))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.setattr("parties.client.PROTOCOL_VERSION", 99), "speaks protocol version 1, the client 99"),
+        (lambda m: m.setattr("parties.client.PRECISION", "fixed-point 8 bits"), "the client with fixed-point 8 bits"),
+        (lambda m: m.setattr("parties.client.plan_digest", lambda p: "x"), "plan differs from the owner's"),
+    ],
+)
+def test_another_program_is_refused_before_any_secret_moves(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch], None], message: str
+) -> None:
+    change(monkeypatch)
+    generation = Generation(connection, Request(PROMPT, 2))
+    with pytest.raises((PeerLost, HandshakeError), match=message):
+        list(generation)
+    assert generation.setup_bytes == 0
+
+
+def test_a_client_that_stops_early_leaves_the_others_well(connection: Connection) -> None:
+    generation = iter(Generation(connection, Request(PROMPT, 20)))
+    next(generation)
+    generation.close()  # type: ignore[attr-defined]
+    assert len(list(Generation(connection, Request(PROMPT, 2)))) == 2
+
+
+def test_stories260k_generates_its_reference_tokens(stories: Path) -> None:
+    reference = json.loads((stories / "reference.json").read_text())
+    error_bound = 0.02  # of a logit, see docs/protocols.md
+    with local_parties(stories) as where:
+        for case in reference["prompts"]:
+            if case["name"] not in ("once", "bytes_digits"):
+                continue
+            answer = list(Generation(where, Request(case["ids"], 32)))
+            for ours, theirs, margin in zip(answer, case["next_ids"], case["margins"], strict=True):
+                if ours != theirs:
+                    assert margin < error_bound
+                    break

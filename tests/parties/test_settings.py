@@ -1,0 +1,54 @@
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from parties.settings import ClientSettings, DealerSettings, OwnerSettings, load_settings
+from protocols.errors import ConfigError
+
+SAMPLES = Path(__file__).resolve().parents[2] / "docs" / "config"
+DEALER = 'listen = "127.0.0.1:0"\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("owner", OwnerSettings), ("client", ClientSettings), ("dealer", DealerSettings)]
+)
+def test_the_samples_name_every_key_and_its_default(name: str, kind: type) -> None:
+    path = SAMPLES / f"{name}.toml"
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    assert list(tomllib.loads(path.read_text())) == list(fields)
+    loaded = load_settings(path, kind)
+    for key, field in fields.items():
+        if field.default is not dataclasses.MISSING:
+            expected = SAMPLES / field.default if isinstance(field.default, Path) else field.default
+            assert getattr(loaded, key) == expected
+    for line in path.read_text().splitlines():
+        assert not line or line.startswith("#") or "# required" in line or "# default" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("listen = [", "not valid TOML"),
+        ("", "'listen' is required"),
+        (DEALER + "insecur = true", "unknown key 'insecur' .did you mean 'insecure'"),
+        (DEALER + "colour = 1", r"unknown key 'colour' \(known: listen"),
+        (DEALER + 'memory_mib = "256"', "memory_mib must be a number"),
+        (DEALER + "memory_mib = true", "memory_mib must be a number"),
+        (DEALER + "memory_mib = 0", "must be above zero"),
+        (DEALER + "insecure = 1", "insecure must be true or false"),
+        (DEALER + "certificates = 1", "certificates must be a path"),
+        ("listen = 7000", "listen must be text"),
+    ],
+)
+def test_a_bad_file_is_an_error_that_says_what_to_change(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "dealer.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_settings(path, DealerSettings)
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no file"):
+        load_settings(tmp_path / "nowhere.toml", DealerSettings)
