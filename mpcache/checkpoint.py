@@ -67,7 +67,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     for path in files:
         try:
             with safe_open(str(path), framework="pt") as tensors:
-                raw.update({name: tensors.get_tensor(name).float() for name in tensors.keys()})
+                raw.update({name: tensors.get_tensor(name).float() for name in tensors.keys()})  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read: {error}") from None
         digest.update(hashlib.sha256(path.read_bytes()).digest())

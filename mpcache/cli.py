@@ -36,7 +36,9 @@ def main(verbose: bool) -> None:
     torch.set_num_threads(1)  # three processes share the machine; integer kernels gain little from more
 
 
-_config = click.option("--config", "path", type=click.Path(path_type=Path), required=True, help="TOML file of this role.")
+_config = click.option(
+    "--config", "path", type=click.Path(path_type=Path), required=True, help="TOML file of this role."
+)
 _insecure = click.option("--insecure", is_flag=True, help="Plaintext, on loopback only. For tests.")
 
 

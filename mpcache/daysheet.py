@@ -15,21 +15,26 @@ from functools import cache
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-_FIRST = """Ma Ka Lo Te Sa Ri Do Ve Ni Ba Pe Jo Fa Lu Ha Mi Ro Se Ta Vi Da Ne Ko La Be So Ra Fi No Ca Le Mo Sha Bri Cla Dra
-Ele Flo Gra Ale Isa Oli Ana Emi Ari Eli Ada Ula Wen Yas Zo Ju Pau Phi Tho Qui Ste Tri Bre Cor Del Fer Gil Hel Ing Jas
-Kel Lam Mar Nor Osk Par Rud Sil Tam Urs Val Wil Xan Yor Zel Bar Cam Dor Est Fre Gus Hol Ivo Jer Kir Lin Mel Nad Orl Pip
-Ren Sol Tor""".split()
-_SECOND = """rin vel dan sek lina mar tis bor neth las dor win ka mir son gel ros tan vik lyn dra sa mon ber fin zar keth lo
-par nia hel stan wyn rik bel dia gan vor len tha mos ril san dell pia gor nis fer cas ton bia ras mek lor shan vin das
-tor phen wick ley brook man ford hart well stein ett ano ini ova ski ez ier ois ard olf ulf und eth ian iel ora una isk
-ast ent ull arn ode ume ish""".split()
-_MEDICINES = """Zolpax Brenil Cortan Dalvex Ferona Glynol Hexor Ivaro Kelmin Lorvax Mendol Norita Optrex Panvil Quorin Rastol
-Selbin Tarnox Ulvita Vexal Wolmar Xerin Yastol Zamor Arlin Bextra Calmar Doxil Emprin Fludar Gentol Helvin""".split()
-_ALLERGENS = """walnuts latex pollen shellfish penicillin soy eggs milk peanuts wheat sesame mustard celery dust wasps nickel
-aspirin iodine kiwi almonds cats dogs mold garlic corn oats fish plums figs rye hops wool""".split()
-_DOCTORS = """Ruvan Kemp Ostler Hale Brandt Voss Lind Marsh Pike Thorne Ashby Cole Drake Frost Grant Hobbs Ives Jarvis Keene
-Lowe Moss Nash Oakes Price Quill Reyes Stone Tate Udall Vane Webb Yates""".split()
-_DOSES = (5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 80, 90)
+_FIRST = """
+Ma Ka Lo Te Sa Ri Do Ve Ni Ba Pe Jo Fa Lu Ha Mi Ro Se Ta Vi Da Ne Ko La Be So Ra Fi No Ca Le Mo Sha Bri Cla
+Dra Ele Flo Gra Ale Isa Oli Ana Emi Ari Eli Ada Ula Wen Yas Zo Ju Pau Phi Tho Qui Ste Tri Bre Cor Del Fer Gil
+Hel Ing Jas Kel Lam Mar Nor Osk Par Rud Sil Tam Urs Val Wil Xan Yor Zel Bar Cam Dor Est Fre Gus Hol Ivo Jer
+Kir Lin Mel Nad Orl Pip Ren Sol Tor
+""".split()_SECOND = """
+rin vel dan sek lina mar tis bor neth las dor win ka mir son gel ros tan vik lyn dra sa mon ber fin zar keth
+lo par nia hel stan wyn rik bel dia gan vor len tha mos ril san dell pia gor nis fer cas ton bia ras mek lor
+shan vin das tor phen wick ley brook man ford hart well stein ett ano ini ova ski ez ier ois ard olf ulf und
+eth ian iel ora una isk ast ent ull arn ode ume ish
+""".split()_MEDICINES = """
+Zolpax Brenil Cortan Dalvex Ferona Glynol Hexor Ivaro Kelmin Lorvax Mendol Norita Optrex Panvil Quorin Rastol
+Selbin Tarnox Ulvita Vexal Wolmar Xerin Yastol Zamor Arlin Bextra Calmar Doxil Emprin Fludar Gentol Helvin
+""".split()_ALLERGENS = """
+walnuts latex pollen shellfish penicillin soy eggs milk peanuts wheat sesame mustard celery dust wasps nickel
+aspirin iodine kiwi almonds cats dogs mold garlic corn oats fish plums figs rye hops wool
+""".split()_DOCTORS = """
+Ruvan Kemp Ostler Hale Brandt Voss Lind Marsh Pike Thorne Ashby Cole Drake Frost Grant Hobbs Ives Jarvis Keene
+Lowe Moss Nash Oakes Price Quill Reyes Stone Tate Udall Vane Webb Yates
+""".split()_DOSES = (5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 80, 90)
 _ROOMS = range(100, 200)
 _MINUTES = [f":{m:02d}" for m in range(0, 60, 5)]
 _DAYS = "Monday Tuesday Wednesday Thursday Friday".split()
@@ -145,7 +150,7 @@ def _length(tokenizer: Tokenizer, text: str) -> int:
 
 
 def training_text(rng: random.Random, tokens: int) -> Iterator[tuple[str, bool]]:
-    """Endless pieces (text, is an answer) of one training sequence of about `tokens` tokens: a sheet, then questions."""
+    """Endless pieces (text, is an answer) of a training sequence of about `tokens` tokens: a sheet, then questions."""
     share = rng.uniform(0.25, 0.7)
     sheet = DaySheet(rng, "train", max(2, int(tokens * share / 32) + 1))
     yield sheet.heading(), False
@@ -165,7 +170,9 @@ def training_text(rng: random.Random, tokens: int) -> Iterator[tuple[str, bool]]
 def build_tokenizer() -> Tokenizer:
     """The demo model's tokenizer: the generator's words and syllables, and single bytes for any other text."""
     frame = [k.sentence for k in KINDS.values()] + [k.question for k in KINDS.values()]
-    words = {w for text in [*frame, *_FILLER, "Day sheet, x", "Q: x", "A: x"] for t in (text, " " + text) for w in _split(t)}
+    words = {
+        w for text in [*frame, *_FILLER, "Day sheet, x", "Q: x", "A: x"] for t in (text, " " + text) for w in _split(t)
+    }
     words |= {" " + w for group in (_MEDICINES, _ALLERGENS, _DOCTORS, _DAYS) for w in group}
     words |= {f" {i}" for i in range(200)} | set(_MINUTES) | {"\n", ".", ",", "?", ":"}
     pieces = ["<s>", *sorted(words), *[f" {a}" for a in _FIRST], *_SECOND]

@@ -19,7 +19,9 @@ Cache = list[KeyValues | None]
 class Decoder:
     """A model on a backend. `tensors` are the owner's (see checkpoint.py); empty where the process has no model."""
 
-    def __init__(self, config: ModelConfig, backend: Backend, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, backend: Backend, tensors: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         self.config = config
         self.backend = backend
         self._tensors = tensors or {}

@@ -128,7 +128,9 @@ def _check(identity: Identity, folder: Path) -> None:
         certificate = x509.load_pem_x509_certificate(identity.certificate)
         key = serialization.load_pem_private_key(identity.key, None)
     except ValueError as error:
-        raise IdentityError(f"{folder}: a certificate or key of role {identity.role} is not valid PEM: {error}") from None
+        raise IdentityError(
+            f"{folder}: a certificate or key of role {identity.role} is not valid PEM: {error}"
+        ) from None
     if key.public_key() != certificate.public_key():
         raise IdentityError(f"{folder / (identity.role + '.key')} does not belong to {path}")
     try:

@@ -50,7 +50,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self._sessions: dict[bytes, _Pairing] = {}
         self._lock = threading.Lock()
 
-    def Deal(self, request: dealer_pb2.DealRequest, context: grpc.ServicerContext) -> Iterator[Corrections]:
+    def Deal(self, request: dealer_pb2.DealRequest, context: grpc.ServicerContext) -> Iterator[dealer_pb2.Corrections]:
         role = require_role(context, (request.role,) if request.role in PARTIES else PARTIES, self._insecure)
         pairing = self._join(role, request)
         other = next(p for p in PARTIES if p != role)
@@ -87,7 +87,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 pairing.complete.set()
         return pairing
 
-    def _corrections(self, pairing: _Pairing) -> Iterator[Corrections]:
+    def _corrections(self, pairing: _Pairing) -> Iterator[dealer_pb2.Corrections]:
         """Chunks made by a thread that runs ahead by at most the allowed memory."""
         ahead = _BoundedChunks(self._memory_bytes)
         maker = threading.Thread(target=_make, args=(pairing, ahead), daemon=True)
@@ -167,7 +167,8 @@ class _BoundedChunks:
                 self._changed.wait(timeout=0.5)
             if not self._chunks or ended.is_set():
                 return None
-            taken, size = [], 0
+            taken: list[bytes] = []
+            size = 0
             while self._chunks and (not taken or size + len(self._chunks[0]) <= CHUNK_BYTES):
                 taken.append(self._chunks.popleft())
                 size += len(taken[-1])

@@ -57,7 +57,9 @@ def role_process(role: str, settings: Path) -> Iterator[str]:
 
 
 def _toml(path: Path, **values: object) -> Path:
-    path.write_text("".join(f"{key} = {json.dumps(str(v) if isinstance(v, Path) else v)}\n" for key, v in values.items()))
+    path.write_text(
+        "".join(f"{key} = {json.dumps(str(v) if isinstance(v, Path) else v)}\n" for key, v in values.items())
+    )
     return path
 
 
@@ -112,5 +114,3 @@ def plain_answer(folder: Path, prompt: list[int], max_new_tokens: int) -> list[i
     ends = checkpoint.config.end_tokens
     plan = GenerationPlan(len(prompt), max_new_tokens)
     return [t for t in steps(decoder, plan, prompt, stop=lambda t: t in ends) if t is not None]
-
-

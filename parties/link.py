@@ -42,9 +42,7 @@ class Link:
     def send(self, payload: bytes) -> None:
         if self._ended is not None:
             raise PeerLost(self._ended)
-        message = owner_pb2.Message(
-            session=self.session, sequence=self._sent, length=len(payload), payload=payload
-        )
+        message = owner_pb2.Message(session=self.session, sequence=self._sent, length=len(payload), payload=payload)
         self._sent += 1
         self._outbox.put(Frame(message=message))
 

@@ -40,7 +40,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
     def Converse(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
         require_role(context, ("client",), self._identity is None)
         certificate = context.auth_context().get("x509_pem_cert", [b""])[0]
-        client = fingerprint(certificate) if certificate else "plaintext"
+        client = fingerprint(bytes(certificate)) if certificate else "plaintext"
         link = Link("owner", "client", b"", self._settings.timeout_seconds)
         context.add_callback(lambda: link.lost("lost the client: its process ended or the connection broke"))
         threading.Thread(target=link.feed, args=(frames, _explain), daemon=True).start()
@@ -112,7 +112,8 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             )
         if hello.model_digest and hello.model_digest != self._checkpoint.digest:
             raise HandshakeError(
-                f"the owner's model is {self._checkpoint.digest[:16]}..., the client wants {hello.model_digest[:16]}...: "
+                f"the owner's model is {self._checkpoint.digest[:16]}..., "
+                f"the client wants {hello.model_digest[:16]}...: "
                 "change model_digest in the client's settings, or ask the owner for that model"
             )
         if hello.policy not in POLICIES:

@@ -84,10 +84,14 @@ def load_settings(path: Path, kind: type[S]) -> S:
 def _typed(path: Path, name: str, kind: str, value: Any) -> Any:
     if kind == "Path" and isinstance(value, str | Path):
         return path.parent / value
-    accepted = {"str": str, "bool": bool, "int": int, "float": (int, float)}.get(kind, ())
+    accepted: tuple[type, ...] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}.get(kind, ())
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
         wanted = {"Path": "a path in quotes", "str": "text in quotes", "bool": "true or false"}.get(kind, "a number")
         raise ConfigError(f"{path}: {name} must be {wanted}, not {value!r}")
-    if kind in ("int", "float") and (value < 0 or (value == 0 and name != "temperature")):
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (value < 0 or (value == 0 and name != "temperature"))
+    ):
         raise ConfigError(f"{path}: {name} must be above zero, not {value!r}")
-    return float(value) if kind == "float" else value
+    return float(value) if kind == "float" and isinstance(value, int | float) else value

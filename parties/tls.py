@@ -84,7 +84,7 @@ def require_role(context: grpc.ServicerContext, roles: tuple[str, ...], insecure
     """The connected peer's role by its certificate; ends the call if it is none of `roles`."""
     if insecure:
         return roles[0]
-    names = {name.decode() for name in context.auth_context().get("x509_subject_alternative_name", [])}
+    names = {bytes(name).decode() for name in context.auth_context().get("x509_subject_alternative_name", [])}
     for role in roles:
         if host_name(role) in names:
             return role

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,10 +27,8 @@ def weight_key(state: Path, model_digest: str, client: str) -> bytes:
             partial = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
             with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(new_key())
-            try:
-                os.link(partial, path)  # whoever comes first wins
-            except FileExistsError:
-                pass
+            with contextlib.suppress(FileExistsError):  # whoever comes first wins
+                os.link(partial, path)
             partial.unlink()
         key = path.read_bytes()
     except OSError as error:

@@ -20,8 +20,8 @@ _OUT_BITS = 40
 async def activation(session: Session, x: torch.Tensor, table: str) -> torch.Tensor:
     """Shares of SiLU ('silu') or GELU ('gelu', 'gelu_tanh'), scale 2^16; x at scale 2^16, |x| < 2^15.
 
-    Rounds: 6. Correction: 32 segments of 4 (GELU) or 6 (SiLU) coefficients of 5 bytes and about 130 bytes more. Absolute
-    error below 1e-3 everywhere: x itself above the table's domain, 0 below it.
+    Rounds: 6. Correction: 32 segments of 4 (GELU) or 6 (SiLU) coefficients of 5 bytes, and about 130 bytes.
+    Absolute error below 1e-3 everywhere: x itself above the table's domain, 0 below it.
     """
     domain = TABLES[table]
     # a segment is found up to one, so the first and the last one are not used: there the index could wrap

@@ -1,8 +1,9 @@
 """Functions of one shared value by a one-time table of polynomials: one opening, no product.
 
-The parties open c = x + r modulo 2^bits. With c's and r's upper `index_bits` bits c_hi and r_hi, and the lower ones c_lo
-and r_lo, u = c_hi - r_hi is x's segment up to one, and x - u 2^low = c_lo - r_lo exactly, so
-    f(x) = sum_i a_i[u] (C - R)^i = sum_j C^j (sum_{i >= j} binom(i, j) (-R)^(i - j) a_i[u]),   C, R = c_lo, r_lo / 2^low.
+The parties open c = x + r modulo 2^bits. With c's and r's upper `index_bits` bits c_hi and r_hi, and the lower ones
+c_lo and r_lo, u = c_hi - r_hi is x's segment up to one, and x - u 2^low = c_lo - r_lo exactly, so
+    f(x) = sum_i a_i[u] (C - R)^i = sum_j C^j (sum_{i >= j} binom(i, j) (-R)^(i - j) a_i[u])
+with C, R = c_lo, r_lo / 2^low.
 The dealer knows all but c: it shares, for every c_hi, the inner sums; the parties look up and combine with powers of
 the public C. The exponential needs no polynomial: exp(C - R) is a product. (One-time truth tables, Ishai et al., TCC
 2013, with the remainder as in Pika, Wagh, PETS 2022.)
@@ -46,7 +47,7 @@ class Table:
         return 1 << self.index_bits
 
     def coefficients(self) -> np.ndarray:
-        """(segments, degree + 1), row u for the segment at u * width modulo the domain's size; fitted at Chebyshev nodes."""
+        """(segments, degree + 1), row u for the segment at u * width modulo the domain; fitted at Chebyshev nodes."""
         base = np.arange(self.segments) * self.width
         size = self.segments * self.width
         base = (base - self.start) % size + self.start

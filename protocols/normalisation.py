@@ -36,7 +36,7 @@ async def rms_norm(session: Session, x: torch.Tensor, epsilon: float) -> torch.T
 
 
 async def layer_norm(session: Session, x: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """(x - mean) / sqrt(variance + epsilon) over the last dimension (Ba et al., 2016). Rounds: 13; else as `rms_norm`."""
+    """(x - mean) / sqrt(variance + epsilon) over the last dimension (Ba et al., 2016). Rounds: 13; see `rms_norm`."""
     n = x.shape[-1]
     reciprocal_bits = 32  # so that a mean far above the deviation costs no precision
     mean = x.sum(-1, keepdim=True) * round(2.0**reciprocal_bits / n)

@@ -44,7 +44,7 @@ _ELEMENTWISE = {
 
 
 class ShapeArithmetic(TorchFunctionMode):
-    """Elementwise arithmetic of int64 `meta` tensors by their shapes alone: 20 times faster than torch's own, same result."""
+    """Elementwise arithmetic of int64 `meta` tensors by their shapes alone: 20 times faster than torch."""
 
     def __torch_function__(
         self,
@@ -83,9 +83,7 @@ class PlanSession(Session):
         self.plan.correlations.append(correlation)
         self.cost.correction_bytes += correlation.correction_bytes()
         return [
-            None
-            if isinstance(f, Random) and f.holder == 1
-            else torch.empty(f.shape, dtype=torch.int64, device="meta")
+            None if isinstance(f, Random) and f.holder == 1 else torch.empty(f.shape, dtype=torch.int64, device="meta")
             for f in correlation.fields()
             if isinstance(f, Random | Corrected)
         ]

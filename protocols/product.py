@@ -29,7 +29,9 @@ class Mask(Correlation):
     def fields(self) -> Sequence[Random]:
         return [Random(self.shape, self.bits)]
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer) -> Sequence[torch.Tensor]:
+    def deal(
+        self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer
+    ) -> Sequence[torch.Tensor]:
         mask = randoms[0]
         if self.append is not None and self.handle in kept:
             mask = torch.cat([kept[self.handle], mask], self.append)
@@ -58,7 +60,9 @@ class MaskProduct(Correlation):
     def fields(self) -> Sequence[Corrected]:
         return [Corrected(self.shape, self.bits)]
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer) -> list[torch.Tensor]:
+    def deal(
+        self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer
+    ) -> list[torch.Tensor]:
         product = PRODUCTS[self.operation](kept[self.left], kept[self.right])
         for handle in self.forget:
             kept.pop(handle, None)
@@ -75,7 +79,9 @@ class SquareSum(Correlation):
     def fields(self) -> Sequence[Corrected]:
         return [Corrected(self.shape)]
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer) -> list[torch.Tensor]:
+    def deal(
+        self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer
+    ) -> list[torch.Tensor]:
         mask = kept[self.handle]
         return [(mask * mask).sum(-1, keepdim=True)]
 
@@ -104,7 +110,9 @@ async def mask(session: Session, x: torch.Tensor, bits: int = PRODUCT_BITS) -> M
     return Masked(await session.open(x - a, bits), a, handle, bits)
 
 
-async def extend(session: Session, masked: Masked | None, x: torch.Tensor, dim: int, bits: int = PRODUCT_BITS) -> Masked:
+async def extend(
+    session: Session, masked: Masked | None, x: torch.Tensor, dim: int, bits: int = PRODUCT_BITS
+) -> Masked:
     """Append rows to a masked value along `dim`: only the new rows are opened, under new masks. Costs as `mask`."""
     handle = masked.handle if masked else session.new_handle()
     (a,) = session.take(Mask(tuple(x.shape), bits, handle, dim if dim >= 0 else x.dim() + dim))

@@ -45,7 +45,7 @@ class Stream:
     def raw(self, count: int) -> np.ndarray:
         """`count` pseudorandom bytes."""
         out = np.empty(count + _BLOCK - 1, dtype=np.uint8)  # update_into wants room for a block more
-        view, step = memoryview(out), len(_ZEROS)
+        view, step = memoryview(out.data), len(_ZEROS)
         for start in range(0, count, step):
             size = min(step, count - start)
             self._encryptor.update_into(_ZEROS[:size], view[start : start + size + _BLOCK - 1])

@@ -10,6 +10,7 @@ Outside [2^low, 2^high) the result saturates: below, s is capped, so the result 
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -36,7 +37,7 @@ async def _normalised_inverse(
 
     def chosen(values: list[int]) -> torch.Tensor:
         """values[e - low] as a linear combination of the thermometer."""
-        steps = torch.tensor([a - b for a, b in zip(values, values[1:], strict=False)], device=session.device)
+        steps = torch.tensor([a - b for a, b in itertools.pairwise(values)], device=session.device)
         return session.constant(torch.full_like(x, values[-1])) + (below * steps).sum(-1)
 
     powers = chosen([1 << (high - 1 - e) for e in range(low, high)])

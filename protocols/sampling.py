@@ -17,7 +17,7 @@ from protocols.correlation import Corrected, Correlation, Dealer, Shape
 
 @dataclass(frozen=True)
 class GumbelNoise(Correlation):
-    """Shares of temperature * g at scale 2^fraction_bits, g independent standard Gumbel from the dealer's own stream."""
+    """Shares of temperature * g at scale 2^fraction_bits, g standard Gumbel from the dealer's own stream."""
 
     shape: Shape
     temperature: float

@@ -21,6 +21,7 @@ from protocols.ring import pack, packed_bytes, reduce_bits, unpack
 from protocols.transport import Channel
 
 T = TypeVar("T")
+C = TypeVar("C", torch.Tensor, int)
 
 
 @dataclass
@@ -135,9 +136,7 @@ class Session:
         """Reveal the value modulo 2^bits to both. The caller says why the value gives nothing away."""
         return Opening(share.shape, bits, share, xor)
 
-    def transfer(
-        self, share: torch.Tensor | None, shape: Sequence[int], bits: int, receiver: int
-    ) -> Opening:
+    def transfer(self, share: torch.Tensor | None, shape: Sequence[int], bits: int, receiver: int) -> Opening:
         """One-way message: the party that is not `receiver` sends its tensor, modulo 2^bits. Gives None there."""
         return Opening(torch.Size(shape), bits, share, receiver=receiver)
 
@@ -155,9 +154,9 @@ class Session:
         except StopIteration as stop:
             return stop.value
 
-    def constant(self, value: torch.Tensor | int) -> torch.Tensor | int:
+    def constant(self, value: C) -> C:
         """A share of a public value: party 0 has it, party 1 has zero."""
-        return value if self.party == 0 else value * 0
+        return value if self.party == 0 else value * 0  # type: ignore[return-value]
 
     # ------------------------------------------------------------ one round
 

@@ -128,9 +128,7 @@ class MpcBackend:
         if visible is not None:
             visible = visible.to(session.device)
         e, total = await exponentials(session, scores, visible)
-        weighed, inverse = await together(
-            self._weigh(e, cached.values), inverse_of_sum(session, total, cached.tokens)
-        )
+        weighed, inverse = await together(self._weigh(e, cached.values), inverse_of_sum(session, total, cached.tokens))
         return await divide(session, weighed, inverse)
 
     async def _weigh(self, e: torch.Tensor, values: Masked) -> torch.Tensor:

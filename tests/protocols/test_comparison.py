@@ -11,7 +11,7 @@ from tests.protocols.sharing import run_counted, run_ring
 @given(st.sampled_from([2, 5, 8, 13, 19, 20, 25, 31, 48, 55, 64]), st.data())
 def test_comparison_is_exact(bits: int, data: st.DataObject) -> None:
     half = 2 ** (bits - 1)
-    values = data.draw(st.lists(st.integers(-half, half - 1), min_size=1, max_size=20)) + [0, -1, half - 1, -half]
+    values = [*data.draw(st.lists(st.integers(-half, half - 1), min_size=1, max_size=20)), 0, -1, half - 1, -half]
     x = torch.tensor(values)
     assert torch.equal(run_ring(is_negative, x, bits=bits), (x < 0).long())
 

@@ -12,7 +12,7 @@ from tests.protocols.sharing import run_counted, run_ring, shares_of
 @given(st.sampled_from([20, 33, 40, 48, 56, 64]), st.integers(0, 16), st.data())
 def test_truncation_is_off_by_one_unit_at_most(bits: int, shift: int, data: st.DataObject) -> None:
     bound = 2 ** (bits - 2) - 1
-    values = data.draw(st.lists(st.integers(-bound, bound), min_size=1, max_size=30)) + [bound, -bound, 0, -1, 1]
+    values = [*data.draw(st.lists(st.integers(-bound, bound), min_size=1, max_size=30)), bound, -bound, 0, -1, 1]
     z = torch.tensor(values)
     assert set((run_ring(truncate, z, shift=shift, bits=bits) - (z >> shift)).tolist()) <= {0, 1}
 
