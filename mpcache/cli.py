@@ -130,6 +130,9 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
 @_config
 @_insecure
 @_prompt_options
+@click.option(
+    "--backend", type=click.Choice(["mpc", "crypten"]), default="mpc", show_default=True, help="crypten: baseline."
+)
 @click.option("--temperature", type=click.FloatRange(0, 100), help="0 takes the likeliest token.")
 def client(
     path: Path,
@@ -138,6 +141,7 @@ def client(
     prompt_file: Path | None,
     max_new_tokens: int | None,
     json_path: Path | None,
+    backend: str,
     temperature: float | None,
 ) -> None:
     """Run the data owner: generate from a private prompt."""
@@ -158,8 +162,10 @@ def client(
         max_new_tokens or settings.max_new_tokens,
         settings.temperature if temperature is None else temperature,
         model_digest=settings.model_digest,
+        backend=backend,
     )
     result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, len(ids))
+    result.backend = backend
     result.show()
     if json_path:
         result.write(json_path)
@@ -168,14 +174,22 @@ def client(
 @main.command()
 @_prompt_options
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder. Default: the demo model.")
+@click.option(
+    "--backend", type=click.Choice(["mpc", "crypten"]), default="mpc", show_default=True, help="crypten: baseline."
+)
 def demo(
-    prompt: str | None, prompt_file: Path | None, max_new_tokens: int | None, json_path: Path | None, model: Path | None
+    prompt: str | None,
+    prompt_file: Path | None,
+    max_new_tokens: int | None,
+    json_path: Path | None,
+    model: Path | None,
+    backend: str,
 ) -> None:
     """Start all three processes on this machine and answer a private question."""
     from parties.demo import run_demo
 
     text = _read_prompt(prompt, prompt_file) if prompt is not None or prompt_file is not None else None
-    run_demo(text, max_new_tokens or 16, model, json_path)
+    run_demo(text, max_new_tokens or 16, model, json_path, backend)
 
 
 @main.command()

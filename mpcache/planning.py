@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
+from mpcache.backends import PRIVATE_BACKENDS, plan_session, private_backend
 from mpcache.decoder import Decoder
 from mpcache.generate import PREFILL_BLOCK, GenerationPlan, decode, prefill
 from mpcache.model_config import ModelConfig
-from protocols.backends.mpc import MpcBackend
 from protocols.correlation import Correlation
 from protocols.errors import HandshakeError
-from protocols.plan import Plan, PlanSession
+from protocols.plan import Plan
 from protocols.ring import FRACTION_BITS, PRODUCT_BITS
 from protocols.session import Cost
 
@@ -30,6 +30,7 @@ class PublicParameters:
     prompt_tokens: int
     max_new_tokens: int
     temperature: float = 0.0
+    backend: str = "mpc"
     policy: str = "full"
     precision: str = PRECISION
     block: int = PREFILL_BLOCK
@@ -52,6 +53,8 @@ class PublicParameters:
 
     def check(self) -> None:
         """Raises HandshakeError if the lengths do not fit the model."""
+        if self.backend not in PRIVATE_BACKENDS:
+            raise HandshakeError(f"unknown backend {self.backend[:40]!r} (known: {', '.join(PRIVATE_BACKENDS)})")
         total = self.prompt_tokens + self.max_new_tokens
         if self.prompt_tokens < 1 or self.max_new_tokens < 1:
             raise HandshakeError("a generation needs a prompt and at least one new token")
@@ -64,13 +67,14 @@ class PublicParameters:
 
 def plan_parts(parameters: PublicParameters) -> Iterator[Plan]:
     """The plan, a part for each block of the prompt and for each new token, made as it is asked for."""
-    session = PlanSession()
-    decoder = Decoder(parameters.model, MpcBackend(session))
-    cache, x = decoder.new_cache(), None
-    for _, x in prefill(decoder, parameters.generation(), None, cache):
-        yield session.next_part()
-    for _ in decode(decoder, parameters.generation(), x, cache):
-        yield session.next_part()
+    session = plan_session(parameters.backend)
+    with private_backend(parameters.backend, session) as backend:
+        decoder = Decoder(parameters.model, backend)
+        cache, x = decoder.new_cache(), None
+        for _, x in prefill(decoder, parameters.generation(), None, cache):
+            yield session.next_part()
+        for _ in decode(decoder, parameters.generation(), x, cache):
+            yield session.next_part()
 
 
 def correlations(parameters: PublicParameters) -> Iterator[Correlation]:

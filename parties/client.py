@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from mpcache.backends import private_backend
 from mpcache.checkpoint import weight_shapes
 from mpcache.decoder import Decoder
 from mpcache.generate import Meter, steps
@@ -18,7 +19,6 @@ from parties.dealing import DealerLink
 from parties.generated import dealer_pb2, owner_pb2
 from parties.link import ClientLink, Frame
 from parties.weights import load_masked_weights, save_masked_weights
-from protocols.backends.mpc import MpcBackend
 from protocols.correlation import PartyCorrelations
 from protocols.errors import HandshakeError, MpcacheError
 from protocols.randomness import new_key
@@ -45,6 +45,7 @@ class Request:
     max_new_tokens: int
     temperature: float = 0.0
     policy: str = "full"
+    backend: str = "mpc"
     model_digest: str = ""
 
 
@@ -82,15 +83,12 @@ class Generation:
             dealer.wait_started()
             session = Session(1, link, PartyCorrelations(1, seed, dealer.read))
             self.meter = Meter(lambda: session.cost)
-            decoder = Decoder(parameters.model, MpcBackend(session, masked_weights=weights))
-            ends = parameters.model.end_tokens
-            for token in steps(
-                decoder, parameters.generation(), self._request.prompt, self._on_block, lambda t: t in ends
-            ):
-                self.meter.token()
-                self.waited_for_dealer = dealer.waited_seconds
-                assert token is not None
-                yield token
+            with private_backend(parameters.backend, session, masked_weights=weights) as backend:
+                for token in self._steps(Decoder(parameters.model, backend), parameters):
+                    self.meter.token()
+                    self.waited_for_dealer = dealer.waited_seconds
+                    assert token is not None
+                    yield token
             link.disconnect()
         except GeneratorExit:
             link.abort("the client stopped")
@@ -105,6 +103,10 @@ class Generation:
             if dealer is not None:
                 dealer.close()
 
+    def _steps(self, decoder: Decoder, parameters: PublicParameters) -> Iterator[int | None]:
+        ends = parameters.model.end_tokens
+        return steps(decoder, parameters.generation(), self._request.prompt, self._on_block, lambda t: t in ends)
+
     def _handshake(self, link: ClientLink) -> tuple[PublicParameters, str, dict[str, torch.Tensor]]:
         wanted = self._request
         link.put(
@@ -118,6 +120,7 @@ class Generation:
                     prompt_tokens=len(wanted.prompt),
                     max_new_tokens=wanted.max_new_tokens,
                     temperature=wanted.temperature,
+                    backend=wanted.backend,
                 )
             )
         )
@@ -142,6 +145,7 @@ class Generation:
             len(self._request.prompt),
             self._request.max_new_tokens,
             self._request.temperature,
+            self._request.backend,
             self._request.policy,
         )
         if replace(offered) != wanted:

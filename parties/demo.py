@@ -85,7 +85,9 @@ def local_parties(model: Path) -> Iterator[Connection]:
                 yield Connection(owner, dealer, identity, folder / "client-state")
 
 
-def run_demo(prompt: str | None, max_new_tokens: int, model: Path | None, json_path: Path | None) -> Result:
+def run_demo(
+    prompt: str | None, max_new_tokens: int, model: Path | None, json_path: Path | None, backend: str = "mpc"
+) -> Result:
     """Answer privately, then in plaintext, and print both with their costs."""
     folder = model or DEMO_MODEL
     tokenizer = load_tokenizer(folder)
@@ -98,8 +100,9 @@ def run_demo(prompt: str | None, max_new_tokens: int, model: Path | None, json_p
         raise ConfigError("the prompt is empty")
     click.echo(f"private prompt of {len(ids)} tokens, ending: ...{prompt[-160:]}", nl=not prompt.endswith("\n"))
     with local_parties(folder) as connection:
-        request = Request(ids, max_new_tokens)
+        request = Request(ids, max_new_tokens, backend=backend)
         result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, len(ids))
+    result.backend = backend
     result.plain_answer = tokenizer.decode(plain_answer(folder, ids, max_new_tokens))
     result.show()
     if json_path:

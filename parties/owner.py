@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import grpc
 
+from mpcache.backends import private_backend
 from mpcache.checkpoint import Checkpoint, load_checkpoint
 from mpcache.decoder import Decoder
 from mpcache.generate import steps
@@ -19,7 +20,6 @@ from parties.link import Frame, Link
 from parties.settings import OwnerSettings
 from parties.tls import open_server, require_role
 from parties.weights import masked_weights, weight_key, weights_fingerprint
-from protocols.backends.mpc import MpcBackend
 from protocols.correlation import PartyCorrelations
 from protocols.errors import HandshakeError, MpcacheError
 from protocols.randomness import new_key
@@ -97,8 +97,9 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         try:
             dealer.wait_started()
             session = Session(0, link, PartyCorrelations(0, seed, dealer.read))
-            decoder = Decoder(self._checkpoint.config, MpcBackend(session, key), self._checkpoint.tensors)
-            generated = sum(1 for _ in steps(decoder, parameters.generation(), None))
+            with private_backend(parameters.backend, session, weight_key=key) as backend:
+                decoder = Decoder(self._checkpoint.config, backend, self._checkpoint.tensors)
+                generated = sum(1 for _ in steps(decoder, parameters.generation(), None))
             log.info("session done: %d prompt tokens, %d new tokens", parameters.prompt_tokens, generated)
         finally:
             dealer.close()
@@ -137,6 +138,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             prompt_tokens=hello.prompt_tokens,
             max_new_tokens=hello.max_new_tokens,
             temperature=hello.temperature,
+            backend=hello.backend,
             policy=hello.policy,
         )
         parameters.check()

@@ -1,85 +1,94 @@
-"""CrypTen 0.4.1 on today's PyTorch, with our transport, our dealer and AES randomness.
+"""CrypTen on today's PyTorch: its protocols, our transport, our dealer, our randomness. No file of CrypTen is changed.
 
-`import crypten` fails as it is: it pulls in an ONNX importer, YAML and more that it does not need here. Five of its
-modules are put in place before the import (nn, optim, config, communicator, common.rng) and two of its tables are
-written after it (generators, providers); no function of CrypTen is replaced. What belongs to a session (transport,
-randomness, configuration) is found through a context variable, so that sessions in one process do not meet.
+`import crypten` fails on current PyTorch and asks for packages that private inference does not need. CrypTen's own
+modules meet the outside in five places, so those are put into sys.modules before it is imported:
+
+  crypten.nn, crypten.optim   absent: the ONNX importer and the trainer
+  crypten.config              options without YAML files, overridden per context instead of per process
+  crypten.communicator        two parties, on the current session
+  crypten.common.rng          AES-128 in counter mode instead of a Mersenne Twister
+
+After the import there are three writes: its table of generators, its table of providers, and its autograd switch (a
+process-wide flag that its functions toggle, so it must be at rest before two threads use it).
+
+Everything that belongs to one computation hangs on a `CryptenSession`, and the current one is a context variable: two
+sessions in one process, in threads or interleaved in one thread, do not meet. One more thing would let them meet:
+CrypTen mutates a tensor's encoder in place while it opens a value, so no encoder object may be shared by two
+sessions. The helpers here make a new one each time.
+
+CrypTen multiplies with Beaver's triples, compares by a binary adder, and truncates locally. The triples come from our
+dealer as correlations, so they are planned and counted like all others. A triple is never cached: used twice, it
+would open the difference of what it masks.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import importlib
 import sys
-import types
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
+from torch.distributed import ReduceOp
 
 from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from protocols.errors import MpcacheError
+from protocols.errors import ConfigError, PlanError, ProtocolError
 from protocols.plan import PlanSession
-from protocols.randomness import KEY_BYTES, Stream, derive_key, new_key
+from protocols.randomness import Stream, derive_key
+from protocols.ring import FRACTION_BITS, RING_BITS, pack
 from protocols.session import Opening, Session, together
 
-PROVED_VERSION = "0.4.1"
+PROVED_ON = "0.4.1"
+"""The CrypTen version that this module was written against and tested with."""
 
-_SETTINGS: dict[str, Any] = {
-    "communicator": {"verbose": False},
-    "debug": {"debug_mode": False, "validation_mode": False},
-    "encoder": {"precision_bits": 16},
-    "functions": {
-        "max_method": "log_reduction",
-        "exp_iterations": 8,
-        "reciprocal_method": "NR",
-        "reciprocal_nr_iters": 10,
-        "reciprocal_log_iters": 1,
-        "reciprocal_all_pos": False,
-        "reciprocal_initial": None,
-        "sqrt_nr_iters": 3,
-        "sqrt_nr_initial": None,
-        "sigmoid_tanh_method": "reciprocal",
-        "sigmoid_tanh_terms": 32,
-        "log_iterations": 2,
-        "log_exp_iterations": 8,
-        "log_order": 8,
-        "trig_iterations": 10,
-        "erf_iterations": 8,
-    },
-    "mpc": {"active_security": False, "provider": "DEALER", "protocol": "beaver"},
-    "nn": {"dpsmpc": {"protocol": "layer_estimation", "skip_loss_forward": True, "cache_pred_size": True}},
+_PROVIDER = "mpcache"
+_KEY_WORDS = 2
+"""Ring elements in a seed: 128 bits."""
+
+T = TypeVar("T")
+
+
+# ---------------------------------------------------------------- what the dealer makes
+
+
+@dataclass(frozen=True)
+class SessionKeys(Correlation):
+    """Seeds of a CrypTen session: one that the parties open to each other, and one for each party alone."""
+
+    def fields(self) -> Sequence[Random]:
+        seed = (_KEY_WORDS,)
+        return [Random(seed), Random(seed, holder=0), Random(seed, holder=1)]
+
+
+_PRODUCTS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "mul": torch.mul,
+    "matmul": torch.matmul,
 }
-
-
-# ---------------------------------------------------------------- correlations, dealt like any other
 
 
 @dataclass(frozen=True)
 class Triple(Correlation):
-    """a, b and a op b, for CrypTen's Beaver protocol; op is 'mul' or 'matmul'."""
+    """Beaver's triple: a, b and their product, elementwise or of matrices, in the whole ring."""
 
     operation: str
     left: Shape
     right: Shape
+    product: Shape
 
     def fields(self) -> Sequence[Random | Corrected]:
-        left, right = torch.empty(self.left, device="meta"), torch.empty(self.right, device="meta")
-        return [
-            Random(self.left),
-            Random(self.right),
-            Corrected(tuple(getattr(torch, self.operation)(left, right).shape)),
-        ]
+        return [Random(self.left), Random(self.right), Corrected(self.product)]
 
     def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        return [getattr(torch, self.operation)(*randoms)]
+        return [_PRODUCTS[self.operation](*randoms)]
 
 
 @dataclass(frozen=True)
-class Square(Correlation):
+class SquarePair(Correlation):
     """r and its square."""
 
     shape: Shape
@@ -93,291 +102,473 @@ class Square(Correlation):
 
 @dataclass(frozen=True)
 class BinaryTriple(Correlation):
-    """a, b and a & b, xor-shared."""
+    """64 triples of bits an element: a, b and a & b, shared by xor."""
 
     left: Shape
     right: Shape
+    product: Shape
 
     def fields(self) -> Sequence[Random | Corrected]:
-        shape = tuple(torch.broadcast_shapes(self.left, self.right))
-        return [Random(self.left, xor=True), Random(self.right, xor=True), Corrected(shape, xor=True)]
+        return [Random(self.left, xor=True), Random(self.right, xor=True), Corrected(self.product, xor=True)]
 
     def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
         return [randoms[0] & randoms[1]]
 
 
 @dataclass(frozen=True)
-class SharedBit(Correlation):
-    """A random bit, xor-shared and additively shared."""
+class BitPair(Correlation):
+    """A random bit, shared by xor and in the ring: turns a bit shared one way into the other."""
 
     shape: Shape
 
     def fields(self) -> Sequence[Random | Corrected]:
-        return [Random(self.shape, 1, xor=True), Corrected(self.shape)]
+        return [Random(self.shape, bits=1, xor=True), Corrected(self.shape)]
 
     def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
         return [randoms[0]]
 
 
-# ---------------------------------------------------------------- the current session
+# ---------------------------------------------------------------- one session
 
 
-@dataclass
-class _Current:
-    """What CrypTen asks for, of one session."""
+class CryptenSession:
+    """One party's end of a CrypTen computation, on one of our sessions. Make one per session and keep it.
 
-    session: Session
-    streams: Mapping[str, Stream]
-    settings: types.SimpleNamespace = field(default_factory=lambda: _namespace(_SETTINGS))
-
-
-_current: ContextVar[_Current] = ContextVar("crypten_session")
-
-
-def _here() -> _Current:
-    current = _current.get(None)
-    if current is None:
-        raise MpcacheError("CrypTen was called outside `crypten_bridge.active(session)`")
-    return current
-
-
-@contextlib.contextmanager
-def active(session: Session) -> Iterator[Any]:
-    """CrypTen works on this session in this context (thread or task); gives the module `crypten`.
-
-    The two parties agree on a key for each of CrypTen's zero sharings first: one round.
+    Rounds: 1, online 16 bytes a direction: the parties agree on the seed of zero sharings. Opened: that seed, which
+    is meant for both. (The dealer could derive it too; it sees no message that the seed hides anything in.)
     """
-    crypten = import_crypten()
-    mine = new_key()
-    theirs = session.run(_exchange_keys(session, mine))
-    first, second = (mine, theirs) if session.party == 0 else (theirs, mine)
-    previous, following = (first, second) if session.party == 0 else (second, first)
-    streams = {
-        "prev": Stream(derive_key(previous, "crypten zero sharing")),
-        "next": Stream(derive_key(following, "crypten zero sharing")),
-        "local": Stream(new_key()),
-    }
-    token = _current.set(_Current(session, streams))
+
+    def __init__(self, session: Session) -> None:
+        import_crypten()
+        self.session = session
+        self.communicator = TwoPartyCommunicator(session)
+        common, *own = session.take(SessionKeys())
+        seed = pack(session.run(session.open(common, RING_BITS)), RING_BITS)
+        # a party's "next" stream is the other one's "prev": their difference is a sharing of zero
+        around = [Stream(derive_key(seed, "crypten", "zero sharing", f"from party {p}")) for p in (0, 1)]
+        self.next, self.prev = around[session.party], around[1 - session.party]
+        self.local = Stream(derive_key(pack(own[session.party], RING_BITS), "crypten", "local"))
+
+
+_current: ContextVar[CryptenSession] = ContextVar("crypten_session")
+
+
+def current_session() -> CryptenSession:
+    """The session that CrypTen's calls in this context belong to. Raises ProtocolError if there is none."""
+    session = _current.get(None)
+    if session is None:
+        raise ProtocolError("CrypTen was used outside of a session: wrap the calls in `with active(session):`")
+    return session
+
+
+@contextmanager
+def active(session: CryptenSession) -> Iterator[CryptenSession]:
+    """Make `session` the current one in this thread or task. Nests; other threads and tasks are not concerned.
+
+    >>> with active(CryptenSession(session)):
+    ...     product = x * y
+    """
+    token = _current.set(session)
     try:
-        yield crypten
+        yield session
     finally:
         _current.reset(token)
 
 
-async def _exchange_keys(session: Session, mine: bytes) -> bytes:
-    share = torch.tensor(list(mine), dtype=torch.int64)
-    sent = [session.transfer(share, (KEY_BYTES,), 8, receiver=party) for party in (0, 1)]
-    received = (await together(*sent))[session.party]
-    return mine if received is None or received.device.type == "meta" else bytes(received.tolist())
+# ---------------------------------------------------------------- crypten.communicator
 
 
-# ---------------------------------------------------------------- modules put in place
+def _unsupported(what: str) -> ProtocolError:
+    # not a NotImplementedError: that is a RuntimeError, which CrypTen's arithmetic-to-binary conversion swallows
+    return ProtocolError(f"CrypTen asked for {what}, which two-party inference on MPCache's sessions does not have")
 
 
-def _namespace(settings: Mapping[str, Any]) -> types.SimpleNamespace:
-    return types.SimpleNamespace(**{k: _namespace(v) if isinstance(v, dict) else v for k, v in settings.items()})
+class TwoPartyCommunicator:
+    """What CrypTen's two-party protocols send. Each call is one round of the session.
 
+    CrypTen opens what it has masked with a triple, a bit pair, or (for a result) what its caller says is public.
+    """
 
-class _Config:
-    """CrypTen's `cfg`, with the current session's settings behind it."""
-
-    def __getattr__(self, name: str) -> Any:
-        current = _current.get(None)
-        return getattr(current.settings if current else _namespace(_SETTINGS), name)
-
-    @contextlib.contextmanager
-    def temp_override(self, overrides: Mapping[str, Any]) -> Iterator[None]:
-        current = _here()
-        saved = current.settings
-        current.settings = copy.deepcopy(saved)
-        for name, value in overrides.items():
-            *path, leaf = name.split(".")
-            node = current.settings
-            for key in path:
-                node = getattr(node, key)
-            setattr(node, leaf, value)
-        try:
-            yield
-        finally:
-            current.settings = saved
-
-
-class _Communicator:
-    """The part of CrypTen's communicator that two-party computing uses; every call is a round of the session."""
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     def get_rank(self) -> int:
-        return _here().session.party
+        return self._session.party
 
     def get_world_size(self) -> int:
         return 2
 
-    def all_reduce(self, tensor: Any, op: Any = None, batched: bool = False) -> Any:
-        session, xor = _here().session, _is_xor(op)
-        tensors = list(tensor) if batched else [tensor]
-        opened = list(session.run(together(*(session.open(t.contiguous(), 64, xor) for t in tensors))))
-        return opened if batched else opened[0]
+    def get_name(self) -> str:
+        return f"party {self._session.party}"
 
-    def reduce(self, tensor: Any, dst: int, op: Any = None, batched: bool = False) -> Any:
-        session, xor = _here().session, _is_xor(op)
-        tensors = list(tensor) if batched else [tensor]
-        sent: list[Opening] = [session.transfer(t.contiguous(), t.shape, 64, receiver=dst) for t in tensors]
-        received = session.run(together(*sent))
-        if session.party != dst:
-            return tensors if batched else tensor
-        result = [t ^ r if xor else t + r for t, r in zip(tensors, received, strict=True)]
-        return result if batched else result[0]
+    def all_reduce(self, share: Any, op: Any = None, batched: bool = False) -> Any:
+        """Both parties get the sum (or xor) of both shares; a list of shares if `batched`, in one message."""
+        xor = _is_xor(op)
+        if not batched:
+            return self._session.run(self._session.open(share, RING_BITS, xor))
+        return list(self._session.run(together(*[self._session.open(s, RING_BITS, xor) for s in share])))
 
-
-def _is_xor(op: Any) -> bool:
-    if op is None or op == torch.distributed.ReduceOp.SUM:
-        return False
-    if op == torch.distributed.ReduceOp.BXOR:
-        return True
-    raise MpcacheError(f"this communicator sums and xors; it has no {op}")
-
-
-class _PerSession(dict[Any, Any]):
-    """`crypten.generators[name][device]`: the current session's stream."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self._name = name
-
-    def __getitem__(self, device: Any) -> Stream:
-        return _here().streams[self._name]
-
-
-def _ring_element(size: Any, ring_size: int = 2**64, generator: Stream | None = None, **kwargs: Any) -> torch.Tensor:
-    if ring_size != 2**64:
-        raise MpcacheError("only the ring of 2^64 elements is supported")
-    shape = (size,) if isinstance(size, int) else tuple(size)
-    return (generator or _here().streams["local"]).elements(shape)
-
-
-def _bits(size: Any, bitlength: int | None = None, generator: Stream | None = None, **kwargs: Any) -> torch.Tensor:
-    element = _ring_element(size, generator=generator)
-    return element if bitlength in (None, 64) else element & ((1 << int(bitlength or 64)) - 1)
-
-
-class _Absent(types.ModuleType):
-    """Stands for a part of CrypTen that is not loaded."""
+    def reduce(self, share: Any, dst: int, op: Any = None, batched: bool = False) -> Any:
+        """Party `dst` gets the sum (or xor); the other sends its share, learns nothing and gets None."""
+        xor, mine = _is_xor(op), list(share) if batched else [share]
+        messages: list[Opening] = [self._session.transfer(s, s.shape, RING_BITS, receiver=dst) for s in mine]
+        theirs = self._session.run(together(*messages))
+        if self._session.party != dst:
+            return None
+        sums = [a ^ b if xor else a + b for a, b in zip(mine, theirs, strict=True)]
+        return sums if batched else sums[0]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise AttributeError(f"{self.__name__}.{name} is not available: MPCache loads CrypTen without it")
+        raise _unsupported(f"communicator.{name}")
 
 
-def _module(name: str, **members: Any) -> types.ModuleType:
-    module = types.ModuleType(name)
-    module.__dict__.update(members)
+def _is_xor(op: Any) -> bool:
+    if op is None or op == ReduceOp.SUM:
+        return False
+    if op == ReduceOp.BXOR:
+        return True
+    raise _unsupported(f"a reduction by {op}")
+
+
+class _NoCommunicator:
+    """Stands for CrypTen's own communicators, which its modules import by name."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        raise _unsupported("a communicator of its own")
+
+    @classmethod
+    def is_initialized(cls) -> bool:
+        return False
+
+
+def _communicator_module() -> ModuleType:
+    module: Any = ModuleType("crypten.communicator")
+
+    def refuse(*args: object, **options: object) -> None:
+        raise _unsupported("crypten.init or uninit (a session is current inside `with active(session):`)")
+
+    module.get = lambda: current_session().communicator
+    module.is_initialized = lambda: _current.get(None) is not None
+    module._init = module.uninit = refuse
+    module.Communicator = TwoPartyCommunicator
+    module.DistributedCommunicator = module.InProcessCommunicator = _NoCommunicator
     return module
 
 
-def _refuse(*args: Any, **kwargs: Any) -> None:
-    raise MpcacheError("use `crypten_bridge.active(session)` in place of crypten.init()")
+# ---------------------------------------------------------------- crypten.common.rng, crypten.generators
 
 
-def import_crypten() -> types.ModuleType:
-    """The module `crypten`, loaded as described above; the same one at every call."""
+def _generate_random_ring_element(
+    size: Sequence[int], ring_size: int = 1 << RING_BITS, generator: Stream | None = None, device: Any = None
+) -> torch.Tensor:
+    """Uniform ring elements, from the given stream or this party's own."""
+    if ring_size != 1 << RING_BITS:
+        raise _unsupported(f"random elements modulo {ring_size}")
+    return _stream(generator, device).elements(tuple(size))
+
+
+def _generate_kbit_random_tensor(
+    size: Sequence[int], bitlength: int | None = None, generator: Stream | None = None, device: Any = None
+) -> torch.Tensor:
+    """Uniform elements of [0, 2^bitlength), or of the whole ring."""
+    stream = _stream(generator, device)
+    if bitlength in (None, RING_BITS):
+        return stream.elements(tuple(size))
+    return stream.elements(tuple(size), bitlength) & ((1 << bitlength) - 1)
+
+
+def _stream(generator: Stream | None, device: Any) -> Stream:
+    _require_cpu(device)
+    return current_session().local if generator is None else generator
+
+
+def _require_cpu(device: Any) -> None:
+    if device is not None and torch.device(device).type != "cpu":
+        raise _unsupported(f"device {device}")
+
+
+def _rng_module() -> ModuleType:
+    module: Any = ModuleType("crypten.common.rng")
+    module.generate_random_ring_element = _generate_random_ring_element
+    module.generate_kbit_random_tensor = _generate_kbit_random_tensor
+    return module
+
+
+class _SessionStreams:
+    """crypten.generators[name]: the current session's stream of that name, whatever the key."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getitem__(self, device: Any) -> Stream:
+        _require_cpu(device)
+        if self._name == "global":
+            raise _unsupported("public randomness (dropout)")
+        return getattr(current_session(), self._name)
+
+
+# ---------------------------------------------------------------- crypten.mpc.provider
+
+
+class DealerProvider:
+    """CrypTen's source of triples: the session's correlations."""
+
+    NAME = _PROVIDER
+
+    def generate_additive_triple(
+        self, size0: Sequence[int], size1: Sequence[int], op: str, device: Any = None, *args: Any, **options: Any
+    ) -> tuple[Any, Any, Any]:
+        _require_cpu(device)
+        if op not in _PRODUCTS or args or options:
+            raise _unsupported(f"a triple for {op}")
+        left, right = tuple(size0), tuple(size1)
+        product = _PRODUCTS[op](torch.empty(left, device="meta"), torch.empty(right, device="meta"))
+        a, b, c = self._take(Triple(op, left, right, tuple(product.shape)))
+        return _arithmetic(a, 0), _arithmetic(b, 0), _arithmetic(c, 0)
+
+    def square(self, size: Sequence[int], device: Any = None) -> tuple[Any, Any]:
+        _require_cpu(device)
+        r, squared = self._take(SquarePair(tuple(size)))
+        return _arithmetic(r, 0), _arithmetic(squared, 0)
+
+    def generate_binary_triple(
+        self, size0: Sequence[int], size1: Sequence[int], device: Any = None
+    ) -> tuple[Any, Any, Any]:
+        _require_cpu(device)
+        left, right = tuple(size0), tuple(size1)
+        a, b, c = self._take(BinaryTriple(left, right, tuple(torch.broadcast_shapes(left, right))))
+        return _binary(a), _binary(b), _binary(c)
+
+    def B2A_rng(self, size: Sequence[int], device: Any = None) -> tuple[Any, Any]:
+        _require_cpu(device)
+        bit, in_ring = self._take(BitPair(tuple(size)))
+        return _arithmetic(in_ring, 0), _binary(bit & 1)  # a stream's bits above the width mean nothing
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise _unsupported(f"provider.{name}")
+
+    @staticmethod
+    def _take(correlation: Correlation) -> list[torch.Tensor]:
+        return current_session().session.take(correlation)
+
+
+# ---------------------------------------------------------------- crypten.config
+
+
+class _Options:
+    """Named values that cannot be assigned: CrypTen's options are shared by every session of the process."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.__dict__.update({k: _Options(v) if isinstance(v, dict) else v for k, v in values.items()})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise ConfigError(f"CrypTen's option {name} is set for a block of code: `with cfg.temp_override({{...}}):`")
+
+    def replaced(self, path: Sequence[str], value: Any) -> _Options:
+        """A copy with one value changed."""
+        name, *rest = path
+        changed = _Options({})
+        changed.__dict__.update(self.__dict__)
+        changed.__dict__[name] = getattr(self, name).replaced(rest, value) if rest else value
+        return changed
+
+
+_DEFAULTS = _Options(
+    # configs/default.yaml of CrypTen 0.4.1, which its wheel installs outside the package; only the provider differs
+    {
+        "communicator": {"verbose": False},
+        "debug": {"debug_mode": False, "validation_mode": False},
+        "encoder": {"precision_bits": FRACTION_BITS},
+        "functions": {
+            "max_method": "log_reduction",
+            "exp_iterations": 8,
+            "reciprocal_method": "NR",
+            "reciprocal_nr_iters": 10,
+            "reciprocal_log_iters": 1,
+            "reciprocal_all_pos": False,
+            "reciprocal_initial": None,
+            "sqrt_nr_iters": 3,
+            "sqrt_nr_initial": None,
+            "sigmoid_tanh_method": "reciprocal",
+            "sigmoid_tanh_terms": 32,
+            "log_iterations": 2,
+            "log_exp_iterations": 8,
+            "log_order": 8,
+            "trig_iterations": 10,
+            "erf_iterations": 8,
+        },
+        "mpc": {"active_security": False, "provider": _PROVIDER, "protocol": "beaver"},
+    }
+)
+
+
+class ContextConfig:
+    """CrypTen's `cfg`, with overrides that hold in the current thread or task alone."""
+
+    def __init__(self) -> None:
+        self.__dict__["_options"] = ContextVar("crypten_options", default=_DEFAULTS)
+
+    def __getattr__(self, name: str) -> Any:
+        value: Any = self.__dict__["_options"].get()
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(_DEFAULTS, name, value)  # refuses, and says what to do
+
+    __getitem__ = __getattr__
+    __setitem__ = __setattr__
+
+    @contextmanager
+    def temp_override(self, override: Mapping[str, Any]) -> Iterator[None]:
+        """Options by their dotted names, changed inside the `with` block."""
+        options = self.__dict__["_options"]
+        changed: _Options = options.get()
+        for name, value in override.items():
+            changed = changed.replaced(name.split("."), value)
+        token = options.set(changed)
+        try:
+            yield
+        finally:
+            options.reset(token)
+
+
+def _config_module() -> ModuleType:
+    module: Any = ModuleType("crypten.config")
+    module.CrypTenConfig, module.cfg = ContextConfig, ContextConfig()
+    return module
+
+
+# ---------------------------------------------------------------- the import
+
+
+class _Absent(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"{self.__name__}.{name} is not available: MPCache imports CrypTen without {self.__name__}"
+        )
+
+
+_import_lock = threading.Lock()
+_imported: Any = None
+
+
+def import_crypten() -> Any:
+    """The `crypten` module, on our sessions. The first call imports it, the others return it.
+
+    Raises ConfigError if CrypTen is missing, of another version than `PROVED_ON`, or was imported by other code.
+    """
+    global _imported
+    with _import_lock:
+        if _imported is None:
+            _imported = _import()
+        return _imported
+
+
+def _import() -> Any:
     if "crypten" in sys.modules:
-        return sys.modules["crypten"]
-    communicator = _module(
-        "crypten.communicator",
-        Communicator=_Communicator,
-        DistributedCommunicator=_Communicator,
-        InProcessCommunicator=_Communicator,
-        get=_Communicator,
-        is_initialized=lambda: _current.get(None) is not None,
-        _init=_refuse,
-        uninit=_refuse,
-    )
-    placed = {
+        raise ConfigError("crypten was imported before MPCache could give it its sessions: import protocols first")
+    modules = {
         "crypten.nn": _Absent("crypten.nn"),
         "crypten.optim": _Absent("crypten.optim"),
-        "crypten.config": _module("crypten.config", CrypTenConfig=_Config, cfg=_Config()),
-        "crypten.communicator": communicator,
-        "crypten.common.rng": _module(
-            "crypten.common.rng", generate_random_ring_element=_ring_element, generate_kbit_random_tensor=_bits
-        ),
+        "crypten.config": _config_module(),
+        "crypten.communicator": _communicator_module(),
+        "crypten.common.rng": _rng_module(),
     }
-    sys.modules.update(placed)
-    crypten = importlib.import_module("crypten")
-    if crypten.__version__ != PROVED_VERSION:
-        raise MpcacheError(f"this bridge was proved on CrypTen {PROVED_VERSION}, not {crypten.__version__}")
-    for name in ("nn", "optim", "config", "communicator"):
-        setattr(crypten, name, placed[f"crypten.{name}"])
-    for name in ("prev", "next", "local", "global"):
-        crypten.generators[name] = _PerSession(name)
-    vars(crypten.mpc)["__SUPPORTED_PROVIDERS"]["DEALER"] = _provider()
+    sys.modules.update(modules)
+    try:
+        crypten: Any = importlib.import_module("crypten")
+        if crypten.__version__ != PROVED_ON:
+            raise ConfigError(f"MPCache works with crypten {PROVED_ON}, not {crypten.__version__}: install that one")
+    except BaseException as error:
+        for name in [name for name in sys.modules if name.split(".")[0] == "crypten"]:
+            del sys.modules[name]  # nothing half-made stays behind
+        if isinstance(error, ImportError):
+            raise ConfigError(f"crypten {PROVED_ON} cannot be imported: {error}") from error
+        raise
+    for name, module in modules.items():
+        setattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2], module)
+    _connect(crypten)
     return crypten
 
 
-def _provider() -> Any:
-    from crypten.mpc.primitives import ArithmeticSharedTensor, BinarySharedTensor
-    from crypten.mpc.provider.provider import TupleProvider
-
-    def arithmetic(*shares: torch.Tensor) -> tuple[Any, ...]:
-        return tuple(ArithmeticSharedTensor.from_shares(s, precision=0) for s in shares)
-
-    def binary(*shares: torch.Tensor) -> tuple[Any, ...]:
-        return tuple(BinarySharedTensor.from_shares(s, precision=0) for s in shares)
-
-    class DealerProvider(TupleProvider):  # type: ignore[misc]
-        """CrypTen's tuples from the session's dealer."""
-
-        NAME = "DEALER"
-
-        def generate_additive_triple(
-            self, size0: Any, size1: Any, op: str, device: Any = None, *args: Any, **kwargs: Any
-        ) -> Any:
-            if op not in ("mul", "matmul") or args or kwargs:
-                raise MpcacheError(f"no triples for {op} with these arguments")
-            return arithmetic(*_here().session.take(Triple(op, tuple(size0), tuple(size1))))
-
-        def square(self, size: Any, device: Any = None) -> Any:
-            return arithmetic(*_here().session.take(Square(tuple(size))))
-
-        def generate_binary_triple(self, size0: Any, size1: Any, device: Any = None) -> Any:
-            return binary(*_here().session.take(BinaryTriple(tuple(size0), tuple(size1))))
-
-        def B2A_rng(self, size: Any, device: Any = None) -> Any:
-            xored, summed = _here().session.take(SharedBit(tuple(size)))
-            return arithmetic(summed)[0], binary(xored & 1)[0]
-
-    return DealerProvider()
+def _connect(crypten: Any) -> None:
+    """The three writes. Raises PlanError if CrypTen does not look as it did in `PROVED_ON`."""
+    providers = vars(crypten.mpc)["__SUPPORTED_PROVIDERS"]
+    providers.clear()  # its own providers let one party know all masks, or need another process: out of reach
+    providers[_PROVIDER] = DealerProvider()
+    if set(crypten.generators) != {"prev", "next", "local", "global"}:
+        raise PlanError("crypten has other random generators than expected")
+    crypten.generators.update({name: _SessionStreams(name) for name in crypten.generators})
+    crypten.set_grad_enabled(False)
 
 
-# ---------------------------------------------------------------- conversions and planning
+# ---------------------------------------------------------------- shares in and out, without copying
 
 
-def to_crypten(share: torch.Tensor, fraction_bits: int = 16) -> Any:
-    """An int64 share as CrypTen's MPCTensor, without copying."""
+def _arithmetic(share: torch.Tensor, fraction_bits: int) -> Any:
+    return _imported.mpc.primitives.ArithmeticSharedTensor.from_shares(share, precision=fraction_bits)
+
+
+def _binary(share: torch.Tensor) -> Any:
+    return _imported.mpc.primitives.BinarySharedTensor.from_shares(share, precision=0)
+
+
+def to_arithmetic(share: torch.Tensor, fraction_bits: int = FRACTION_BITS) -> Any:
+    """An ArithmeticSharedTensor on this party's int64 share. The memory is shared, the encoder is new."""
+    import_crypten()
+    return _arithmetic(share, fraction_bits)
+
+
+def to_mpc_tensor(share: torch.Tensor, fraction_bits: int = FRACTION_BITS) -> Any:
+    """An MPCTensor on this party's int64 share, in the current session. The memory is shared, the encoder is new."""
+    return import_crypten().mpc.MPCTensor.from_shares(share, precision=fraction_bits)
+
+
+def from_crypten(tensor: Any, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
+    """This party's int64 share of an arithmetic tensor at scale 2^fraction_bits; no copy if it has that scale.
+
+    CrypTen's comparisons give integers (scale 1), which are scaled up. Raises TypeError for binary shares and for a
+    greater scale, which would have to be truncated.
+    """
     crypten = import_crypten()
-    return crypten.mpc.MPCTensor.from_shares(share, precision=fraction_bits)
+    if isinstance(tensor, crypten.mpc.MPCTensor):
+        tensor = tensor._tensor
+    if not isinstance(tensor, crypten.mpc.primitives.ArithmeticSharedTensor):
+        raise TypeError(
+            f"{type(tensor).__name__} is not an arithmetic sharing: convert it with .to(crypten.mpc.arithmetic)"
+        )
+    missing = fraction_bits - (int(tensor.encoder.scale).bit_length() - 1)
+    if missing < 0:
+        raise TypeError(f"the tensor has {-missing} more fractional bits than {fraction_bits}")
+    return tensor.share << missing if missing else tensor.share
 
 
-def from_crypten(tensor: Any) -> torch.Tensor:
-    """The int64 share of an MPCTensor or ArithmeticSharedTensor, without copying."""
-    return getattr(tensor, "_tensor", tensor).share
+# ---------------------------------------------------------------- planning
 
 
 class DryRunSession(PlanSession):
-    """Plans a CrypTen program by running it on zeros: its control flow depends on shapes alone."""
+    """Plans a CrypTen program by running it on zeros: what CrypTen sends follows from shapes alone.
+
+    CrypTen mixes its own CPU tensors into a computation, so the `meta` device of `PlanSession` is closed to it. A dry
+    run therefore computes, but waits for nobody. The party is 0, which has zeros for whatever it should know.
+    """
 
     device = torch.device("cpu")
 
-    def run(self, protocol: Any) -> Any:
+    def run(self, protocol: Awaitable[T]) -> T:
         return Session.run(self, protocol)
 
     def take(self, correlation: Correlation) -> list[torch.Tensor | None]:
-        super().take(correlation)
-        return [
-            torch.zeros(f.shape, dtype=torch.int64) for f in correlation.fields() if isinstance(f, Random | Corrected)
-        ]
+        return [None if f is None else torch.zeros(f.shape, dtype=torch.int64) for f in super().take(correlation)]
 
     def _round(self, requests: list[Opening]) -> None:
         super()._round(requests)
-        for r in requests:
-            if r.receiver != 1:
-                r.result = torch.zeros(r.shape, dtype=torch.int64)
+        for request in requests:
+            if request.result is not None:
+                request.result = torch.zeros(request.shape, dtype=torch.int64)

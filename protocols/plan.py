@@ -68,6 +68,7 @@ class PlanSession(Session):
     """A session without a peer: runs on `meta` tensors and writes the plan."""
 
     device = torch.device("meta")
+    planning = True
 
     def __init__(self) -> None:
         self.party = 0

@@ -117,6 +117,7 @@ class Session:
     """
 
     device = torch.device("cpu")
+    planning = False
 
     def __init__(self, party: int, channel: Channel, correlations: Correlations) -> None:
         self.party = party

@@ -32,6 +32,19 @@ def test_the_answer_equals_plaintext_and_its_cost_the_plan(connection: Connectio
     assert measured == (planned.online_bytes, planned.correction_bytes, planned.rounds)
 
 
+def test_crypten_runs_between_the_same_processes(connection: Connection, model: Path) -> None:
+    """Its protocols over our transport and dealer: the baseline."""
+    generation = Generation(connection, Request(PROMPT[:3], 2, backend="crypten"))
+    assert list(generation) == plain_answer(model, PROMPT[:3], 2)
+    parameters = PublicParameters(read_model_config(model), "", 3, 2, backend="crypten")
+    planned = sum(phase_costs(parameters), Cost())
+    assert generation.meter is not None
+    assert totals(generation.meter.prefill, generation.meter.decode)[:2] == (
+        planned.online_bytes,
+        planned.correction_bytes,
+    )
+
+
 def test_masked_weights_are_sent_once(connection: Connection, tmp_path: Path) -> None:
     own_state = replace(connection, state=tmp_path)
     first, second = Generation(own_state, Request(PROMPT, 1)), Generation(own_state, Request(PROMPT, 1))
@@ -64,6 +77,7 @@ def test_an_answer_ends_with_its_end_token(model: Path, tmp_path: Path) -> None:
     ("request_", "message"),
     [
         (Request(PROMPT, 5, model_digest="0" * 64), "the client wants 0000000000000000"),
+        (Request(PROMPT, 5, backend="magic"), "unknown backend 'magic'"),
         (Request(PROMPT, 5, policy="magic"), "does not know the cache policy 'magic'"),
         (Request(PROMPT, 500), "allows 256 new tokens"),
         (Request([1] * 125, 5), "do not fit the model's 128 positions"),

@@ -101,7 +101,7 @@ def test_crypten_outside_a_session_is_refused() -> None:
     crypten = import_crypten()
     with pytest.raises(MpcacheError, match="outside"):
         crypten.cryptensor(X)
-    with pytest.raises(MpcacheError, match="in place of crypten.init"):
+    with pytest.raises(MpcacheError, match=r"in place of crypten\.init"):
         crypten.init()
 
 

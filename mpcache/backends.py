@@ -1,0 +1,42 @@
+"""Backends by name, for the processes and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from protocols.backends.interface import Backend
+from protocols.backends.mpc import MpcBackend
+from protocols.plan import PlanSession
+from protocols.session import Session
+
+PRIVATE_BACKENDS = ("mpc", "crypten")
+
+
+@contextmanager
+def private_backend(
+    name: str,
+    session: Session,
+    weight_key: bytes | None = None,
+    masked_weights: Mapping[str, torch.Tensor] | None = None,
+) -> Iterator[Backend]:
+    """The backend `name` on a session, for as long as the block lasts."""
+    if name == "mpc":
+        yield MpcBackend(session, weight_key, dict(masked_weights or {}))
+        return
+    from protocols.backends.crypten import CryptenBackend
+    from protocols.crypten_bridge import active
+
+    with active(session) as crypten:
+        yield CryptenBackend(session, crypten)
+
+
+def plan_session(name: str) -> PlanSession:
+    """A session that plans: on `meta` tensors for mpc; CrypTen runs dry, on zeros."""
+    if name == "mpc":
+        return PlanSession()
+    from protocols.crypten_bridge import DryRunSession
+
+    return DryRunSession()
