@@ -27,10 +27,8 @@ def private_backend(
         yield MpcBackend(session, weight_key, dict(masked_weights or {}))
         return
     from protocols.backends.crypten import CryptenBackend
-    from protocols.crypten_bridge import active
 
-    with active(session) as crypten:
-        yield CryptenBackend(session, crypten)
+    yield CryptenBackend(session)
 
 
 def plan_session(name: str) -> PlanSession:

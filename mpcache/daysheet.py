@@ -31,9 +31,9 @@ def _words(text: str) -> tuple[str, ...]:
 
 _FIRST = _words("""
     Ma Ka Lo Te Sa Ri Do Ve Ni Ba Pe Jo Fa Lu Ha Mi Ro Se Ta Vi Da Ne Ko La Be So Ra Fi No Ca Le Mo Sha Bri Cla Dra Ele
-    Flo Gra Ale Isa Oli Ana Emi Ari Eli Ada Ula Wen Yas Zo Ju Pau Phi Tho Qui Ste Tri Bre Cor Del Fer Gil Hel Ing Jas Kel
-    Lam Mar Nor Osk Par Rud Sil Tam Urs Val Wil Xan Yor Zel Bar Cam Dor Est Fre Gus Hol Ivo Jer Kir Lin Mel Nad Orl Pip
-    Ren Sol Tor
+    Flo Gra Ale Isa Oli Ana Emi Ari Eli Ada Ula Wen Yas Zo Ju Pau Phi Tho Qui Ste Tri Bre Cor Del Fer Gil Hel Ing Jas
+    Kel Lam Mar Nor Osk Par Rud Sil Tam Urs Val Wil Xan Yor Zel Bar Cam Dor Est Fre Gus Hol Ivo Jer Kir Lin Mel Nad Orl
+    Pip Ren Sol Tor
 """)
 _SECOND = _words("""
     rin vel dan sek lina mar tis bor neth las dor win ka mir son gel ros tan vik lyn dra sa mon ber fin zar keth lo par
@@ -46,8 +46,8 @@ _MEDICINES = _words("""
     Tarnox Ulvita Vexal Wolmar Xerin Yastol Zamor Arlin Bexara Calmar Doxen Emprin Fludar Gentol Helvin
 """)
 _ALLERGENS = _words("""
-    walnuts latex pollen shellfish penicillin soy eggs milk peanuts wheat sesame mustard celery dust wasps nickel aspirin
-    iodine kiwi almonds cats dogs mold garlic corn oats fish plums figs rye hops wool
+    walnuts latex pollen shellfish penicillin soy eggs milk peanuts wheat sesame mustard celery dust wasps nickel
+    aspirin iodine kiwi almonds cats dogs mold garlic corn oats fish plums figs rye hops wool
 """)
 _DOCTORS = _words("""
     Ruvan Kemp Ostler Hale Brandt Voss Lind Marsh Pike Thorne Ashby Cole Drake Frost Grant Hobbs Ives Jarvis Keene Lowe

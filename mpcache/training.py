@@ -6,6 +6,7 @@ and the length of the sequences grows only when the model answers well at the le
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import random
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from mpcache.daysheet import BEGIN, END, build_tokenizer, sheet_of_tokens, training_pieces
+from mpcache.daysheet import BEGIN, END, SPLITS, build_tokenizer, sheet_of_tokens, training_pieces
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -123,8 +124,9 @@ class Llama(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Hidden states (batch, tokens, hidden) of ids (batch, tokens)."""
         x, tokens = self.model.embed_tokens(ids), ids.shape[1]
+        cos, sin = self.get_buffer("cos")[:tokens], self.get_buffer("sin")[:tokens]
         for layer in self.model.layers:
-            x = layer(x, self.cos[:tokens], self.sin[:tokens])
+            x = layer(x, cos, sin)
         return self.model.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -146,8 +148,8 @@ def initialise(model: Llama) -> None:
 
     To learn such heads takes a small model longer than all the rest; given them, a value's position knows the words
     before it from the start, and only the matching of names remains to be learnt. Channel 0 of the embeddings begins as
-    a constant, from which queries and keys take the phases that the rotary positions then turn: their product is largest
-    at the head's distance.
+    a constant, from which queries and keys take the phases that the rotary positions then turn: their product is
+    largest at the head's distance.
     """
     shape = model.shape
     for name, weight in model.named_parameters():
@@ -159,7 +161,7 @@ def initialise(model: Llama) -> None:
     model.model.embed_tokens.weight[:, 0] = 0.5
     fast = _frequencies(shape)[:6]
     count, half, strength = len(fast), shape.head_dim // 2, 0.7
-    attention = model.model.layers[0].self_attn
+    attention = next(m for m in model.modules() if isinstance(m, Attention))
     keys = attention.k_proj.weight.view(shape.num_key_value_heads, 2, half, -1)
     keys[:, 0, :count, 0], keys[:, 1, :count, 0] = strength, 0.0
     for head, query in enumerate(attention.q_proj.weight.view(shape.num_attention_heads, 2, half, -1)):
@@ -243,8 +245,7 @@ class Trainer:
             progress.seconds = before + time.monotonic() - started
             if progress.steps % recipe.log_steps == 0:
                 speed = (progress.tokens - tokens_before) / (time.monotonic() - started)
-                print(f"{progress.seconds / 60:6.1f} min  step {progress.steps}  {progress.tokens / 1e6:.2f} M tokens  "
-                      f"length {tokens}  answers right {progress.accuracy:.3f}  {speed:,.0f} tokens/s", flush=True)  # fmt: skip
+                self._report(tokens, speed)
             if progress.accuracy > enough:
                 print(f"length {tokens}: {progress.accuracy:.3f} of the answers right, going on", flush=True)
                 progress.stage, progress.accuracy = progress.stage + 1, 0.0
@@ -252,6 +253,11 @@ class Trainer:
                 self._save()
                 saved = time.monotonic()
         self._save()
+
+    def _report(self, tokens: int, speed: float) -> None:
+        p = self.progress
+        seen = f"{p.seconds / 60:6.1f} min  step {p.steps}  {p.tokens / 1e6:.2f} M tokens"
+        print(f"{seen}  length {tokens}  answers right {p.accuracy:.3f}  {speed:,.0f} tokens/s", flush=True)
 
     def _step(self, tokens: int, rate: float) -> float:
         """One step; the share of answers (not their ends) right."""
@@ -362,3 +368,28 @@ def train(folder: Path, minutes: float, seed: int = 0, threads: int = 2, resume:
     """Train a model in `folder`, or go on with the one there."""
     torch.set_num_threads(threads)
     Trainer(folder, Recipe(), seed, resume).run(minutes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m mpcache.training", description=__doc__)
+    command = parser.add_subparsers(required=True).add_parser("evaluate", help="exact match on held-out day sheets")
+    command.add_argument("--model", type=Path, required=True, help="model folder")
+    command.add_argument("--tokens", default="512,1024,2048", help="lengths of the prompts (default %(default)s)")
+    command.add_argument("--documents", type=int, default=200, help="day sheets of each length (default 200)")
+    command.add_argument("--split", default="heldout", choices=SPLITS, help="whose names (default heldout)")
+    command.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    command.add_argument("--json", type=Path, help="write the figures here, too")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model, tokenizer = load(options.model)
+    figures = {}
+    for tokens in map(int, options.tokens.split(",")):
+        figures[tokens] = exact_match(model, tokenizer, tokens, options.documents, options.split)
+        print(f"{tokens:5} tokens: exact match {figures[tokens]:.3f} on {options.documents} documents", flush=True)
+    if options.json:
+        result = {"split": options.split, "documents": options.documents, "exact_match": figures}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

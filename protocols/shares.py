@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from protocols.crypten_bridge import import_crypten
-from protocols.ring import FRACTION_BITS, encode
+from protocols.ring import FRACTION_BITS, encode, wrap
 
 _crypten = import_crypten()
 _FixedPointEncoder = _crypten.mpc.mpc.FixedPointEncoder
@@ -94,12 +94,13 @@ class Secret(ArithmeticSharedTensor):
                     f"cannot add a sharing of scale {other.encoder.scale} to a secret of scale {self.encoder.scale}"
                 )
             return self._tensor + sign * other.share
-        if not isinstance(other, int | float | torch.Tensor):
+        if self._encoder is not None and self._encoder.scale == 1:
+            raise TypeError("a public value cannot be added while CrypTen has suspended the encoding")
+        if isinstance(other, int | float):
+            return self._tensor + wrap(sign * round(other * 2**FRACTION_BITS)) if self.party == 0 else self._tensor
+        if not isinstance(other, torch.Tensor):
             raise TypeError(f"cannot add {type(other).__name__} to a secret")
-        if self.encoder.scale == 1:  # CrypTen has suspended the encoding, see its IgnoreEncodings
-            encoded = torch.as_tensor(other)
-        else:
-            encoded = encode(torch.as_tensor(other, device=self._tensor.device))
+        encoded = encode(other).to(self._tensor.device)
         if self.party != 0:  # nothing to add, but the same shape at both parties
             return torch.broadcast_tensors(self._tensor, encoded)[0]
         return self._tensor + sign * encoded
@@ -190,7 +191,6 @@ def _close() -> None:
     for kind, names in _OPERATORS.items():
         for name in names:
             setattr(Secret, name, _refuse(kind, _INSTEAD.get(kind, "")))
-    Secret.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 _close()
