@@ -32,7 +32,8 @@ def _words(text: str) -> tuple[str, ...]:
 _FIRST = _words("""
     Ma Ka Lo Te Sa Ri Do Ve Ni Ba Pe Jo Fa Lu Ha Mi Ro Se Ta Vi Da Ne Ko La Be So Ra Fi No Ca Le Mo Sha Bri Cla Dra Ele
     Flo Gra Ale Isa Oli Ana Emi Ari Eli Ada Ula Wen Yas Zo Ju Pau Phi Tho Qui Ste Tri Bre Cor Del Fer Gil Hel Ing Jas
-    Kel Lam Mar Nor Osk Par Rud Sil Tam Urs Val Wil Xan Yor Zel Bar Cam Dor Est Fre Gus Hol Ivo Jer Kir Lin Mel Nad Orl
+    Kel Lam Mar Nor Osk Par Rud Sil Tam Urs Val Wil Xan Yor Zel Bar Cam Dor Est Fre Gus Hol Ivo Jer Kir Lin
+    Mel Nad Orl
     Pip Ren Sol Tor
 """)
 _SECOND = _words("""
