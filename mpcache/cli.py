@@ -172,6 +172,24 @@ def client(
 
 
 @main.command()
+@_config
+@_insecure
+@click.option("--listen", default="127.0.0.1:7002", show_default=True, help="Loopback address for applications.")
+def gateway(path: Path, insecure: bool, listen: str) -> None:
+    """Run the data owner's gateway: applications on this machine generate through it (proto/client.proto)."""
+    from mpcache.checkpoint import load_tokenizer
+    from parties.client import Connection, Request
+    from parties.gateway import GatewayServer
+    from parties.settings import ClientSettings, load_settings
+
+    settings = load_settings(path, ClientSettings)
+    identity = _identity(settings.certificates, "client", insecure or settings.insecure)
+    connection = Connection(settings.owner, settings.dealer, identity, settings.state, settings.timeout_seconds)
+    defaults = Request((), settings.max_new_tokens, settings.temperature, model_digest=settings.model_digest)
+    _serve(GatewayServer(listen, connection, load_tokenizer(settings.tokenizer), defaults), "gateway", listen)
+
+
+@main.command()
 @_prompt_options
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder. Default: the demo model.")
 @click.option(

@@ -5,9 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
-from parties.demo import role_process
+from mpcache.checkpoint import load_tokenizer
+from parties.client import Request
+from parties.demo import DEMO_MODEL, local_parties, role_process
+from parties.gateway import GatewayServer
+from parties.generated import client_pb2, client_pb2_grpc
 
 
 def mpcache(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -56,6 +61,20 @@ def test_the_demo_needs_a_prompt_for_another_model(tmp_path: Path) -> None:
 
 
 def test_every_command_explains_itself() -> None:
-    for command in ("certs", "owner", "client", "dealer", "demo", "plan"):
+    for command in ("certs", "owner", "client", "gateway", "dealer", "demo", "plan"):
         result = mpcache(command, "--help")
         assert result.returncode == 0 and "Usage" in result.stdout
+
+
+def test_the_gateway_answers_an_application() -> None:
+    with local_parties(DEMO_MODEL) as where:
+        server = GatewayServer("127.0.0.1:0", where, load_tokenizer(DEMO_MODEL), Request((), 3))
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub = client_pb2_grpc.ClientStub(channel)
+            replies = list(stub.Generate(client_pb2.GenerateRequest(prompt="Q: Which Dr does Jasdell see?")))
+            with pytest.raises(grpc.RpcError, match="allows 256 new tokens"):
+                list(stub.Generate(client_pb2.GenerateRequest(prompt="Q:", max_new_tokens=999)))
+        server.stop()
+    summary = json.loads(replies[-1].summary)
+    assert "".join(r.text for r in replies) == summary["answer"]
+    assert 1 <= summary["new_tokens"] <= 3

@@ -1,0 +1,76 @@
+"""The data owner's gateway: applications on its side send a prompt and get the answer; the prompt goes no further.
+
+Whoever reaches the gateway can use the data owner's identity, so it listens on loopback only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import grpc
+from tokenizers import Tokenizer
+
+from mpcache.report import Result
+from parties.client import Connection, Generation, Request
+from parties.generated import client_pb2, client_pb2_grpc
+from parties.tls import open_server
+from protocols.errors import MpcacheError
+
+
+class GatewayService(client_pb2_grpc.ClientServicer):
+    """One generation a call, as pieces of text and a summary of what it cost."""
+
+    def __init__(self, connection: Connection, tokenizer: Tokenizer, defaults: Request) -> None:
+        self._connection, self._tokenizer, self._defaults = connection, tokenizer, defaults
+
+    def Generate(
+        self, request: client_pb2.GenerateRequest, context: grpc.ServicerContext
+    ) -> Iterator[client_pb2.GenerateReply]:
+        prompt = self._tokenizer.encode(request.prompt).ids
+        if not prompt:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the prompt is empty")
+        defaults = self._defaults
+        wanted = Request(
+            prompt,
+            request.max_new_tokens or defaults.max_new_tokens,
+            defaults.temperature,
+            model_digest=defaults.model_digest,
+        )
+        generation = Generation(self._connection, wanted)
+        tokens: list[int] = []
+        shown = ""
+        try:
+            for token in generation:
+                tokens.append(token)
+                text = self._tokenizer.decode(tokens)
+                if not text.endswith("\ufffd"):
+                    yield client_pb2.GenerateReply(text=text[len(shown) :])
+                    shown = text
+        except MpcacheError as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        assert generation.meter is not None
+        result = Result(
+            self._tokenizer.decode(tokens),
+            len(prompt),
+            len(tokens),
+            generation.meter,
+            generation.setup_bytes,
+            generation.waited_for_dealer,
+        )
+        yield client_pb2.GenerateReply(summary=json.dumps(result.to_dict()))
+
+
+class GatewayServer:
+    """The gateway's process: serves until stopped, in plaintext on loopback."""
+
+    def __init__(self, address: str, connection: Connection, tokenizer: Tokenizer, defaults: Request) -> None:
+        self._server, self.port = open_server(address, None, workers=4)
+        client_pb2_grpc.add_ClientServicer_to_server(GatewayService(connection, tokenizer, defaults), self._server)
+        self._server.start()
+
+    def wait(self) -> None:
+        self._server.wait_for_termination()
+
+    def stop(self) -> None:
+        self._server.stop(grace=0.5).wait()
