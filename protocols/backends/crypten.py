@@ -26,7 +26,6 @@ import torch
 from protocols.backends.interface import KeyValues
 from protocols.crypten_bridge import CryptenSession, active, from_crypten, import_crypten, to_mpc_tensor
 from protocols.errors import PlanError
-from protocols.plan import PlanSession
 from protocols.ring import FRACTION_BITS, encode
 from protocols.sampling import GumbelNoise
 from protocols.session import Session
@@ -57,7 +56,7 @@ class CryptenBackend:
             known = None
         elif tensor is not None:
             known = tensor.float()
-        elif isinstance(self.session, PlanSession):
+        elif self.session.planning:
             known = torch.zeros(size)
         else:
             raise PlanError(f"party {party} has no value to share")
@@ -142,7 +141,7 @@ class CryptenBackend:
         """Party 1 says whether it wants another token: the answer's length is public."""
         share = torch.full((1,), int(bool(goes_on)), dtype=torch.int64)
         heard = self.session.run(self.session.transfer(share, (1,), 8, receiver=0))
-        if isinstance(self.session, PlanSession):
+        if self.session.planning:
             return True
         return bool(heard.item()) if self.session.party == 0 else bool(goes_on)
 

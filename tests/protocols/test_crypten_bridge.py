@@ -137,7 +137,8 @@ def test_shares_pass_in_and_out_without_a_copy() -> None:
         tensor, sharing = to_mpc_tensor(mine), to_arithmetic(mine)
         assert tensor.share.data_ptr() == sharing.share.data_ptr() == mine.data_ptr()
         assert from_crypten(tensor).data_ptr() == from_crypten(sharing).data_ptr() == mine.data_ptr()
-        assert tensor.encoder is not sharing.encoder
+        encoders = [t.encoder for t in (tensor, sharing, to_mpc_tensor(mine), to_arithmetic(mine))]
+        assert len({id(encoder) for encoder in encoders}) == 4, "CrypTen changes encoders in place: never share one"
         bit = tensor < 0  # scale 1
         assert torch.equal(from_crypten(bit), bit.share << 16)
         with pytest.raises(TypeError, match="arithmetic"):
@@ -253,6 +254,7 @@ def test_two_sessions_in_threads_do_not_touch_each_other() -> None:
         assert (at_0 - 15 * (x * y - (x < y).float() + exp)).abs().max() < 0.05
         assert cost_0.sent_bytes == cost_1.received_bytes and cost_0.rounds == cost_1.rounds
     assert results[0][0][1].rounds < results[1][0][1].rounds  # fewer squarings
+    assert not crypten.CrypTensor.AUTOGRAD_ENABLED, "a switch of the whole process that its functions would toggle"
 
 
 def test_two_sessions_interleaved_in_one_thread() -> None:
