@@ -197,9 +197,9 @@ def sheet_of_tokens(seed: int, split: str, tokens: int, tokenizer: Tokenizer) ->
     """The longest sheet of a seed whose text, any one of its questions and the answer take at most `tokens` tokens."""
     people = tokens // 40 + 2
     sheet = DaySheet(seed, split, people, sentences=tokens // 4)
-    used = _count(tokenizer, BEGIN + sheet.heading + "\n") + _LONGEST_QUESTION
+    used = len(_ids(tokenizer, BEGIN + sheet.heading + "\n")) + _LONGEST_QUESTION
     for kept, line in enumerate(sheet.lines):
-        used += _count(tokenizer, f" {_sentence(line)}")
+        used += len(_ids(tokenizer, f" {_sentence(line)}"))
         if used > tokens:
             return DaySheet(seed, split, people, sentences=kept)
     return sheet
@@ -209,8 +209,8 @@ _LONGEST_QUESTION = 14
 """Tokens of the longest question and its answer."""
 
 
-def _count(tokenizer: Tokenizer, text: str) -> int:
-    return len(tokenizer.encode(text, add_special_tokens=False).ids)
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def training_pieces(rng: random.Random, tokens: int) -> Iterator[tuple[str, bool]]:
@@ -264,6 +264,11 @@ def build_tokenizer() -> Tokenizer:
     begin = (BEGIN, tokenizer.token_to_id(BEGIN))
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[begin])
     return tokenizer
+
+
+def name_tokens(tokenizer: Tokenizer) -> list[int]:
+    """The tokens that names consist of."""
+    return [_ids(tokenizer, syllable)[0] for syllable in (*(f" {first}" for first in _FIRST), *_SECOND)]
 
 
 def _frame_words(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Train and evaluate the demo model: a small LLaMA that answers questions about private day sheets (daysheet.py).
 
-Retrieval emerges within minutes on a CPU because the first layer's heads start out looking one to `heads` tokens back,
-and the length of the sequences grows only when the model answers well at the length before.
+Retrieval emerges within minutes on a CPU because its beginnings are laid out in the first weights (`initialise`), and
+because sequences start short: their length grows when the model answers well at the length before.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from mpcache.daysheet import BEGIN, END, SPLITS, build_tokenizer, sheet_of_tokens, training_pieces
+from mpcache.daysheet import BEGIN, END, SPLITS, build_tokenizer, name_tokens, sheet_of_tokens, training_pieces
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -142,14 +142,18 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-b, a], -1) * sin
 
 
-@torch.no_grad()
-def initialise(model: Llama) -> None:
-    """Random weights, and in the first layer heads that look 1, 2, 3, ... tokens back.
+NAME_CHANNELS = 20
 
-    To learn such heads takes a small model longer than all the rest; given them, a value's position knows the words
-    before it from the start, and only the matching of names remains to be learnt. Channel 0 of the embeddings begins as
-    a constant, from which queries and keys take the phases that the rotary positions then turn: their product is
-    largest at the head's distance.
+
+@torch.no_grad()
+def initialise(model: Llama, syllables: list[int]) -> None:
+    """Random weights, with the beginnings of retrieval by name laid out in the first layers.
+
+    From random weights alone, a model this small learns within minutes which kind of value is asked for, but whose
+    remains a guess for long. So heads begin with a purpose, all of which training may change: those of the first layer
+    look back over the words just before; two of them copy `NAME_CHANNELS` channels in which only syllables of names
+    differ, so that a value's position, and the end of a question, know the name before them; and in the next two
+    layers, heads attend to where those channels hold the same name.
     """
     shape = model.shape
     for name, weight in model.named_parameters():
@@ -158,15 +162,53 @@ def initialise(model: Llama) -> None:
             if "o_proj" in name or "down_proj" in name:
                 deviation /= math.sqrt(2 * shape.num_hidden_layers)
             weight.normal_(0, deviation)
-    model.model.embed_tokens.weight[:, 0] = 0.5
-    fast = _frequencies(shape)[:6]
-    count, half, strength = len(fast), shape.head_dim // 2, 0.7
-    attention = next(m for m in model.modules() if isinstance(m, Attention))
-    keys = attention.k_proj.weight.view(shape.num_key_value_heads, 2, half, -1)
-    keys[:, 0, :count, 0], keys[:, 1, :count, 0] = strength, 0.0
-    for head, query in enumerate(attention.q_proj.weight.view(shape.num_attention_heads, 2, half, -1)):
-        phase = fast * (head + 1)
-        query[0, :count, 0], query[1, :count, 0] = strength * phase.cos(), -strength * phase.sin()
+    embedding = model.model.embed_tokens.weight
+    embedding[:, 1 : 1 + NAME_CHANNELS] = 0.0
+    embedding[syllables, 1 : 1 + NAME_CHANNELS] = 0.5 * NAME_CHANNELS**-0.5 * torch.randn(len(syllables), NAME_CHANNELS)
+    embedding[:, 1:] *= 0.5 / embedding[:, 1:].norm(dim=1, keepdim=True)
+    embedding[:, 0] = 0.5  # the same for all tokens, before and after the norm: where heads that look back begin
+    first, *others = [module for module in model.modules() if isinstance(module, Attention)]
+    _look_back(first, shape, embedding[0, 0].item() / embedding[0].square().mean().sqrt().item())
+    for attention in others[:2]:
+        _match_names(attention, shape)
+
+
+def _look_back(attention: Attention, shape: Shape, constant: float) -> None:
+    """Let each head attend to the tokens at some distance; the first two copy the name channels.
+
+    Queries and keys begin as multiples of channel 0, a `constant`. The rotary positions turn them: their product then,
+    at distance x, is a sum of cosines of (x - distance), largest at the head's own distance.
+    """
+    count, half, d = 6, shape.head_dim // 2, shape.head_dim
+    fast = _frequencies(shape)[:count]
+    attention.q_proj.weight.mul_(0.03)
+    attention.k_proj.weight.mul_(0.03)
+    keys = attention.k_proj.weight.view(-1, 2, half, shape.hidden_size)
+    keys[:, 0, :count, 0], keys[:, 1, :count, 0] = 0.7, 0.0
+    distances = [(3.5, 2.5), (4.5, 2.5), *((float(1 + i), 8.0) for i in range(shape.num_attention_heads - 2))]
+    queries = attention.q_proj.weight.view(-1, 2, half, shape.hidden_size)
+    for query, (distance, sharpness) in zip(queries, distances, strict=True):
+        size = torch.full((count,), sharpness * math.sqrt(d) / (0.7 * constant**2))
+        query[0, :count, 0], query[1, :count, 0] = size * (fast * distance).cos(), -size * (fast * distance).sin()
+    copy = torch.eye(NAME_CHANNELS)
+    attention.v_proj.weight[:NAME_CHANNELS] = 0.0
+    attention.v_proj.weight[:NAME_CHANNELS, 1 : 1 + NAME_CHANNELS] = copy
+    for head in range(2):
+        columns = slice(head * d, head * d + NAME_CHANNELS)
+        attention.o_proj.weight[:, columns] = 0.0
+        attention.o_proj.weight[1 : 1 + NAME_CHANNELS, columns] = 0.3 * copy
+
+
+def _match_names(attention: Attention, shape: Shape) -> None:
+    """Let the first key/value head and its queries compare name channels, in the slowly turning dimensions."""
+    half = shape.head_dim // 2
+    slow = slice(half - NAME_CHANNELS // 2, half)
+    same = 1.2 * torch.eye(NAME_CHANNELS).view(2, -1, NAME_CHANNELS)
+    shared = shape.num_attention_heads // shape.num_key_value_heads
+    for weight, heads in ((attention.k_proj.weight, 1), (attention.q_proj.weight, shared)):
+        rows = weight.view(-1, 2, half, shape.hidden_size)
+        rows[:heads, :, slow] = 0.0
+        rows[:heads, :, slow, 1 : 1 + NAME_CHANNELS] = same
 
 
 class Batches:
@@ -220,7 +262,7 @@ class Trainer:
         torch.manual_seed(seed)
         self.tokenizer = build_tokenizer()
         self.model = Llama(Shape(self.tokenizer.get_vocab_size()))
-        initialise(self.model)
+        initialise(self.model, name_tokens(self.tokenizer))
         matrices = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]
         rest = [p for n, p in self.model.named_parameters() if p.dim() != 2 or "embed" in n]
         rate, decay = recipe.learning_rate, recipe.weight_decay
@@ -292,7 +334,7 @@ class Trainer:
         (self.folder / f"{CHECKPOINT}.new").replace(self.folder / CHECKPOINT)
         export(self.model, self.tokenizer, self.folder / "model")
         tokens = sorted({128, 512, min(1024, 2 * self.recipe.stages[self.progress.stage][0])})
-        figures = {n: exact_match(self.model, self.tokenizer, n, 32) for n in tokens}
+        figures = {n: exact_match(self.model, self.tokenizer, n, 50) for n in tokens}
         print("saved; held-out exact match " + "  ".join(f"{n}: {x:.2f}" for n, x in figures.items()), flush=True)
 
     def _load(self) -> None:
@@ -364,23 +406,40 @@ def load(folder: Path) -> tuple[Llama, Tokenizer]:
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def train(folder: Path, minutes: float, seed: int = 0, threads: int = 2, resume: bool = False) -> None:
-    """Train a model in `folder`, or go on with the one there."""
-    torch.set_num_threads(threads)
-    Trainer(folder, Recipe(), seed, resume).run(minutes)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mpcache.training", description=__doc__)
-    command = parser.add_subparsers(required=True).add_parser("evaluate", help="exact match on held-out day sheets")
-    command.add_argument("--model", type=Path, required=True, help="model folder")
-    command.add_argument("--tokens", default="512,1024,2048", help="lengths of the prompts (default %(default)s)")
-    command.add_argument("--documents", type=int, default=200, help="day sheets of each length (default 200)")
-    command.add_argument("--split", default="heldout", choices=SPLITS, help="whose names (default heldout)")
-    command.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    command.add_argument("--json", type=Path, help="write the figures here, too")
+    commands = parser.add_subparsers(required=True)
+    _add_train(commands.add_parser("train", help="train the demo model", description=_TRAIN))
+    _add_evaluate(commands.add_parser("evaluate", help="exact match on held-out day sheets"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    options.run(options)
+
+
+_TRAIN = """Train the demo model on seeded synthetic day sheets. OUT gets checkpoint.pt, to resume from, and model/, a
+Hugging Face model folder, every three minutes."""
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--minutes", type=float, default=90, help="how long to train (default %(default)s)")
+    parser.add_argument("--out", type=Path, default="out/demo", help="folder to write to (default %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the documents (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
+    parser.set_defaults(run=lambda o: Trainer(o.out, Recipe(), o.seed, o.resume).run(o.minutes))
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("--tokens", default="512,1024,2048", help="lengths of the prompts (default %(default)s)")
+    parser.add_argument("--documents", type=int, default=200, help="day sheets of each length (default %(default)s)")
+    parser.add_argument("--split", default="heldout", choices=SPLITS, help="whose names (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
     model, tokenizer = load(options.model)
     figures = {}
     for tokens in map(int, options.tokens.split(",")):
