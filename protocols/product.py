@@ -70,6 +70,45 @@ class MaskProduct(Correlation):
 
 
 @dataclass(frozen=True)
+class MaskRows(Correlation):
+    """Nothing is dealt: the dealer keeps some rows (dimension -2) of a kept mask under a number of their own."""
+
+    handle: int
+    new_handle: int
+    ranges: tuple[tuple[int, int], ...]
+
+    def fields(self) -> Sequence[Random]:
+        return []
+
+    def deal(
+        self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer
+    ) -> Sequence[torch.Tensor]:
+        kept[self.new_handle] = _row_ranges(kept[self.handle], self.ranges)
+        return ()
+
+
+@dataclass(frozen=True)
+class Forget(Correlation):
+    """Nothing is dealt: the dealer forgets masks that no product will refer to again."""
+
+    handles: tuple[int, ...]
+
+    def fields(self) -> Sequence[Random]:
+        return []
+
+    def deal(
+        self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer
+    ) -> Sequence[torch.Tensor]:
+        for handle in self.handles:
+            kept.pop(handle, None)
+        return ()
+
+
+def _row_ranges(x: torch.Tensor, ranges: Sequence[tuple[int, int]]) -> torch.Tensor:
+    return torch.cat([x[..., start:end, :] for start, end in ranges], -2)
+
+
+@dataclass(frozen=True)
 class SquareSum(Correlation):
     """Shares of the sum over the last dimension of a kept mask's squares."""
 
@@ -120,6 +159,23 @@ async def extend(
     if masked is None:
         return Masked(opened, a, handle, bits)
     return Masked(torch.cat([masked.opened, opened], dim), torch.cat([masked.mask, a], dim), handle, bits)
+
+
+def rows(session: Session, masked: Masked, ranges: Sequence[tuple[int, int]]) -> Masked:
+    """Rows (dimension -2) of a masked value, by public ranges, under the same masks. Costs nothing; `masked` stays."""
+    handle = session.new_handle()
+    session.take(MaskRows(masked.handle, handle, tuple(ranges)))
+    return Masked(_row_ranges(masked.opened, ranges), _row_ranges(masked.mask, ranges), handle, masked.bits)
+
+
+def forget(session: Session, *values: Masked) -> None:
+    """Let the dealer forget the masks of values that no product will use again."""
+    session.take(Forget(tuple(value.handle for value in values)))
+
+
+def unmask(session: Session, masked: Masked) -> torch.Tensor:
+    """Shares of a masked value, valid modulo 2^bits of its mask. Local."""
+    return session.constant(masked.opened) + masked.mask
 
 
 def multiply_masked(
