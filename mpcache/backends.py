@@ -28,7 +28,7 @@ def private_backend(
         return
     from protocols.backends.crypten import CryptenBackend
 
-    yield CryptenBackend(session)
+    yield CryptenBackend(session)  # type: ignore[misc]
 
 
 def plan_session(name: str) -> PlanSession:

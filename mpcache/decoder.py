@@ -11,9 +11,8 @@ import torch
 
 from mpcache.checkpoint import weight_shapes
 from mpcache.model_config import ModelConfig
-from protocols.backends.interface import Backend, KeyValues, Value
-
-Cache = list[KeyValues | None]
+from mpcache.policies import Policy, PolicySettings, policy_class
+from protocols.backends.interface import Backend, Value
 
 
 class Decoder:
@@ -30,18 +29,20 @@ class Decoder:
         }
         self._cos, self._sin = _rope_tables(config)
 
-    def new_cache(self) -> Cache:
-        return [None] * self.config.layers
+    def new_cache(self, policy: PolicySettings, prompt_tokens: int) -> Policy:
+        """The empty cache of one generation."""
+        return policy_class(policy.name)(policy, self.config, self.backend, prompt_tokens)
 
-    def forward(self, tokens: Sequence[int] | None, count: int, cache: Cache) -> Value:
+    def forward(self, tokens: Sequence[int] | None, count: int, cache: Policy) -> Value:
         """Hidden states (m, h) of `count` more tokens, whose keys and values join the cache."""
-        backend, past = self.backend, cache[0].tokens if cache[0] else 0
+        backend, past = self.backend, cache.past
         x = backend.embed(tokens, count, self._weights["embedding"])  # (m, h)
         if "positions" in self._tensors:
             x = backend.add_known(x, self._tensors["positions"][past : past + count])
         for i in range(self.config.layers):
             x = x + self._attention(x, i, past, cache)
             x = x + self._feed_forward(x, i)
+        cache.advance(count)
         return x
 
     def next_token(self, x: Value, temperature: float = 0.0) -> int | None:
@@ -57,7 +58,7 @@ class Decoder:
     def _linear(self, x: Value, name: str) -> Value:
         return self.backend.linear(x, self._weights[name], self._tensors.get(f"{name}.bias"))
 
-    def _attention(self, x: Value, i: int, past: int, cache: Cache) -> Value:
+    def _attention(self, x: Value, i: int, past: int, cache: Policy) -> Value:
         c, m = self.config, x.shape[0]
         qkv = self._linear(self._norm(x), f"layers.{i}.queries_keys_values")
         qkv = qkv.reshape(m, c.heads + 2 * c.key_value_heads, c.head_size).transpose(0, 1)  # (H + 2 G, m, d)
@@ -65,10 +66,8 @@ class Decoder:
         if c.family == "llama":
             rotated = self.backend.rotate(rotated, self._cos[past : past + m], self._sin[past : past + m])
         queries, keys = rotated[: c.heads], rotated[c.heads :]
-        cached = cache[i] = self.backend.append(cache[i], keys, values)
         queries = queries.reshape(c.key_value_heads, c.queries_per_head * m, c.head_size)
-        visible = _causal(m, past).repeat(c.queries_per_head, 1) if m > 1 else None
-        out = self.backend.attend(queries, cached, visible)  # (G, H/G * m, d)
+        out = cache.attend(i, queries, keys, values)  # (G, H/G * m, d)
         out = out.reshape(c.heads, m, c.head_size).transpose(0, 1).reshape(m, c.heads * c.head_size)
         return self._linear(out, f"layers.{i}.attention_out")
 
@@ -81,11 +80,6 @@ class Decoder:
         else:
             inner = self.backend.activation(inner, c.activation)
         return self._linear(inner, f"layers.{i}.feed_forward_out")
-
-
-def _causal(m: int, past: int) -> torch.Tensor:
-    """(m, past + m): query i sees the past and itself."""
-    return torch.ones(m, past + m, dtype=torch.bool).tril(past)
 
 
 def _rope_tables(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,12 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from mpcache.decoder import Cache, Decoder
+from mpcache.decoder import Decoder
+from mpcache.policies import Policy, PolicySettings
 from protocols.backends.interface import Value
 from protocols.session import Cost
 
 PREFILL_BLOCK = 64
 """Prompt tokens that go through the model at once: bounds the memory of a prefill, whatever the prompt's length."""
+
+
+FULL = PolicySettings("full")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class GenerationPlan:
     max_new_tokens: int
     temperature: float = 0.0
     block: int = PREFILL_BLOCK
+    policy: PolicySettings = FULL
 
     def blocks(self) -> list[tuple[int, int]]:
         """(start, end) of the prompt's blocks."""
@@ -37,7 +42,7 @@ class Phase:
 
 
 def prefill(
-    decoder: Decoder, plan: GenerationPlan, prompt: Sequence[int] | None, cache: Cache
+    decoder: Decoder, plan: GenerationPlan, prompt: Sequence[int] | None, cache: Policy
 ) -> Iterator[tuple[int, Value]]:
     """Run the prompt block by block; yields (tokens done, the block's hidden states).
 
@@ -48,7 +53,7 @@ def prefill(
 
 
 def decode(
-    decoder: Decoder, plan: GenerationPlan, x: Value, cache: Cache, stop: Callable[[int], bool] = lambda token: False
+    decoder: Decoder, plan: GenerationPlan, x: Value, cache: Policy, stop: Callable[[int], bool] = lambda token: False
 ) -> Iterator[int | None]:
     """Yield each new token (None to a process that must not know it) after the prefill's last hidden states `x`.
 
@@ -72,7 +77,7 @@ def steps(
     stop: Callable[[int], bool] = lambda token: False,
 ) -> Iterator[int | None]:
     """Prefill, then decode. `on_block` hears (prompt tokens done, prompt tokens in all)."""
-    cache, x = decoder.new_cache(), None
+    cache, x = decoder.new_cache(plan.policy, plan.prompt_tokens), None
     for done, x in prefill(decoder, plan, prompt, cache):
         on_block(done, plan.prompt_tokens)
     yield from decode(decoder, plan, x, cache, stop)

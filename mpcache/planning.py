@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, replace
 
 from mpcache.backends import PRIVATE_BACKENDS, plan_session, private_backend
 from mpcache.decoder import Decoder
-from mpcache.generate import PREFILL_BLOCK, GenerationPlan, decode, prefill
+from mpcache.generate import FULL, PREFILL_BLOCK, GenerationPlan, decode, prefill
 from mpcache.model_config import ModelConfig
+from mpcache.policies import PolicySettings, policy_class, policy_settings
 from protocols.correlation import Correlation
-from protocols.errors import HandshakeError
+from protocols.errors import ConfigError, HandshakeError
 from protocols.plan import Plan
 from protocols.ring import FRACTION_BITS, PRODUCT_BITS
 from protocols.session import Cost
@@ -31,12 +32,12 @@ class PublicParameters:
     max_new_tokens: int
     temperature: float = 0.0
     backend: str = "mpc"
-    policy: str = "full"
+    policy: PolicySettings = FULL
     precision: str = PRECISION
     block: int = PREFILL_BLOCK
 
     def generation(self) -> GenerationPlan:
-        return GenerationPlan(self.prompt_tokens, self.max_new_tokens, self.temperature, self.block)
+        return GenerationPlan(self.prompt_tokens, self.max_new_tokens, self.temperature, self.block, policy=self.policy)
 
     def to_json(self) -> str:
         """Canonical: equal parameters give equal text."""
@@ -47,14 +48,18 @@ class PublicParameters:
         try:
             raw = json.loads(text)
             model = ModelConfig.from_json(json.dumps(raw.pop("model")))
-            return PublicParameters(model=model, **raw)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return PublicParameters(model=model, policy=policy_settings(raw.pop("policy")), **raw)
+        except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
             raise HandshakeError(f"public parameters that cannot be read: {error}") from None
 
     def check(self) -> None:
         """Raises HandshakeError if the lengths do not fit the model."""
         if self.backend not in PRIVATE_BACKENDS:
             raise HandshakeError(f"unknown backend {self.backend[:40]!r} (known: {', '.join(PRIVATE_BACKENDS)})")
+        try:
+            policy_class(self.policy.name)
+        except ConfigError as error:
+            raise HandshakeError(str(error)) from None
         total = self.prompt_tokens + self.max_new_tokens
         if self.prompt_tokens < 1 or self.max_new_tokens < 1:
             raise HandshakeError("a generation needs a prompt and at least one new token")
@@ -70,7 +75,7 @@ def plan_parts(parameters: PublicParameters) -> Iterator[Plan]:
     session = plan_session(parameters.backend)
     with private_backend(parameters.backend, session) as backend:
         decoder = Decoder(parameters.model, backend)
-        cache, x = decoder.new_cache(), None
+        cache, x = decoder.new_cache(parameters.policy, parameters.prompt_tokens), None
         for _, x in prefill(decoder, parameters.generation(), None, cache):
             yield session.next_part()
         for _ in decode(decoder, parameters.generation(), x, cache):

@@ -12,8 +12,9 @@ import torch
 from mpcache.backends import private_backend
 from mpcache.checkpoint import weight_shapes
 from mpcache.decoder import Decoder
-from mpcache.generate import Meter, steps
+from mpcache.generate import FULL, Meter, steps
 from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, plan_digest
+from mpcache.policies import PolicySettings
 from parties.certificates import Identity
 from parties.dealing import DealerLink
 from parties.generated import dealer_pb2, owner_pb2
@@ -44,7 +45,7 @@ class Request:
     prompt: Sequence[int]
     max_new_tokens: int
     temperature: float = 0.0
-    policy: str = "full"
+    policy: PolicySettings = FULL
     backend: str = "mpc"
     model_digest: str = ""
 
@@ -115,7 +116,7 @@ class Generation:
                     protocol_version=PROTOCOL_VERSION,
                     session=link.session,
                     model_digest=wanted.model_digest,
-                    policy=wanted.policy,
+                    policy=wanted.policy.to_json(),
                     precision=PRECISION,
                     prompt_tokens=len(wanted.prompt),
                     max_new_tokens=wanted.max_new_tokens,

@@ -13,6 +13,7 @@ from mpcache.checkpoint import Checkpoint, load_checkpoint
 from mpcache.decoder import Decoder
 from mpcache.generate import steps
 from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, plan_digest
+from mpcache.policies import PolicySettings
 from parties.certificates import Identity, fingerprint
 from parties.dealing import DealerLink
 from parties.generated import dealer_pb2, owner_pb2, owner_pb2_grpc
@@ -27,7 +28,6 @@ from protocols.ring import RING_BITS, pack
 from protocols.session import Session
 
 log = logging.getLogger("mpcache.owner")
-POLICIES = ("full",)
 
 
 class OwnerService(owner_pb2_grpc.OwnerServicer):
@@ -117,8 +117,6 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
                 f"the client wants {hello.model_digest[:16]}...: "
                 "change model_digest in the client's settings, or ask the owner for that model"
             )
-        if hello.policy not in POLICIES:
-            raise HandshakeError(f"the owner does not know the cache policy {hello.policy[:40]!r}")
         if hello.precision != PRECISION:
             raise HandshakeError(f"the owner computes with {PRECISION}, the client with {hello.precision[:60]}")
         if hello.prompt_tokens > self._settings.max_prompt_tokens:
@@ -139,7 +137,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             max_new_tokens=hello.max_new_tokens,
             temperature=hello.temperature,
             backend=hello.backend,
-            policy=hello.policy,
+            policy=PolicySettings.from_json(hello.policy),
         )
         parameters.check()
         return parameters

@@ -561,8 +561,8 @@ class DryRunSession(PlanSession):
 
     device = torch.device("cpu")
 
-    def run(self, protocol: Awaitable[T]) -> T:
-        return Session.run(self, protocol)
+    def run(self, protocol: Awaitable[T], part: str = "other") -> T:
+        return Session.run(self, protocol, part)
 
     def take(self, correlation: Correlation) -> list[torch.Tensor | None]:
         return [None if f is None else torch.zeros(f.shape, dtype=torch.int64) for f in super().take(correlation)]

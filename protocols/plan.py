@@ -73,12 +73,13 @@ class PlanSession(Session):
     def __init__(self) -> None:
         self.party = 0
         self.cost = Cost()
+        self.parts = {}
         self._handles = 0
         self.plan = Plan()
 
-    def run(self, protocol: Awaitable[T]) -> T:
+    def run(self, protocol: Awaitable[T], part: str = "other") -> T:
         with ShapeArithmetic():
-            return super().run(protocol)
+            return super().run(protocol, part)
 
     def take(self, correlation: Correlation) -> list[torch.Tensor | None]:
         self.plan.correlations.append(correlation)

@@ -43,6 +43,7 @@ PRODUCTS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "multiply": torch.mul,
     "matmul": torch.matmul,
     "matmul_transposed": lambda x, y: torch.matmul(x, y.transpose(-1, -2)),
+    "transposed_matmul": lambda x, y: torch.matmul(x.transpose(-1, -2), y),
 }
 
 
@@ -71,11 +72,13 @@ class MaskProduct(Correlation):
 
 @dataclass(frozen=True)
 class MaskRows(Correlation):
-    """Nothing is dealt: the dealer keeps some rows (dimension -2) of a kept mask under a number of their own."""
+    """Nothing is dealt: the dealer joins rows (dimension -2) of kept masks under a new number.
 
-    handle: int
+    parts: (number, first row, end) in order.
+    """
+
     new_handle: int
-    ranges: tuple[tuple[int, int], ...]
+    parts: tuple[tuple[int, int, int], ...]
 
     def fields(self) -> Sequence[Random]:
         return []
@@ -83,7 +86,7 @@ class MaskRows(Correlation):
     def deal(
         self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer
     ) -> Sequence[torch.Tensor]:
-        kept[self.new_handle] = _row_ranges(kept[self.handle], self.ranges)
+        kept[self.new_handle] = torch.cat([kept[h][..., start:end, :] for h, start, end in self.parts], -2)
         return ()
 
 
@@ -102,10 +105,6 @@ class Forget(Correlation):
         for handle in self.handles:
             kept.pop(handle, None)
         return ()
-
-
-def _row_ranges(x: torch.Tensor, ranges: Sequence[tuple[int, int]]) -> torch.Tensor:
-    return torch.cat([x[..., start:end, :] for start, end in ranges], -2)
 
 
 @dataclass(frozen=True)
@@ -161,11 +160,16 @@ async def extend(
     return Masked(torch.cat([masked.opened, opened], dim), torch.cat([masked.mask, a], dim), handle, bits)
 
 
-def rows(session: Session, masked: Masked, ranges: Sequence[tuple[int, int]]) -> Masked:
-    """Rows (dimension -2) of a masked value, by public ranges, under the same masks. Costs nothing; `masked` stays."""
+def rows(session: Session, parts: Sequence[tuple[Masked, int, int]]) -> Masked:
+    """Rows (dimension -2) of masked values joined, under the masks that they have. Costs nothing; the values stay.
+
+    parts: (value, first row, end) in order, all public.
+    """
     handle = session.new_handle()
-    session.take(MaskRows(masked.handle, handle, tuple(ranges)))
-    return Masked(_row_ranges(masked.opened, ranges), _row_ranges(masked.mask, ranges), handle, masked.bits)
+    session.take(MaskRows(handle, tuple((masked.handle, start, end) for masked, start, end in parts)))
+    opened = torch.cat([masked.opened[..., start:end, :] for masked, start, end in parts], -2)
+    mask = torch.cat([masked.mask[..., start:end, :] for masked, start, end in parts], -2)
+    return Masked(opened, mask, handle, parts[0][0].bits)
 
 
 def forget(session: Session, *values: Masked) -> None:

@@ -9,6 +9,7 @@ Costs are counted as they occur: a round is one message (or one in each directio
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -56,6 +57,15 @@ class Cost:
 
     def copy(self) -> Cost:
         return replace(self)
+
+
+@dataclass
+class Part:
+    """What one part of a computation (linear, attention, ...) took; CPU seconds are those of the whole process."""
+
+    cost: Cost = field(default_factory=Cost)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 @dataclass
@@ -122,6 +132,7 @@ class Session:
     def __init__(self, party: int, channel: Channel, correlations: Correlations) -> None:
         self.party = party
         self.cost = Cost()
+        self.parts: dict[str, Part] = {}
         self._channel = channel
         self._correlations = correlations
         self._handles = 0
@@ -146,8 +157,18 @@ class Session:
         self._handles += 1
         return self._handles
 
-    def run(self, protocol: Awaitable[T]) -> T:
-        """Run a protocol to its end, one message a round."""
+    def run(self, protocol: Awaitable[T], part: str = "other") -> T:
+        """Run a protocol to its end, one message a round; what it took is added to `parts[part]`."""
+        before, seconds, cpu_seconds = self.cost.copy(), time.perf_counter(), time.process_time()
+        try:
+            return self._run(protocol)
+        finally:
+            spent = self.parts.setdefault(part, Part())
+            spent.cost += self.cost - before
+            spent.seconds += time.perf_counter() - seconds
+            spent.cpu_seconds += time.process_time() - cpu_seconds
+
+    def _run(self, protocol: Awaitable[T]) -> T:
         steps = protocol.__await__()
         try:
             while True:

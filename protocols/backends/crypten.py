@@ -114,7 +114,7 @@ class CryptenBackend:
             keys, values = cat([cached.keys, keys], 1), cat([cached.values, values], 1)
         return KeyValues(keys, values, keys.shape[1])
 
-    def attend(self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None) -> Secret:
+    def attend(self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None = None) -> Secret:
         scores = self._map(lambda q, k: q.matmul(k.transpose(-1, -2)), queries, cached.keys)
         return self._map(lambda p, v: p.matmul(v), self.softmax(scores, visible), cached.values)
 

@@ -14,15 +14,29 @@ import torch
 
 Value = Any
 Weight = Any
+Held = Any
+"""A value that many products will use: masked once. Public selections of its rows are `rows`."""
+Choice = Any
+"""Rows that are one-hot, or zero: shares of integers."""
+Scores = Any
+"""What clusters are compared by: good for `best` and `pick` only (its ring may be narrow)."""
 
 
 @dataclass
 class KeyValues:
     """One layer's cached keys and values, each (key/value heads, tokens, head size) in the backend's own form."""
 
-    keys: Any
-    values: Any
+    keys: Held
+    values: Held
     tokens: int
+
+
+@dataclass
+class Stage:
+    """A secret choice among runs of `size` neighbouring tokens; `chosen` is one-hot, (key/value heads, k, runs)."""
+
+    chosen: Held
+    size: int
 
 
 class Backend(Protocol):
@@ -57,14 +71,79 @@ class Backend(Protocol):
     def multiply(self, x: Value, y: Value) -> Value:
         """Element by element."""
 
+    def scale(self, x: Value, factor: float | torch.Tensor) -> Value:
+        """x times public factors."""
+
+    def zeros(self, shape: Sequence[int]) -> Value:
+        """A public zero, as a value."""
+
     def concatenate(self, parts: Sequence[Value], dim: int) -> Value:
         """Join along a dimension."""
 
     def append(self, cached: KeyValues | None, keys: Value, values: Value) -> KeyValues:
         """The cache with (key/value heads, m, d) more keys and values."""
 
-    def attend(self, queries: Value, cached: KeyValues, visible: torch.Tensor | None) -> Value:
+    def attend(self, queries: Value, cached: KeyValues, visible: torch.Tensor | None = None) -> Value:
         """Attention of (key/value heads, queries, d), already scaled; `visible`: public (queries, tokens), or all."""
+
+    def attend_watched(
+        self, queries: Value, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
+    ) -> tuple[Value, Value]:
+        """(attention, attention received): the second is the sum of the probabilities that the `watched` queries
+        (their public numbers) give to each token, (key/value heads, tokens)."""
+
+    def attend_selected(
+        self, queries: Value, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
+    ) -> Value:
+        """Attention of (key/value heads, queries, d) to the tokens before `start` and from `end` on, and to the runs
+        between them that the stages pick, each from what the stage before it left."""
+
+    # ------------------------------------------------------------ what cache policies are built from
+
+    def hold(self, held: Held | None, x: Value) -> Held:
+        """Keep (heads, rows, d) for products, after the rows held already."""
+
+    def value(self, held: Held) -> Value:
+        """What is held, as a value."""
+
+    def rows(self, parts: Sequence[tuple[Held, int, int]]) -> Held:
+        """Rows of held values by public numbers (value, first row, end), joined in order."""
+
+    def forget(self, *held: Held) -> None:
+        """These will not be used again."""
+
+    def product(self, x: Value, held: Held, operation: str) -> Value:
+        """'matmul_transposed' (x y^T) or 'multiply' (element by element, broadcast)."""
+
+    def similarity(self, queries: Value, held: Sequence[Held]) -> list[Scores]:
+        """(heads, 1, d) against rows (heads, n, d) of each: (heads, n) inner products."""
+
+    def best(self, scores: Scores, k: int) -> Choice:
+        """(heads, n) -> one-hot rows (heads, k, n) of the k largest, the largest first, ties by position."""
+
+    def lowest(self, scores: Value) -> Choice:
+        """(heads, n) -> one-hot (heads, 1, n) of the smallest; the first of equals."""
+
+    def gather(self, choice: Choice, rows: Value) -> Value:
+        """The chosen rows (heads, k, c) of (heads, n, c)."""
+
+    def stage(self, choice: Choice, size: int) -> Stage:
+        """A choice among runs of `size` tokens, for `pick` and `attend_selected`."""
+
+    def pick(self, stage: Stage, rows: Scores) -> Scores:
+        """The chosen rows (heads, k, c) of (heads, runs, c)."""
+
+    def retain(self, scores: Value, k: int, largest: float, rows: Value) -> Value:
+        """The rows (blocks, k, c) of (blocks, n, c) with the k largest scores (blocks, n), in their order; ties by
+        position. Scores lie in [0, largest]."""
+
+    def extremes(self, x: Value) -> tuple[Value, Value]:
+        """(maximum, minimum) over the last dimension but one, which vanishes."""
+
+    def overwrite(self, held: Held, choice: Choice, row: Value) -> Held:
+        """The row (heads, 1, d) put where `choice` (heads, 1, n) is one, if anywhere. `held` is forgotten."""
+
+    # ------------------------------------------------------------ the next token
 
     def choose(
         self, x: Value, head: Weight, bias: torch.Tensor | None, vocabulary: int, temperature: float

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 import torch
 
 from protocols.activation import activation
-from protocols.backends.interface import KeyValues
+from protocols.backends.interface import KeyValues, Stage
+from protocols.comparison import negative_part
 from protocols.correlation import weight_mask
 from protocols.errors import PlanError
 from protocols.linear import MaskedWeight, linear
 from protocols.normalisation import layer_norm, rms_norm
-from protocols.product import Masked, extend, mask, multiply, multiply_masked
-from protocols.rank import argmax
+from protocols.product import Masked, extend, forget, mask, multiply, multiply_masked, rows, unmask
+from protocols.rank import argmax, one_hot, top_k
 from protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode
 from protocols.sampling import GumbelNoise
 from protocols.session import Session, together
 from protocols.shares import Secret, cat
-from protocols.softmax import divide, exponentials, inverse_of_sum
+from protocols.shuffle import compact
+from protocols.softmax import INVERSE_BITS, divide, exponentials, inverse_of_sum
+from protocols.threshold import keep_largest, score_bits
 from protocols.truncation import drop_low_bits, truncate
 
 WEIGHTED_BITS = 56
 """Ring of exponentials times values: sums of up to 2^14 of them, not yet divided."""
+
+SCORE_BITS = PRODUCT_BITS - FRACTION_BITS
+"""Scores are products whose low bits are dropped locally: scale 2^16, valid modulo 2^32, one unit off at most."""
+
+SELECT_FRACTION_BITS = 10
+SELECT_WIDTH = 25
+"""Clusters are compared with 10 fractional bits: differences up to 2^14 in size, twice the softmax's bound."""
+
+RECEIVED_INVERSE_BITS = 24
+"""Fractional bits of a softmax's inverse where probabilities are summed: resolves 2^-13 of a probability of 2^-11."""
+
+EXTREME_BITS = 30
+"""Ring of the maximum and minimum of keys: exact for differences up to 2^13 in size."""
+
+LOWEST_BITS = 32
+"""Ring in which attention received is compared: exact for differences up to 2^15 in size."""
 
 LOGIT_FRACTION_BITS = 12
 LOGIT_WIDTH = 25
@@ -71,7 +90,7 @@ class MpcBackend:
         return x if known is None else self._secret(x.share + encode(known))
 
     def linear(self, x: Secret, weight: MaskedWeight, bias: torch.Tensor | None = None) -> Secret:
-        return self._run(self._linear(x.share, weight, bias))
+        return self._run(self._linear(x.share, weight, bias), "linear")
 
     async def _linear(self, x: torch.Tensor, weight: MaskedWeight, bias: torch.Tensor | None) -> torch.Tensor:
         z = await linear(self.session, x, weight)
@@ -101,6 +120,13 @@ class MpcBackend:
 
         return self._run(product())
 
+    def scale(self, x: Secret, factor: float | torch.Tensor) -> Secret:
+        factors = encode(torch.as_tensor(factor)).to(self.session.device)
+        return self._run(truncate(self.session, x.share * factors), "selection")
+
+    def zeros(self, shape: Sequence[int]) -> Secret:
+        return self._secret(torch.zeros(tuple(shape), dtype=torch.int64, device=self.session.device))
+
     def concatenate(self, parts: Sequence[Secret], dim: int) -> Secret:
         return cat(list(parts), dim)
 
@@ -113,28 +139,182 @@ class MpcBackend:
             together(
                 extend(self.session, old_keys, keys.share, -2, PRODUCT_BITS),
                 extend(self.session, old_values, values.share, -2, RING_BITS),
-            )
+            ),
+            "attention",
         )
         return KeyValues(new_keys, new_values, new_keys.shape[-2])
 
-    def attend(self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None) -> Secret:
-        return self._run(self._attend(queries.share, cached, visible))
+    def attend(self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None = None) -> Secret:
+        return self._run(self._attend(queries.share, cached, visible), "attention")
+
+    def attend_watched(
+        self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
+    ) -> tuple[Secret, Secret]:
+        out, received = self.session.run(self._attend_watched(queries.share, cached, visible, watched), "attention")
+        return self._secret(out), self._secret(received)
+
+    def attend_selected(
+        self, queries: Secret, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
+    ) -> Secret:
+        return self._run(self._attend_selected(queries.share, cached, start, end, stages), "attention")
+
+    async def _scores(self, q: torch.Tensor, keys: Masked) -> torch.Tensor:
+        masked_q = await mask(self.session, q)
+        scores = multiply_masked(self.session, masked_q, keys, "matmul_transposed", forget=(masked_q,))
+        return drop_low_bits(scores, FRACTION_BITS, PRODUCT_BITS)
 
     async def _attend(self, q: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None) -> torch.Tensor:
+        _, weighed, inverse = await self._weighed(q, cached, visible)
+        return await divide(self.session, weighed, inverse)
+
+    async def _attend_watched(
+        self, q: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        e, weighed, inverse = await self._weighed(q, cached, visible)
+        watched = watched.to(self.session.device)
+        received = self._received(e[:, watched], inverse[:, watched])
+        return await together(divide(self.session, weighed, inverse), received)
+
+    async def _weighed(
+        self, q: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(exponentials, their sums of values, inverses of their sums)."""
         session = self.session
-        masked_q = await mask(session, q)
-        scores = multiply_masked(session, masked_q, cached.keys, "matmul_transposed", forget=(masked_q,))
-        scores = await truncate(session, scores)
-        if visible is not None:
-            visible = visible.to(session.device)
-        e, total = await exponentials(session, scores, visible)
+        visible = None if visible is None else visible.to(session.device)
+        e, total = await exponentials(session, await self._scores(q, cached.keys), visible)
         weighed, inverse = await together(self._weigh(e, cached.values), inverse_of_sum(session, total, cached.tokens))
+        return e, weighed, inverse
+
+    async def _received(self, e: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        """Sums over the queries of e times their inverse: probabilities received, (heads, tokens)."""
+        inverse = drop_low_bits(inverse, INVERSE_BITS - RECEIVED_INVERSE_BITS)
+        z = await multiply(self.session, inverse, e, WEIGHTED_BITS, "transposed_matmul")
+        return (await truncate(self.session, z, RECEIVED_INVERSE_BITS, WEIGHTED_BITS))[:, 0]
+
+    async def _attend_selected(
+        self, q: torch.Tensor, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
+    ) -> torch.Tensor:
+        """The picked runs' scores, softmax, and the exponentials put back in place: keys and values never move.
+
+        Opened: the scores of all runs, and the exponentials in place, under fresh masks (SCORE_BITS, WEIGHTED_BITS).
+        """
+        session, group = self.session, q.shape[1]
+        scores = await self._scores(q, cached.keys)
+        before, picked, after = scores[..., :start], scores[..., start:end], scores[..., end:]
+        for stage in stages:
+            held = await mask(session, _runs(picked, stage.size), SCORE_BITS)
+            picked = multiply_masked(session, stage.chosen, held, "matmul", forget=(held,))
+            picked = _tokens(picked, group)
+        count = picked.shape[-1]
+        e, total = await exponentials(session, torch.cat([before, picked, after], -1))
+        weighed, inverse = await together(
+            self._weigh_picked(e, cached.values, start, count, stages),
+            inverse_of_sum(session, total, e.shape[-1]),
+        )
         return await divide(session, weighed, inverse)
+
+    async def _weigh_picked(
+        self, e: torch.Tensor, values: Masked, start: int, count: int, stages: Sequence[Stage]
+    ) -> torch.Tensor:
+        before, placed, after = e[..., :start], e[..., start : start + count], e[..., start + count :]
+        for stage in reversed(stages):
+            held = await mask(self.session, _runs(placed, stage.size), WEIGHTED_BITS)
+            placed = multiply_masked(self.session, stage.chosen, held, "transposed_matmul", forget=(held,))
+            placed = _tokens(placed, e.shape[1])
+        return await self._weigh(torch.cat([before, placed, after], -1), values)
 
     async def _weigh(self, e: torch.Tensor, values: Masked) -> torch.Tensor:
         masked_e = await mask(self.session, e, WEIGHTED_BITS)
         z = multiply_masked(self.session, masked_e, values, "matmul", forget=(masked_e,))
         return await truncate(self.session, z, FRACTION_BITS, WEIGHTED_BITS)
+
+    # ------------------------------------------------------------ what cache policies are built from
+
+    def hold(self, held: Masked | None, x: Secret) -> Masked:
+        return self.session.run(extend(self.session, held, x.share, 1), "selection")
+
+    def value(self, held: Masked) -> Secret:
+        return self._secret(unmask(self.session, held))
+
+    def rows(self, parts: Sequence[tuple[Masked, int, int]]) -> Masked:
+        return rows(self.session, parts)
+
+    def forget(self, *held: Masked) -> None:
+        forget(self.session, *held)
+
+    def similarity(self, queries: Secret, held: Sequence[Masked]) -> list[Secret]:
+        """Rounds: 1, one opening of the queries for all."""
+
+        async def products() -> list[torch.Tensor]:
+            masked = await mask(self.session, queries.share)
+            out = [multiply_masked(self.session, masked, rows, "matmul_transposed")[:, 0] for rows in held]
+            forget(self.session, masked)
+            return [drop_low_bits(z, FRACTION_BITS, PRODUCT_BITS) for z in out]
+
+        return [self._secret(z) for z in self.session.run(products(), "selection")]
+
+    def product(self, x: Secret, held: Masked, operation: str) -> Secret:
+        async def product() -> torch.Tensor:
+            masked = await mask(self.session, x.share)
+            z = multiply_masked(self.session, masked, held, operation, forget=(masked,))
+            return await truncate(self.session, z)
+
+        return self._run(product(), "selection")
+
+    def best(self, scores: Secret, k: int) -> Secret:
+        """Nothing is revealed: not which, and not in what order."""
+        compared = drop_low_bits(scores.share, FRACTION_BITS - SELECT_FRACTION_BITS, SCORE_BITS)
+        return self._run(top_k(self.session, compared, k, SELECT_WIDTH), "selection")
+
+    def lowest(self, scores: Secret) -> Secret:
+        async def choice() -> torch.Tensor:
+            position = await argmax(self.session, -scores.share, LOWEST_BITS)
+            return (await one_hot(self.session, position, scores.shape[-1]))[:, None]
+
+        return self._run(choice(), "selection")
+
+    def gather(self, choice: Secret, rows: Secret) -> Secret:
+        return self._run(multiply(self.session, choice.share, rows.share, RING_BITS, "matmul"), "selection")
+
+    def stage(self, choice: Secret, size: int) -> Stage:
+        """The choice is masked here, for every layer that shares it. Rounds: 1."""
+        return Stage(self.session.run(mask(self.session, choice.share, WEIGHTED_BITS), "selection"), size)
+
+    def pick(self, stage: Stage, rows: Secret) -> Secret:
+        async def picked() -> torch.Tensor:
+            held = await mask(self.session, rows.share, SCORE_BITS)
+            return multiply_masked(self.session, stage.chosen, held, "matmul", forget=(held,))
+
+        return self._run(picked(), "selection")
+
+    def retain(self, scores: Secret, k: int, largest: float, rows: Secret) -> Secret:
+        async def retained() -> torch.Tensor:
+            bits = score_bits(largest, FRACTION_BITS)
+            keep = await keep_largest(self.session, scores.share, k, bits)
+            return await compact(self.session, rows.share, keep, k)
+
+        return self._run(retained(), "eviction")
+
+    def extremes(self, x: Secret) -> tuple[Secret, Secret]:
+        async def both() -> tuple[torch.Tensor, torch.Tensor]:
+            high, low = await _extremes(self.session, x.share)
+            stacked = await truncate(self.session, torch.stack([high, low]), 0, EXTREME_BITS)
+            return stacked[0], stacked[1]
+
+        high, low = self.session.run(both(), "selection")
+        return self._secret(high), self._secret(low)
+
+    def overwrite(self, held: Masked, choice: Secret, row: Secret) -> Masked:
+        """Every row is masked anew, as any may have changed. Rounds: 2."""
+
+        async def overwritten() -> Masked:
+            session, bits, at = self.session, held.bits, choice.share.transpose(-1, -2)
+            place, new = await together(mask(session, at, bits), mask(session, row.share, bits))
+            change = multiply_masked(session, place, new) - multiply_masked(session, place, held)
+            forget(session, place, new, held)
+            return await mask(session, unmask(session, held) + change, bits)
+
+        return self.session.run(overwritten(), "selection")
 
     # ------------------------------------------------------------ the next token
 
@@ -148,7 +328,7 @@ class MpcBackend:
     ) -> int | None:
         """Only party 1 learns the token: party 0 sends its share of the arg max, and nothing else is opened."""
         session = self.session
-        token = session.run(self._choose(x.share, head, bias, temperature))
+        token = session.run(self._choose(x.share, head, bias, temperature), "head")
         return None if token is None or session.device.type == "meta" else int(token)
 
     async def _choose(
@@ -180,8 +360,33 @@ class MpcBackend:
     def _secret(self, share: torch.Tensor) -> Secret:
         return Secret(share, self.session.party)
 
-    def _run(self, protocol: object) -> Secret:
-        return self._secret(self.session.run(protocol))  # type: ignore[arg-type]
+    def _run(self, protocol: Awaitable[torch.Tensor], part: str = "other") -> Secret:
+        return self._secret(self.session.run(protocol, part))
+
+
+def _runs(x: torch.Tensor, size: int) -> torch.Tensor:
+    """(heads, group, tokens) to (heads, runs, group * size): the scores of a run's tokens in one row."""
+    return x.unflatten(2, (-1, size)).transpose(1, 2).flatten(2)
+
+
+def _tokens(x: torch.Tensor, group: int) -> torch.Tensor:
+    """The inverse of `_runs`."""
+    return x.unflatten(2, (group, -1)).transpose(1, 2).flatten(2)
+
+
+async def _extremes(session: Session, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maximum and minimum over the last dimension but one, modulo 2^EXTREME_BITS, by a tree of both at once."""
+    high = low = x
+    while (n := high.shape[-2]) > 1:
+        even, odd, rest = slice(0, n - n % 2, 2), slice(1, n, 2), slice(n - n % 2, n)
+        first = torch.stack([high[..., even, :], low[..., odd, :]])
+        second = torch.stack([high[..., odd, :], low[..., even, :]])
+        _, loss = await negative_part(session, first - second, EXTREME_BITS)
+        # max(a, b) = a - min(a - b, 0) and min(a, b) = a + min(b - a, 0), here with a and b exchanged
+        high_pairs, low_pairs = first[0] - loss[0], second[1] + loss[1]
+        high = torch.cat([high_pairs, high[..., rest, :]], -2)
+        low = torch.cat([low_pairs, low[..., rest, :]], -2)
+    return high[..., 0, :], low[..., 0, :]
 
 
 def masked_weight(weight_key: bytes, name: str, tensor: torch.Tensor) -> torch.Tensor:

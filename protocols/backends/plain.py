@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from protocols.backends.interface import KeyValues
+from protocols.backends.interface import KeyValues, Stage
+from protocols.product import PRODUCTS
 
 
 class PlainBackend:
@@ -51,6 +52,12 @@ class PlainBackend:
     def multiply(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return x * y
 
+    def scale(self, x: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
+        return x * factor
+
+    def zeros(self, shape: Sequence[int]) -> torch.Tensor:
+        return torch.zeros(tuple(shape))
+
     def concatenate(self, parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
         return torch.cat(list(parts), dim)
 
@@ -59,11 +66,73 @@ class PlainBackend:
             keys, values = torch.cat([cached.keys, keys], 1), torch.cat([cached.values, values], 1)
         return KeyValues(keys, values, keys.shape[1])
 
-    def attend(self, queries: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None) -> torch.Tensor:
-        scores = queries @ cached.keys.transpose(-1, -2)
-        if visible is not None:
-            scores = scores.masked_fill(~visible, float("-inf"))
-        return scores.softmax(-1) @ cached.values
+    def attend(self, queries: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None = None) -> torch.Tensor:
+        return _probabilities(queries, cached.keys, visible) @ cached.values
+
+    def attend_watched(
+        self, queries: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        probabilities = _probabilities(queries, cached.keys, visible)
+        return probabilities @ cached.values, probabilities[:, watched].sum(1)
+
+    def attend_selected(
+        self, queries: torch.Tensor, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
+    ) -> torch.Tensor:
+        heads = torch.arange(queries.shape[0])[:, None]
+        picked = torch.arange(start, end).expand(len(heads), -1)  # (heads, tokens)
+        for stage in stages:
+            runs = picked.unflatten(1, (-1, stage.size))
+            picked = runs[heads, stage.chosen.argmax(-1)].flatten(1)
+        outside = torch.cat([torch.arange(start), torch.arange(end, cached.tokens)]).expand(len(heads), -1)
+        places = torch.cat([picked, outside], 1)
+        return _probabilities(queries, cached.keys[heads, places]) @ cached.values[heads, places]
+
+    # ------------------------------------------------------------ what cache policies are built from
+
+    def hold(self, held: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+        return x if held is None else torch.cat([held, x], 1)
+
+    def value(self, held: torch.Tensor) -> torch.Tensor:
+        return held
+
+    def rows(self, parts: Sequence[tuple[torch.Tensor, int, int]]) -> torch.Tensor:
+        return torch.cat([held[:, start:end] for held, start, end in parts], 1)
+
+    def forget(self, *held: torch.Tensor) -> None:
+        pass
+
+    def product(self, x: torch.Tensor, held: torch.Tensor, operation: str) -> torch.Tensor:
+        return PRODUCTS[operation](x, held)
+
+    def similarity(self, queries: torch.Tensor, held: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [(queries @ rows.transpose(-1, -2))[:, 0] for rows in held]
+
+    def best(self, scores: torch.Tensor, k: int) -> torch.Tensor:
+        return F.one_hot(_ranked(scores)[:, :k], scores.shape[-1]).float()
+
+    def lowest(self, scores: torch.Tensor) -> torch.Tensor:
+        return self.best(-scores, 1)
+
+    def gather(self, choice: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return choice @ rows
+
+    def stage(self, choice: torch.Tensor, size: int) -> Stage:
+        return Stage(choice, size)
+
+    def pick(self, stage: Stage, rows: torch.Tensor) -> torch.Tensor:
+        return stage.chosen @ rows
+
+    def retain(self, scores: torch.Tensor, k: int, largest: float, rows: torch.Tensor) -> torch.Tensor:
+        kept = _ranked(scores)[:, :k].sort(-1).values
+        return rows.gather(1, kept[..., None].expand(*kept.shape, rows.shape[-1]))
+
+    def extremes(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.amax(-2), x.amin(-2)
+
+    def overwrite(self, held: torch.Tensor, choice: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return torch.where(choice.transpose(-1, -2) > 0, row, held)
+
+    # ------------------------------------------------------------ the next token
 
     def choose(
         self,
@@ -81,3 +150,15 @@ class PlainBackend:
 
     def announce(self, goes_on: bool | None) -> bool:
         return bool(goes_on)
+
+
+def _probabilities(queries: torch.Tensor, keys: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
+    scores = queries @ keys.transpose(-1, -2)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
+    return scores.softmax(-1)
+
+
+def _ranked(scores: torch.Tensor) -> torch.Tensor:
+    """Positions from the largest score to the smallest, ties by position."""
+    return torch.argsort(scores, dim=-1, descending=True, stable=True)

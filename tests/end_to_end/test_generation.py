@@ -10,6 +10,7 @@ import pytest
 from mpcache.generate import Phase
 from mpcache.model_config import read_model_config
 from mpcache.planning import PublicParameters, phase_costs
+from mpcache.policies import PolicySettings
 from parties.client import Connection, Generation, Request
 from parties.demo import local_parties, plain_answer
 from protocols.errors import HandshakeError, PeerLost
@@ -78,7 +79,7 @@ def test_an_answer_ends_with_its_end_token(model: Path, tmp_path: Path) -> None:
     [
         (Request(PROMPT, 5, model_digest="0" * 64), "the client wants 0000000000000000"),
         (Request(PROMPT, 5, backend="magic"), "unknown backend 'magic'"),
-        (Request(PROMPT, 5, policy="magic"), "does not know the cache policy 'magic'"),
+        (Request(PROMPT, 5, policy=PolicySettings("magic")), "unknown cache policy 'magic'"),
         (Request(PROMPT, 500), "allows 256 new tokens"),
         (Request([1] * 125, 5), "do not fit the model's 128 positions"),
         (Request([1] * 3000, 5), "allows 2048 prompt tokens"),

@@ -9,7 +9,7 @@ import torch
 
 from mpcache.checkpoint import weight_shapes
 from mpcache.decoder import Decoder
-from mpcache.generate import GenerationPlan, steps
+from mpcache.generate import FULL, GenerationPlan, steps
 from mpcache.model_config import ModelConfig
 from protocols.backends.crypten import CryptenBackend
 from protocols.backends.interface import KeyValues
@@ -232,7 +232,7 @@ def test_a_model_runs_as_planned_and_near_plaintext(family: str) -> None:
     config, plan = MODELS[family], GenerationPlan(len(PROMPT), 2, block=3)
     tensors = random_tensors(config)
     plain = Decoder(config, PLAIN, tensors)
-    expected = plain.forward(PROMPT, len(PROMPT), plain.new_cache())
+    expected = plain.forward(PROMPT, len(PROMPT), plain.new_cache(FULL, len(PROMPT)))
 
     def program(session: Session) -> tuple[list[int | None], Cost, torch.Tensor | None]:
         backend = CryptenBackend(session)
@@ -240,7 +240,7 @@ def test_a_model_runs_as_planned_and_near_plaintext(family: str) -> None:
         decoder = Decoder(config, backend, tensors if owner else None)
         tokens = list(steps(decoder, plan, None if owner else PROMPT))
         cost = session.cost.copy()
-        hidden = decoder.forward(None if owner else PROMPT, len(PROMPT), decoder.new_cache())
+        hidden = decoder.forward(None if owner else PROMPT, len(PROMPT), decoder.new_cache(FULL, len(PROMPT)))
         return tokens, cost, backend.reveal(hidden)
 
     (at_owner, cost, hidden), (at_client, _, _) = run_parties(program)

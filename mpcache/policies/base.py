@@ -1,0 +1,126 @@
+"""What every cache policy is: the secret-shared cache of one generation, layer by layer.
+
+The decoder hands each layer's queries, keys and values to `attend`; the policy keeps what it keeps and gives attention
+back. A policy is written once, against the backend; it never sees which backend it runs on, and its control flow
+follows from public values alone: lengths and settings.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from mpcache.model_config import ModelConfig
+from mpcache.policies.settings import PolicySettings
+from protocols.backends.interface import Backend, KeyValues, Value
+
+
+class Policy:
+    """The whole cache, attended to in full; base of all policies.
+
+    Shapes: G key/value heads, each for r query heads, of size d; m tokens at hand; n prompt tokens; T cached ones.
+    A subclass gives its `name`, and changes what it needs to: `observed_queries` (whose attention is added up in
+    `received`), `observe` (sees every block of the prompt), `evict` (once, after the prompt), `step` (each new token).
+    """
+
+    name: ClassVar[str] = "full"
+    summary: ClassVar[str] = "keeps and attends to everything"
+
+    def __init__(self, settings: PolicySettings, config: ModelConfig, backend: Backend, prompt_tokens: int) -> None:
+        self.settings, self.config, self.backend = settings, config, backend
+        self.prompt_tokens = prompt_tokens
+        self.budget = settings.budget_tokens(prompt_tokens)
+        self.past = 0
+        self._layers: list[KeyValues | None] = [None] * config.layers
+        self.received: list[Value] = [None] * config.layers
+
+    # ------------------------------------------------------------ what the decoder calls
+
+    def attend(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
+        """Attention (G, r m, d) of the queries (G, r m, d) of m tokens, whose keys and values (G, m, d) join."""
+        if self.past >= self.prompt_tokens:
+            return self.step(layer, queries, keys, values)
+        self.observe(layer, queries, keys, values)
+        return self._attend_block(layer, queries, keys, values)
+
+    def advance(self, count: int) -> None:
+        """All layers have seen `count` more tokens."""
+        self.past += count
+        if self.past == self.prompt_tokens:
+            self.evict()
+            self.received = [None] * self.config.layers
+
+    # ------------------------------------------------------------ what policies change
+
+    def observed_queries(self) -> int:
+        """How many of the prompt's last queries are observed: `received` sums the attention that they give."""
+        return 0
+
+    def observe(self, layer: int, queries: Value, keys: Value, values: Value) -> None:
+        """A block of the prompt comes by."""
+
+    def evict(self) -> None:
+        """The prompt is done."""
+
+    def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
+        """Attention of one new token."""
+        cached = self._append(layer, keys, values)
+        return self.backend.attend(queries, cached)
+
+    def attended(self) -> int:
+        """Tokens that the next step attends to, in a layer that skips none."""
+        return self._cached(-1).tokens + 1
+
+    # ------------------------------------------------------------ helpers
+
+    def _cached(self, layer: int) -> KeyValues:
+        cached = self._layers[layer]
+        assert cached is not None
+        return cached
+
+    def _append(self, layer: int, keys: Value, values: Value) -> KeyValues:
+        cached = self._layers[layer] = self.backend.append(self._layers[layer], keys, values)
+        return cached
+
+    def _rows(self, layer: int, *ranges: tuple[int, int]) -> KeyValues:
+        """Keep public ranges of the tokens and forget the rest."""
+        cached = self._cached(layer)
+        parts = [self.backend.rows([(h, a, b) for a, b in ranges]) for h in (cached.keys, cached.values)]
+        self.backend.forget(cached.keys, cached.values)
+        kept = self._layers[layer] = KeyValues(parts[0], parts[1], sum(b - a for a, b in ranges))
+        return kept
+
+    def _replace(self, layer: int, keys: Value, values: Value) -> None:
+        """Cache these rows instead."""
+        cached = self._cached(layer)
+        self.backend.forget(cached.keys, cached.values)
+        self._layers[layer] = self.backend.append(None, keys, values)
+
+    def _key_values(self, layer: int) -> tuple[Value, Value]:
+        cached = self._cached(layer)
+        return self.backend.value(cached.keys), self.backend.value(cached.values)
+
+    def _attend_block(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
+        cached, m = self._append(layer, keys, values), keys.shape[1]
+        repeat = self.config.queries_per_head
+        visible = _causal(m, self.past).repeat(repeat, 1) if m > 1 else None
+        first = max(0, self.prompt_tokens - self.observed_queries() - self.past)
+        if first >= m:
+            return self.backend.attend(queries, cached, visible)
+        watched = (torch.arange(repeat)[:, None] * m + torch.arange(first, m)).flatten()
+        out, received = self.backend.attend_watched(queries, cached, visible, watched)
+        self.received[layer] = self._add_padded(self.received[layer], received)
+        return out
+
+    def _add_padded(self, earlier: Value | None, later: Value) -> Value:
+        """(G, T) + (G, T') with T <= T'."""
+        if earlier is None:
+            return later
+        missing = self.backend.zeros((later.shape[0], later.shape[1] - earlier.shape[1]))
+        return later + self.backend.concatenate([earlier, missing], 1)
+
+
+def _causal(m: int, past: int) -> torch.Tensor:
+    """(m, past + m): query i sees the past and itself."""
+    return torch.ones(m, past + m, dtype=torch.bool).tril(past)

@@ -1,0 +1,141 @@
+"""Query-aware dynamic selection: every step picks clusters of neighbouring tokens, coarse to fine, and reads only them.
+
+The cache is [sinks | clusters | tail]: sinks and tail are always attended to, and of the clusters exactly as many as
+the budget pays for. Where they begin and end is public; which are picked is not. Tokens join the tail; when it holds
+`recent` tokens and a whole coarsest cluster besides, its oldest become that cluster (and the finer ones in it), so no
+cluster is ever partly filled.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mpcache.policies.base import Policy
+from protocols.backends.interface import Held, Scores, Stage, Value
+
+
+@dataclass
+class _Clusters:
+    """Of one layer: how many tokens are in clusters, and the held representatives at each level."""
+
+    tokens: int = 0
+    representatives: list[list[Held]] = field(default_factory=list)
+
+
+class ClusterPolicy(Policy):
+    """Base of the policies that select. A subclass says what stands for a cluster and how a query is compared to it."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self._clusters = [_Clusters() for _ in range(self.config.layers)]
+        self._stages: list[Stage] = []
+
+    # ------------------------------------------------------------ what selecting policies change
+
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens of a cluster at each level, coarse to fine; empty: no selection."""
+        return (self.settings.page,)
+
+    def group(self, layer: int) -> range:
+        """The layers that share this layer's selection; the first one makes it. Empty: the layer attends in full."""
+        return range(layer, layer + 1) if self.sizes() else range(0)
+
+    @abstractmethod
+    def represent(self, layer: int, keys: Value, start: int) -> list[list[Value]]:
+        """For each level what stands for each cluster of the keys (G, tokens, d), (G, clusters, d) each.
+
+        start: the position in the cache of the first of the keys.
+        """
+
+    @abstractmethod
+    def compare(self, queries: Value, representatives: list[list[Held]]) -> list[Scores]:
+        """How well each cluster of each level fits the queries (G, r, d): (G, clusters) each."""
+
+    # ------------------------------------------------------------ the work
+
+    def evict(self) -> None:
+        for layer in range(self.config.layers):
+            self._close(layer)
+
+    def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
+        group = self.group(layer)
+        if not group:
+            return super().step(layer, queries, keys, values)
+        cached = self._append(layer, keys, values)
+        self._close(layer)
+        if layer == group[0]:
+            self._stages = self._choose(layer, queries)
+        if not self._stages:
+            return self.backend.attend(queries, cached)
+        start = self.settings.sinks
+        end = start + self._clusters[layer].tokens
+        out = self.backend.attend_selected(queries, cached, start, end, self._stages)
+        if layer == group[-1]:
+            self.backend.forget(*[stage.chosen for stage in self._stages])
+        return out
+
+    def picks(self, tokens: int) -> list[int | None]:
+        """How many clusters each level picks where `tokens` are in clusters; None: a level that would pick all."""
+        s, sizes = self.settings, self.sizes()
+        always = s.sinks + s.recent + sizes[0] - 1
+        wanted = max(self.budget - always, sizes[-1])
+        out: list[int | None] = []
+        for size in reversed(sizes):
+            count = max(1, wanted // size if size == sizes[-1] else -(-wanted // size))
+            out.insert(0, None if count * size >= tokens else count)
+            wanted = math.ceil(s.widening * count * size)
+        return out
+
+    def attended(self) -> int:
+        layer = self.config.layers - 1
+        if not self.group(layer):
+            return super().attended()
+        inside = self._clusters[layer].tokens
+        fine = self.picks(inside)[-1]
+        picked = inside if fine is None else fine * self.sizes()[-1]
+        return super().attended() - inside + picked
+
+    def _close(self, layer: int) -> None:
+        """Make clusters of what the tail holds beyond the recent tokens."""
+        sizes, clusters, start = self.sizes(), self._clusters[layer], self.settings.sinks
+        if not self.group(layer):
+            return
+        free = self._cached(layer).tokens - start - clusters.tokens - self.settings.recent
+        count = max(0, free // sizes[0]) * sizes[0]
+        if not count:
+            return
+        first = start + clusters.tokens
+        clusters.tokens += count
+        if layer != self.group(layer)[0]:
+            return  # only who selects needs representatives
+        keys = self.backend.value(self._cached(layer).keys)[:, first : first + count]
+        new = self.represent(layer, keys, first)
+        old: Sequence[Sequence[Held | None]] = clusters.representatives or [[None] * len(level) for level in new]
+        clusters.representatives = [
+            [self.backend.hold(held, value) for held, value in zip(held_level, level, strict=True)]
+            for held_level, level in zip(old, new, strict=True)
+        ]
+
+    def _choose(self, layer: int, queries: Value) -> list[Stage]:
+        """Stages from coarse to fine; a level that would pick everything has none."""
+        clusters, sizes = self._clusters[layer], self.sizes()
+        if not clusters.tokens:
+            return []
+        picks, backend = self.picks(clusters.tokens), self.backend
+        if picks[-1] is None:
+            return []
+        scores = self.compare(queries, clusters.representatives)
+        stages: list[Stage] = []
+        for level, (size, k) in enumerate(zip(sizes, picks, strict=True)):
+            if k is None:
+                continue
+            candidates = scores[level]
+            for stage in stages:  # only the children of what was picked so far
+                heads = candidates.shape[0]
+                rows = candidates.reshape(heads, -1, stage.size // size)
+                candidates = backend.pick(stage, rows).reshape(heads, -1)
+            stages.append(backend.stage(backend.best(candidates, k), size))
+        return stages

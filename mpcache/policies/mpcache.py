@@ -1,0 +1,111 @@
+"""MPCache: look-once static eviction, hierarchical dynamic selection, indices shared by layers (arXiv 2501.06807)."""
+
+from __future__ import annotations
+
+import math
+
+from mpcache.policies.clusters import ClusterPolicy
+from mpcache.policies.eviction import keep_best_per_head, keep_best_together
+from protocols.backends.interface import Held, Scores, Value
+
+LONG_PROMPT = 24_000
+"""Beyond so many tokens the observing window is half the share (paper, section 4.1)."""
+
+
+class MPCache(ClusterPolicy):
+    """The three parts can each be set apart: keep_ratio 1 leaves out eviction, clusters = () selection, share_layers 1
+    sharing. With selection left out, eviction goes down to the budget.
+
+    MPC cost: once, a bisection over the prompt's scores and a shuffle of its keys and values; each step and group of
+    layers, one opening of the query, ranks within each level, and a masking of the choice; each step and layer, an
+    opening of every retained score and of its exponential's place (4 and 7 bytes), and attention to the budget.
+    """
+
+    name = "mpcache"
+    summary = "static eviction, hierarchical selection, shared by layers"
+
+    def sizes(self) -> tuple[int, ...]:
+        return self.settings.clusters
+
+    def group(self, layer: int) -> range:
+        return self._sharing(layer) if self.sizes() else range(0)
+
+    def _sharing(self, layer: int) -> range:
+        """The layers that share this one's static eviction, and its selection if there is one."""
+        s = self.settings
+        if layer < s.skip_layers:
+            return range(0)
+        first = layer - (layer - s.skip_layers) % s.share_layers
+        return range(first, min(first + s.share_layers, self.config.layers))
+
+    # ------------------------------------------------------------ static eviction
+
+    def keep(self) -> int:
+        """How many of the prompt's tokens survive."""
+        s, n = self.settings, self.prompt_tokens
+        ratio = s.keep_ratio * n if s.clusters else self.budget
+        return min(n, max(math.ceil(ratio), s.sinks + s.recent + 1))
+
+    def observed_queries(self) -> int:
+        s, n = self.settings, self.prompt_tokens
+        if self.keep() == n:
+            return 0
+        share = s.observed_share if n <= LONG_PROMPT else s.observed_share / 2
+        return max(1, math.ceil(share * n)) if share else min(s.window, n)
+
+    def evict(self) -> None:
+        if self.keep() < self.prompt_tokens:
+            groups = [self._sharing(i) for i in range(self.config.layers) if i in self._sharing(i)[:1]]
+            for size in sorted({len(group) for group in groups}):
+                self._evict_groups([group for group in groups if len(group) == size])
+        super().evict()
+
+    def _evict_groups(self, groups: list[range]) -> None:
+        """Groups of equally many layers, in the same rounds."""
+        s, r = self.settings, self.config.queries_per_head
+        parts = [[value for layer in group for value in self._key_values(layer)] for group in groups]
+        scores = [self._group_score(group) for group in groups]
+        largest = float(self.observed_queries() * r * len(groups[0]))
+        if s.per_head:
+            kept = keep_best_per_head(self.backend, parts, scores, self.keep(), s.sinks, s.recent, largest)
+        else:
+            scores = [score.sum(0).reshape(1, -1) for score in scores]
+            largest *= self.config.key_value_heads
+            kept = keep_best_together(self.backend, parts, scores, self.keep(), s.sinks, s.recent, largest)
+        for group, values in zip(groups, kept, strict=True):
+            for i, layer in enumerate(group):
+                self._replace(layer, values[2 * i], values[2 * i + 1])
+
+    def _group_score(self, group: range) -> Value:
+        """Attention received (G, n), summed over the layers that will share the choice."""
+        total, *others = [self.received[layer] for layer in group]
+        for received in others:
+            total = total + received
+        return total
+
+    # ------------------------------------------------------------ dynamic selection
+
+    def represent(self, layer: int, keys: Value, start: int) -> list[list[Value]]:
+        heads, tokens, d = keys.shape
+        s, backend = self.settings, self.backend
+        fine = s.clusters[-1]
+        runs = keys.reshape(heads, tokens // fine, fine, d)
+        levels: list[list[Value]] = []
+        if s.representative == "mean":
+            for size in s.clusters:
+                total = keys.reshape(heads, tokens // size, size, d).sum(2)
+                levels.append([backend.scale(total, 1 / size)])
+            return levels
+        high, low = backend.extremes(runs)
+        for size in reversed(s.clusters):
+            count = tokens // size
+            if high.shape[1] > count:
+                high = backend.extremes(high.reshape(heads, count, -1, d))[0]
+                low = backend.extremes(low.reshape(heads, count, -1, d))[1]
+            levels.insert(0, [backend.scale(high, s.alpha) + backend.scale(low, 1 - s.alpha)])
+        return levels
+
+    def compare(self, queries: Value, representatives: list[list[Held]]) -> list[Scores]:
+        heads, _, d = queries.shape
+        together = queries.sum(1).reshape(heads, 1, d)  # as good as the mean: only the order counts
+        return self.backend.similarity(together, [level[0] for level in representatives])

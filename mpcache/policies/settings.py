@@ -1,0 +1,131 @@
+"""A cache policy's settings: one frozen dataclass for all policies, from code, TOML or JSON, checked before use."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from protocols.errors import ConfigError
+
+REPRESENTATIVES = ("extremes", "mean")
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """Public: both parties and the dealer know all of it.
+
+    name: see `mpcache policies`. budget: how many tokens a decode step attends to, a number of tokens (1 or more) or a
+    fraction of the prompt (below 1); policies that only evict after the prompt keep so many of it. sinks: first tokens,
+    recent: last tokens, both always kept and attended to.
+    mpcache: keep_ratio of the prompt's tokens survive static eviction (1: no eviction), scored by the last
+    observed_share of the queries (0: `window` queries), per head if per_head; clusters: tokens of a cluster at each
+    level, coarse to fine (none: static eviction alone, down to the budget); widening: how many times the next level's
+    tokens a level picks; representative of a cluster: 'extremes' (alpha max + (1 - alpha) min) or 'mean';
+    share_layers: neighbouring layers that share a selection; skip_layers: first layers that keep everything.
+    quest, infllm: page tokens a page or block; infllm: representatives tokens a block stand for it.
+    snapkv, infllm: window queries observe; snapkv: kernel tokens are pooled. random: seed.
+    """
+
+    name: str = "mpcache"
+    budget: float = 0.125
+    sinks: int = 4
+    recent: int = 16
+    keep_ratio: float = 0.5
+    observed_share: float = 0.2
+    per_head: bool = False
+    clusters: tuple[int, ...] = (32, 16)
+    widening: float = 2.0
+    representative: str = "mean"
+    alpha: float = 0.6
+    share_layers: int = 2
+    skip_layers: int = 0
+    page: int = 16
+    representatives: int = 4
+    window: int = 32
+    kernel: int = 7
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for settings that contradict each other, with the reason."""
+        for test, reason in self._contradictions():
+            if test:
+                raise ConfigError(f"cache policy {self.name!r}: {reason}")
+
+    def _contradictions(self) -> list[tuple[bool, str]]:
+        always = self.sinks + self.recent
+        uneven = [(a, b) for a, b in itertools.pairwise(self.clusters) if b < 1 or a % b or a == b]
+        positive = ("recent", "share_layers", "page", "representatives", "window", "kernel")
+        small = [name for name in positive if getattr(self, name) < 1]
+        return [
+            (not self.budget > 0, f"the budget must be above zero, not {self.budget:g}"),
+            (self.budget >= 1 and self.budget != int(self.budget), "a budget above 1 is a whole number of tokens"),
+            (bool(small), f"{', '.join(small)} must be at least 1"),
+            (self.sinks < 0 or self.skip_layers < 0, "sinks and skip_layers cannot be negative"),
+            (
+                self.budget >= 1 and self.name not in ("full", "random") and self.budget < always,
+                f"a budget of {self.budget:g} tokens is below the {always} that are always attended to "
+                f"({self.sinks} sinks and {self.recent} recent)",
+            ),
+            (not 0 < self.keep_ratio <= 1, f"keep_ratio must be above 0 and at most 1, not {self.keep_ratio:g}"),
+            (not 0 <= self.observed_share <= 1, "observed_share is a share of the queries, between 0 and 1"),
+            (any(c < 1 for c in self.clusters), "clusters have at least one token"),
+            (bool(uneven), f"each level's clusters consist of whole clusters of the next: not {uneven}"),
+            (self.widening < 1, "a coarser level picks at least as many tokens as the finer one: widening >= 1"),
+            (
+                self.representative not in REPRESENTATIVES,
+                f"representative {self.representative!r} is none of {', '.join(REPRESENTATIVES)}",
+            ),
+            (not 0 <= self.alpha <= 1, "alpha lies between 0 and 1"),
+            (self.kernel % 2 == 0, "the kernel has a middle: an odd number of tokens"),
+            (self.representatives > self.page, "a block has no more representatives than tokens"),
+        ]
+
+    def budget_tokens(self, prompt_tokens: int) -> int:
+        """The budget in tokens; a fraction never gives less than what is always attended to."""
+        if self.budget >= 1:
+            return int(self.budget)
+        floor = 1 if self.name == "random" else self.sinks + self.recent
+        return max(math.ceil(self.budget * prompt_tokens), floor)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> PolicySettings:
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"cache policy settings that cannot be read: {error}") from None
+        return policy_settings(raw)
+
+
+def policy_settings(raw: Any) -> PolicySettings:
+    """From a TOML or JSON table. Raises ConfigError that says what to change."""
+    if isinstance(raw, str):
+        raw = {"name": raw}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"a cache policy is a name or a table of settings, not {raw!r}")
+    fields = {field.name: field for field in dataclasses.fields(PolicySettings)}
+    for key in raw:
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}"
+            raise ConfigError(f"cache policy: unknown setting {key!r} ({hint})")
+    return PolicySettings(**{key: _typed(key, str(fields[key].type), value) for key, value in raw.items()})
+
+
+def _typed(name: str, kind: str, value: Any) -> Any:
+    if kind.startswith("tuple"):
+        if isinstance(value, list | tuple) and all(type(v) is int for v in value):
+            return tuple(value)
+        raise ConfigError(f"cache policy: {name} must be a list of whole numbers, not {value!r}")
+    accepted: Any = {"str": str, "bool": bool, "int": int, "float": int | float}[kind]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
+        wanted = {"str": "text", "bool": "true or false", "int": "a whole number"}.get(kind, "a number")
+        raise ConfigError(f"cache policy: {name} must be {wanted}, not {value!r}")
+    return float(value) if kind == "float" else value

@@ -1,0 +1,39 @@
+"""SnapKV: once, per head, by the attention of the prompt's last queries, pooled (Li et al., arXiv 2404.14469)."""
+
+from mpcache.policies.base import Policy
+from mpcache.policies.eviction import keep_best_per_head
+from protocols.backends.interface import Value
+
+
+class SnapKV(Policy):
+    """MPC cost: static eviction per key/value head, once. Pooling is an average, as in the paper, and so a local sum.
+
+    The last `recent` tokens always stay; the observing `window` may be longer. Generated tokens are all kept.
+    """
+
+    name = "snapkv"
+    summary = "once, per head: pooled attention of the last queries"
+
+    def observed_queries(self) -> int:
+        return min(self.settings.window, self.prompt_tokens)
+
+    def evict(self) -> None:
+        s, layers = self.settings, range(self.config.layers)
+        if self.budget >= self.prompt_tokens:
+            return
+        largest = self.observed_queries() * self.config.queries_per_head * s.kernel
+        parts = [self._key_values(layer) for layer in layers]
+        scores = [self._pooled(self.received[layer]) for layer in layers]
+        kept = keep_best_per_head(self.backend, parts, scores, self.budget, s.sinks, s.recent, largest)
+        for layer, (keys, values) in zip(layers, kept, strict=True):
+            self._replace(layer, keys, values)
+
+    def _pooled(self, scores: Value) -> Value:
+        """Sums over `kernel` neighbours (G, n)."""
+        n, half = scores.shape[1], self.settings.kernel // 2
+        edge = self.backend.zeros((scores.shape[0], half))
+        padded = self.backend.concatenate([edge, scores, edge], 1)
+        total = padded[:, :n]
+        for shift in range(1, self.settings.kernel):
+            total = total + padded[:, shift : shift + n]
+        return total
