@@ -21,8 +21,8 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[int, ...], dict[str, Any]]] = {
     "compare 100,000 at 19 bits": (is_negative, (100_000,), {"bits": 19}),
     "softmax 12 x 1,024": (softmax, (12, 1024), {}),
     "rms_norm 64 x 768": (rms_norm, (64, 768), {"epsilon": 1e-5}),
-    "silu 3,072": (activation, (3072,), {"table": "silu"}),
-    "gelu 3,072": (activation, (3072,), {"table": "gelu_tanh"}),
+    "silu 3,072": (activation, (3072,), {"kind": "silu"}),
+    "gelu 3,072": (activation, (3072,), {"kind": "gelu_tanh"}),
     "argmax 50,257": (argmax, (1, 50_257), {"bits": 25}),
 }
 

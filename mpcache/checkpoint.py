@@ -2,7 +2,8 @@
 
 Weights are brought into the decoder's form once, by their owner: norm gains (and biases) are folded into the linear
 layer that follows, the attention's 1/sqrt(d) into the queries, and layers that read the same input are stacked, so that
-they share one message.
+they share one message. LayerNorm's subtraction of the mean is folded into what writes to the residual stream: if
+embeddings and output projections are centred, the stream's mean is zero, and LayerNorm is RMSNorm, two rounds shorter.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Checkpoint:
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """The decoder's weights and their public shapes (out, in)."""
     attention, cached = config.heads * config.head_size, config.key_value_heads * config.head_size
-    shapes = {"embedding": (config.vocabulary, config.hidden)}
+    shapes = {"embedding": (config.hidden, config.vocabulary)}
     wide = 2 * config.intermediate if config.family == "llama" else config.intermediate
     for i in range(config.layers):
         shapes[f"layers.{i}.queries_keys_values"] = (attention + 2 * cached, config.hidden)
@@ -87,7 +88,7 @@ def _stack(raw: Tensors, names: list[str]) -> torch.Tensor:
 
 def _fold_llama(config: ModelConfig, raw: Tensors) -> dict[str, torch.Tensor]:
     attention = config.heads * config.head_size
-    out = {"embedding": raw["model.embed_tokens.weight"]}
+    out = {"embedding": raw["model.embed_tokens.weight"].t()}
     for i in range(config.layers):
         layer, into = f"model.layers.{i}.", f"layers.{i}."
         qkv = [f"{layer}self_attn.{p}_proj" for p in "qkv"]
@@ -104,7 +105,7 @@ def _fold_llama(config: ModelConfig, raw: Tensors) -> dict[str, torch.Tensor]:
             if f"{sources[0]}.bias" in raw:
                 out[f"{into}{name}.bias"] = _stack(raw, [f"{s}.bias" for s in sources])
         _scale_queries(out, into, attention, config.head_size)
-    out["head"] = raw.get("lm_head.weight", out["embedding"]) * raw["model.norm.weight"]
+    out["head"] = raw.get("lm_head.weight", raw["model.embed_tokens.weight"]) * raw["model.norm.weight"]
     return out
 
 
@@ -116,7 +117,7 @@ def _scale_queries(out: dict[str, torch.Tensor], into: str, attention: int, head
 
 def _fold_gpt2(config: ModelConfig, raw: Tensors) -> dict[str, torch.Tensor]:
     raw = {name.removeprefix("transformer."): tensor for name, tensor in raw.items()}
-    out = {"embedding": raw["wte.weight"], "positions": raw["wpe.weight"]}
+    out = {"embedding": _centred(raw["wte.weight"].t()), "positions": _centred(raw["wpe.weight"].t()).t()}
     for i in range(config.layers):
         layer, into = f"h.{i}.", f"layers.{i}."
         sources = {
@@ -130,8 +131,15 @@ def _fold_gpt2(config: ModelConfig, raw: Tensors) -> dict[str, torch.Tensor]:
             if norm is not None:
                 bias = bias + weight @ raw[f"{layer}{norm}.bias"]
                 weight = weight * raw[f"{layer}{norm}.weight"]
+            else:
+                weight, bias = _centred(weight), _centred(bias)
             out[into + name], out[f"{into}{name}.bias"] = weight, bias
         _scale_queries(out, into, config.hidden, config.head_size)
-    head = raw.get("lm_head.weight", out["embedding"])
+    head = raw.get("lm_head.weight", raw["wte.weight"])
     out["head"], out["head.bias"] = head * raw["ln_f.weight"], head @ raw["ln_f.bias"]
     return out
+
+
+def _centred(x: torch.Tensor) -> torch.Tensor:
+    """With mean zero over the first dimension, what is written to."""
+    return x - x.mean(0, keepdim=True)

@@ -52,8 +52,7 @@ class Decoder:
         return self.backend.choose(last, head, bias, self.config.vocabulary, temperature)
 
     def _norm(self, x: Value) -> Value:
-        norm = self.backend.rms_norm if self.config.family == "llama" else self.backend.layer_norm
-        return norm(x, self.config.norm_epsilon)
+        return self.backend.rms_norm(x, self.config.norm_epsilon)  # LayerNorm's mean is folded away, see checkpoint.py
 
     def _linear(self, x: Value, name: str) -> Value:
         return self.backend.linear(x, self._weights[name], self._tensors.get(f"{name}.bias"))

@@ -1,27 +1,32 @@
-"""Ranks, top-k and arg max, with ties broken by position (the earlier one wins).
+"""Ranks, top-k, maximum and arg max, with ties broken by position (the earlier one wins).
 
 Within a block every score is opened once under its own mask, and every pair is compared through the difference of its
 two masks: no score is opened twice. The rank is then a local sum, and opened under a mask it rotates a shared one-hot:
-the rows of a shared permutation matrix. The cost is quadratic in the block, so a long row becomes a tree of blocks.
+the rows of a shared permutation matrix. The largest score is the one of rank 0; as the dealer knows the masks, it comes
+with the one-hot, without a product. The cost is quadratic in the block, so a long row becomes a tree of blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
-from protocols.comparison import is_negative, negative_part
+from protocols.comparison import ComparisonMask, from_flip, negative_part, sign
 from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from protocols.product import multiply
-from protocols.ring import RING_BITS
+from protocols.digits import LessThan
+from protocols.ring import RING_BITS, packed_bytes, reduce_bits
 from protocols.session import Session, together
+
+BLOCKS = (2, 4, 8, 16)
+"""Sizes that a tree's blocks may have; the last level takes what is left, up to the largest."""
 
 
 @dataclass(frozen=True)
 class OneHotMask(Correlation):
-    """A uniform position modulo `size` (a power of two) and the xor-free shares of its one-hot vector."""
+    """A uniform position modulo `size` (a power of two) and shares of its one-hot vector."""
 
     shape: Shape
     size: int
@@ -32,16 +37,25 @@ class OneHotMask(Correlation):
 
     def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
         (position,) = randoms
-        return [(torch.arange(self.size) == position[..., None]).to(torch.int64)]
+        return [_one_hot_of(position, self.size)]
+
+
+def _one_hot_of(position: torch.Tensor, size: int) -> torch.Tensor:
+    return (torch.arange(size) == position[..., None]).to(torch.int64)
+
+
+def _padded(size: int) -> int:
+    return max(2, 1 << (size - 1).bit_length())
 
 
 async def one_hot(session: Session, index: torch.Tensor, size: int, bits: int = RING_BITS) -> torch.Tensor:
     """Shares modulo 2^bits of the one-hot vectors (..., size) of shared indices in [0, size).
 
-    Rounds: 1. Online: 1 byte an index and direction up to size 256. Correction: padded size * ceil(bits/8) bytes.
+    index: shares modulo the padded size (the next power of two) at least. Rounds: 1. Online: 1 byte an index and
+    direction up to size 256. Correction: padded size * ceil(bits/8) bytes.
     Opened: the index under a mask that is uniform modulo the padded size.
     """
-    padded = max(2, 1 << (size - 1).bit_length())
+    padded = _padded(size)
     position, table = session.take(OneHotMask(tuple(index.shape), padded, bits))
     opened = await session.open(index - position, padded.bit_length() - 1)
     # one-hot of index at k = one-hot of position at k - (index - position)
@@ -49,60 +63,247 @@ async def one_hot(session: Session, index: torch.Tensor, size: int, bits: int = 
     return table.gather(-1, at)
 
 
-async def ranks(session: Session, scores: torch.Tensor, bits: int) -> torch.Tensor:
-    """Shares of each score's rank in its row (last dimension): 0 for the largest, ties by position.
+# ---------------------------------------------------------------- ranks from one opening of the scores
 
-    scores: shares modulo 2^bits, differences below 2^(bits-1). Rounds: 3 up to 19 bits. n (n-1) / 2 comparisons a row.
+
+@dataclass(frozen=True)
+class RankMask(Correlation):
+    """A mask for each score (modulo 2^bits), digit tables for each pair's difference of masks, random bits in both
+    forms for each pair (in the ring modulo 2^rank_bits).
+
+    With `best_bits`, also what `_block_best` needs: a one-hot of a uniform position, in the ring modulo 2^best_bits,
+    and its products with the masks.
+
+    shape: (..., n). payload_bits: of a shared payload that goes along with each score, 0 for none.
     """
-    n = scores.shape[-1]
-    first, second = torch.triu_indices(n, n, 1).to(session.device)
-    loses = await is_negative(session, scores[..., first] - scores[..., second], bits)  # first < second: first loses
-    wins = session.constant(torch.ones_like(loses)) - loses
-    rank = torch.zeros_like(scores)
-    return rank.index_add(-1, first, loses).index_add(-1, second, wins)
+
+    shape: Shape
+    bits: int
+    rank_bits: int
+    best_bits: int = 0
+    payload_bits: int = 0
+
+    @property
+    def pairs(self) -> Shape:
+        return (*self.shape[:-1], self.shape[-1] * (self.shape[-1] - 1) // 2)
+
+    def tables(self) -> LessThan:
+        return LessThan(self.pairs, self.bits - 1)
+
+    def _own_randoms(self) -> list[Random]:
+        out = [Random(self.shape, self.bits), Random((*self.pairs, 1), 1, xor=True)]
+        out += [Random(self.shape, self.rank_bits)] if self.best_bits else []
+        return [*out, Random(self.shape, self.payload_bits)] if self.payload_bits else out
+
+    def fields(self) -> Sequence[Random | Corrected]:
+        out = [*self._own_randoms(), *self.tables().fields()]
+        out += [Corrected((*self.pairs, 1), 1, xor=True), Corrected((*self.pairs, 1), self.rank_bits)]
+        if self.best_bits:
+            table = (*self.shape, 1 << self.rank_bits)
+            out += [Corrected(table, self.best_bits), Corrected(table, self.bits)]
+            out += [Corrected(table, self.payload_bits)] if self.payload_bits else []
+        return out
+
+    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
+        own, index_masks = randoms[: len(self._own_randoms())], randoms[len(self._own_randoms()) :]
+        r, d = own[0], own[1]
+        rho = _differences(r)
+        top = (rho >> (self.bits - 1)) & 1
+        values = [*self.tables().deal(rho, index_masks), top[..., None], d]
+        if self.best_bits:
+            at_position = _one_hot_of(own[2], 1 << self.rank_bits)
+            values += [at_position, at_position * r[..., None]]
+            values += [at_position * own[3][..., None]] if self.payload_bits else []
+        return values
 
 
-async def top_k(session: Session, scores: torch.Tensor, k: int, bits: int) -> torch.Tensor:
-    """Shares of the selection (..., k, n): row j is the one-hot of the j-th largest score, ties by position.
+@cache
+def _pair_indices(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    first, second = torch.triu_indices(n, n, 1)
+    return first, second
+
+
+def _differences(x: torch.Tensor) -> torch.Tensor:
+    """x_i - x_j of all pairs i < j in the last dimension."""
+    first, second = (i.to(x.device) for i in _pair_indices(x.shape[-1]))
+    return x[..., first] - x[..., second]
+
+
+async def _ranks(
+    session: Session, correlation: RankMask, material: Iterator[torch.Tensor], z: torch.Tensor, d_bit: torch.Tensor
+) -> torch.Tensor:
+    """Ranks modulo 2^rank_bits from scores opened under their masks."""
+    at = _differences(z)[..., None]
+    loses = from_flip(session, *await sign(session, correlation.tables(), material, at, d_bit))[..., 0]
+    wins = session.constant(torch.ones_like(loses)) - loses  # of a pair, the first loses if it is smaller
+    first, second = (i.to(session.device) for i in _pair_indices(z.shape[-1]))
+    return torch.zeros_like(z).index_add(-1, first, loses).index_add(-1, second, wins)
+
+
+async def ranks(session: Session, scores: torch.Tensor, bits: int, rank_bits: int = RING_BITS) -> torch.Tensor:
+    """Shares modulo 2^rank_bits of each score's rank in its row (last dimension): 0 for the largest, ties by position.
+
+    scores: shares modulo 2^bits, differences below 2^(bits-1). Rounds: 3. Online: ceil(bits/8) bytes a score and
+    direction, and 1 byte and 1 bit a pair. Correction: 44 bytes a pair at 19 bits, and ceil(rank_bits/8).
+    Opened: each score once, under a mask of its own; table indices and bits under random bits.
+    """
+    if scores.shape[-1] == 1:
+        return torch.zeros_like(scores)
+    correlation = RankMask(tuple(scores.shape), bits, rank_bits)
+    r, d_bit, *rest = session.take(correlation)
+    return await _ranks(session, correlation, iter(rest), await session.open(scores + r, bits), d_bit)
+
+
+async def top_k(session: Session, scores: torch.Tensor, k: int, bits: int, out_bits: int = RING_BITS) -> torch.Tensor:
+    """Shares modulo 2^out_bits of the selection (..., k, n): row j is the one-hot of the j-th largest score, ties by
+    position.
 
     Rounds: those of `ranks` and 1. Nothing is revealed: ranks are opened under masks only.
     """
-    rows = await one_hot(session, await ranks(session, scores, bits), scores.shape[-1])
+    n = scores.shape[-1]
+    rank = await ranks(session, scores, bits, _padded(n).bit_length() - 1)
+    rows = await one_hot(session, rank, n, out_bits)
     return rows.transpose(-1, -2)[..., :k, :]
 
 
-async def argmax(session: Session, scores: torch.Tensor, bits: int, block: int = 8) -> torch.Tensor:
-    """Shares of the position of the largest score in each row (last dimension), the first of equals.
+# ---------------------------------------------------------------- the largest of a row, by a tree of blocks
 
-    scores: shares modulo 2^bits, differences below 2^(bits-1). A tree of blocks: `block` 2 takes the fewest bytes,
-    4 rounds a level up to 19 bits; a larger one fewer rounds, 5 for each log2(block) levels. Exact.
+
+@dataclass(frozen=True)
+class _Payload:
+    """What goes along with the scores: shares modulo 2^bits, or known to both (`public`)."""
+
+    values: torch.Tensor
+    bits: int
+    public: bool = False
+
+
+async def _pair_best(
+    session: Session, values: torch.Tensor, payload: _Payload | None, bits: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(larger, its payload) of the last dimension, which has two. Rounds: 3."""
+    difference = values[..., 0] - values[..., 1]
+    if payload is None:
+        _, loss, _ = await negative_part(session, difference, bits)
+        return values[..., 0] - loss, None
+    first, change = payload.values[..., 0], payload.values[..., 1] - payload.values[..., 0]
+    if payload.public:
+        loses, loss, _ = await negative_part(session, difference, bits, out_bits=payload.bits)
+        return values[..., 0] - loss, session.constant(first) + loses * change
+    _, loss, gain = await negative_part(session, difference, bits, change, payload.bits)
+    assert gain is not None
+    return values[..., 0] - loss, first + gain
+
+
+async def _block_best(
+    session: Session, values: torch.Tensor, payload: _Payload | None, bits: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(largest, its payload) of the last dimension. Rounds: 4.
+
+    Opened: scores and payloads under their masks, and ranks under masks uniform modulo the padded block.
+    """
+    shared = payload is not None and not payload.public
+    correlation = _block_mask(tuple(values.shape), bits, payload.bits if payload else 0, shared)
+    r, d_bit, position, *rest = session.take(correlation)
+    openings = [session.open(values + r, bits)]
+    if payload is not None and shared:
+        openings.append(session.open(payload.values + rest.pop(0), payload.bits))
+    opened, material = await together(*openings), iter(rest)
+    rank_bits = correlation.rank_bits
+    rank = await _ranks(session, correlation, material, opened[0], d_bit)
+    at = reduce_bits(-(await session.open(rank - position, rank_bits)), rank_bits)[..., None]
+    best = next(material).gather(-1, at)[..., 0]
+    sums = [(best * z - next(material).gather(-1, at)[..., 0]).sum(-1) for z in opened]
+    if payload is None:
+        return sums[0], None
+    return sums[0], sums[1] if shared else (best * payload.values).sum(-1)
+
+
+def _block_mask(shape: Shape, bits: int, payload_bits: int, shared: bool) -> RankMask:
+    rank_bits = _padded(shape[-1]).bit_length() - 1
+    return RankMask(shape, bits, rank_bits, max(bits, payload_bits), payload_bits if shared else 0)
+
+
+@cache
+def block_sizes(n: int, rows: int, bits: int, payload_bits: int, round_bytes: int) -> tuple[int, ...]:
+    """The blocks of a tree over n scores, level by level, that cost least: bytes, and `round_bytes` for each round."""
+    if n == 1:
+        return ()
+    costs = []
+    for block in (*BLOCKS, n):
+        if block <= min(n, max(BLOCKS)):
+            rest = block_sizes(n // block + n % block, rows, bits, payload_bits, round_bytes)
+            costs.append((_tree_cost((block, *rest), n, rows, bits, payload_bits, round_bytes), (block, *rest)))
+    return min(costs)[1]
+
+
+def _tree_cost(blocks: Sequence[int], n: int, rows: int, bits: int, payload_bits: int, round_bytes: int) -> float:
+    total = 0.0
+    for block in blocks:
+        total += rows * (n // block) * _block_bytes(block, bits, payload_bits) + round_bytes * (3 if block == 2 else 4)
+        n = n // block + n % block
+    return total
+
+
+@cache
+def _block_bytes(block: int, bits: int, payload_bits: int) -> float:
+    """Online bytes, both directions, and correction bytes of one block."""
+    opened = packed_bytes(1, bits) + (packed_bytes(1, payload_bits) if payload_bits else 0)
+    many = 64  # so that single bits count as what they are
+    if block == 2:
+        out_bits = max(bits, payload_bits)
+        pair = ComparisonMask((many,), bits, select=True, out_bits=out_bits, payload_bits=payload_bits)
+        return pair.correction_bytes() / many + 2 * (opened + 1.125)
+    correlation = _block_mask((many, block), bits, payload_bits, payload_bits > 0)
+    online = block * (opened + 1) + block * (block - 1) / 2 * 1.125
+    return correlation.correction_bytes() / many + 2 * online
+
+
+async def _tree(
+    session: Session, values: torch.Tensor, payload: _Payload | None, bits: int
+) -> tuple[torch.Tensor, _Payload | None]:
+    """(largest, its payload) of the last dimension; of equals the first."""
+    rows = values[..., 0].numel()
+    sizes = block_sizes(values.shape[-1], rows, bits, payload.bits if payload else 0, session.round_bytes)
+    for block in sizes:
+        whole = values.shape[-1] - values.shape[-1] % block
+        best = _pair_best if block == 2 else _block_best
+        blocks, rest = None, None
+        if payload is not None:
+            blocks = replace(payload, values=payload.values[..., :whole].unflatten(-1, (-1, block)))
+            rest = payload.values[..., whole:]
+            rest = session.constant(rest) if payload.public else rest
+        largest, theirs = await best(session, values[..., :whole].unflatten(-1, (-1, block)), blocks, bits)
+        values = torch.cat([largest, values[..., whole:]], -1)
+        if payload is not None and theirs is not None and rest is not None:
+            payload = _Payload(torch.cat([theirs, rest], -1), payload.bits)
+    return values, payload
+
+
+async def maximum(session: Session, x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shares modulo 2^bits of the maximum over the last dimension (of size 1 in the result).
+
+    x: shares modulo 2^bits, differences below 2^(bits-1). A tree of blocks (`block_sizes`), 3 rounds a level of pairs
+    and 4 a level of larger blocks. Exact.
+    """
+    return (await _tree(session, x, None, bits))[0]
+
+
+def position_bits(n: int) -> int:
+    """The ring of an arg max over n scores: whole bytes."""
+    return 8 * max(1, -(-(n - 1).bit_length() // 8))
+
+
+async def argmax(session: Session, scores: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shares modulo 2^position_bits(n) of the position of the largest score in each row (last dimension), the first of
+    equals.
+
+    scores: shares modulo 2^bits, differences below 2^(bits-1). A tree as in `maximum`; positions go along under masks.
     """
     n = scores.shape[-1]
-    values, positions = scores, session.constant(torch.arange(n, device=session.device)).expand(scores.shape)
-    while (n := values.shape[-1]) > 1:
-        size = min(block, n)
-        whole = n - n % size
-        parts = [_block_argmax(session, values[..., :whole], positions[..., :whole], size, bits)]
-        if n % size:
-            parts.append(_block_argmax(session, values[..., whole:], positions[..., whole:], n % size, bits))
-        winners = await together(*parts)
-        values = torch.cat([w[0] for w in winners], -1)
-        positions = torch.cat([w[1] for w in winners], -1)
-    return positions[..., 0]
-
-
-async def _block_argmax(
-    session: Session, values: torch.Tensor, positions: torch.Tensor, size: int, bits: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best value and its position in each run of `size` neighbours."""
-    if size == 1:
-        return values, positions
-    values, positions = values.unflatten(-1, (-1, size)), positions.unflatten(-1, (-1, size))
-    if size == 2:
-        loses, loss = await negative_part(session, values[..., 0] - values[..., 1], bits)
-        step = await multiply(session, loses, positions[..., 1] - positions[..., 0], RING_BITS)
-        return values[..., 0] - loss, positions[..., 0] + step
-    best = await top_k(session, values, 1, bits)
-    pair = torch.stack([values, positions], -1)
-    chosen = await multiply(session, best, pair, RING_BITS, "matmul")
-    return chosen[..., 0, 0], chosen[..., 0, 1]
+    if n == 1:
+        return torch.zeros_like(scores[..., 0])
+    positions = torch.arange(n, device=session.device).expand(scores.shape)
+    _, best = await _tree(session, scores, _Payload(positions, position_bits(n), public=True), bits)
+    assert best is not None
+    return best.values[..., 0]

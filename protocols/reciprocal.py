@@ -1,85 +1,141 @@
-"""Reciprocal and reciprocal square root over a wide range: normalise by powers of two, then a small table.
+"""Reciprocal and reciprocal square root over a wide range: a table of polynomials for each factor of four.
 
-A thermometer [X >= 2^j] comes from one opening of X (all thresholds share it). A linear combination of it is the power
-of two s that moves X into [2^(high-1), 2^high); another is the square root of s. The table gives 1/y or 1/sqrt(y) of
-the normalised y. (Normalisation as in Catrina & Saxena, FC 2010, with the bits from one comparison.)
+X is opened once under a mask. For each range [L, 4 L), L = 4^j 2^low, its low bits index that range's table of
+polynomials (polynomial.py), as if X were there; digit tables tell for each L whether X reaches it: a bit t_j. The
+result is v_0 + sum_j t_j (v_j - v_{j-1}); as the dealer knows the random bit that t_j is opened under, the products
+need no round of their own. So all of it takes three rounds, whatever the range. Tables are large (640 bytes a range),
+and meant for what there is one of in each row: a sum, a mean square.
 
-Outside [2^low, 2^high) the result saturates: below, s is capped, so the result is within a factor of 4 of that at
-2^low; X must stay below 2^high.
+Outside [2^low, 2^high) the result saturates: below, it is that of some value up to 2^(low + 2); X stays below 2^high.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from protocols.comparison import less_than
-from protocols.lookup import POWER_BITS, look_up
-from protocols.product import multiply
+from protocols.comparison import sign
+from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from protocols.digits import LessThan
+from protocols.polynomial import Pieces
 from protocols.ring import FRACTION_BITS, RING_BITS
-from protocols.session import Session
+from protocols.session import Session, together
 from protocols.truncation import truncate
 
-_TABLE_VALUE_BITS = 18
-_TABLE_OUT_BITS = 40
-_TABLE_BITS = 16
-_ROOT_BITS = 14
+RECIPROCAL_BITS = 36
+RSQRT_BITS = 34
+"""Fractional bits of the untruncated results."""
+_SCALES = {"reciprocal": RECIPROCAL_BITS, "rsqrt": RSQRT_BITS}
+_POWER_BITS = 12
+_DEGREE = 4
+_INDEX_BITS = 4
 
 
-async def _normalised_inverse(
-    session: Session, x: torch.Tensor, table: str, low: int, high: int, scales: list[int]
-) -> torch.Tensor:
-    """Shares of scale[e] * f(y) * 2^16, where 2^e <= X < 2^(e+1) and y = X / 2^(e+1)."""
-    exponents = range(low + 1, high)
-    below = await less_than(session, x, high + 2, [1 << j for j in exponents])
+@dataclass(frozen=True)
+class RangedTable(Correlation):
+    """r modulo 2^(high + 1); each range's table; for each range after the first a mask a, a random bit d in both forms
+    and d a; and digit tables of r.
 
-    def chosen(values: list[int]) -> torch.Tensor:
-        """values[e - low] as a linear combination of the thermometer."""
-        steps = torch.tensor([a - b for a, b in itertools.pairwise(values)], device=session.device)
-        return session.constant(torch.full_like(x, values[-1])) + (below * steps).sum(-1)
-
-    powers = chosen([1 << (high - 1 - e) for e in range(low, high)])
-    y = await multiply(session, x, powers, high)
-    value = await look_up(session, y, table, high, _TABLE_VALUE_BITS, _TABLE_OUT_BITS)
-    value = await truncate(session, value, POWER_BITS + _TABLE_VALUE_BITS - _TABLE_BITS, _TABLE_OUT_BITS)
-    return await multiply(session, value, chosen(scales), RING_BITS)
-
-
-async def _rescale(session: Session, z: torch.Tensor, shift: int) -> torch.Tensor:
-    return await truncate(session, z, shift, RING_BITS) if shift > 0 else z << -shift
-
-
-async def reciprocal(
-    session: Session,
-    x: torch.Tensor,
-    low: int = 2,
-    high: int = 46,
-    in_bits: int = FRACTION_BITS,
-    out_bits: int = FRACTION_BITS,
-) -> torch.Tensor:
-    """Shares of 1/x at scale 2^out_bits, for the integer X = x 2^in_bits in [2^low, 2^high).
-
-    Defaults: 6e-5 <= x < 2^30. Rounds: 9 (7 + those of a comparison of high + 2 bits, less 2). Relative error below
-    1e-4, or 2 units of the result if larger. Opened: masked values only, see `less_than`, `multiply`, `look_up`.
+    X is an integer at scale 2^in_bits; the function's value comes times `factor`.
     """
-    scales = [1 << (high - 1 - e) for e in range(low, high)]
-    z = await _normalised_inverse(session, x, "reciprocal", low, high, scales)
-    return await _rescale(session, z, _TABLE_BITS + high - in_bits - out_bits)
+
+    shape: Shape
+    function: str
+    low: int
+    high: int
+    in_bits: int
+    factor: float
+
+    @property
+    def bits(self) -> int:
+        return self.high + 1
+
+    @property
+    def end_bits(self) -> range:
+        """log2 of each range's end."""
+        return range(self.low + 2, self.high + 2, 2)
+
+    def thresholds(self) -> list[int]:
+        """Where each range but the first begins."""
+        return [1 << (end - 2) for end in self.end_bits[1:]]
+
+    def tables(self) -> LessThan:
+        return LessThan(self.shape, self.bits - 1, len(self.end_bits) - 1, flat=True)
+
+    def pieces(self, end_bits: int) -> Pieces:
+        """16 segments, the second quarter to the last of which the range consists of; the first begins at 1/16."""
+        end, value_bits = 2.0 ** (end_bits - self.in_bits), _SCALES[self.function] - _POWER_BITS
+        first = width = end / (1 << _INDEX_BITS)
+        middle = (self.function, first, width, _INDEX_BITS, _DEGREE, first, end)
+        return Pieces(*middle, value_bits, _POWER_BITS, RING_BITS, self.factor)
+
+    def fields(self) -> Sequence[Random | Corrected]:
+        many = (*self.shape, len(self.end_bits) - 1)
+        out: list[Random | Corrected] = [Random(self.shape, self.bits), Random(many), Random(many, 1, xor=True)]
+        for end in self.end_bits:
+            out += self.pieces(end).fields(self.shape)
+        return [*out, Corrected(many), *self.tables().fields(), Corrected(many, 1, xor=True), Corrected(many)]
+
+    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
+        r, a, d, *index_masks = randoms
+        values = [value for end in self.end_bits for value in self.pieces(end).deal(r, end)]
+        top = (r >> (self.bits - 1)) & 1
+        return [*values, d * a, *self.tables().deal(r, index_masks), top[..., None].expand(d.shape), d]
 
 
-async def rsqrt(
-    session: Session,
-    x: torch.Tensor,
-    low: int = 2,
-    high: int = 46,
-    in_bits: int = FRACTION_BITS,
-    out_bits: int = FRACTION_BITS,
-    factor: float = 1.0,
+async def _inverse(session: Session, x: torch.Tensor, correlation: RangedTable) -> torch.Tensor:
+    """Shares of the function at its scale. Rounds: 3.
+
+    Opened: X, the differences of the ranges' values, and what a comparison opens, each under fresh masks.
+    """
+    r, a, d_bit, *rest = session.take(correlation)
+    material = iter(rest)
+    c = await session.open(x + r, correlation.bits)
+    values = []
+    for end in correlation.end_bits:
+        segment = 1 << (end - _INDEX_BITS)
+        values.append(correlation.pieces(end).evaluate(c - segment, end, material))
+    if len(values) == 1:
+        return values[0]
+    steps = torch.stack([later - earlier for earlier, later in itertools.pairwise(values)], -1)
+    d_a = next(material)
+    at = c[..., None] - torch.tensor(correlation.thresholds(), device=session.device)
+    (flip, d), opened = await together(
+        sign(session, correlation.tables(), material, at, d_bit), session.open(steps + a, RING_BITS)
+    )
+    reached = 1 - flip  # not below the threshold: reached xor d
+    products = reached * steps + (1 - 2 * reached) * (opened * d - d_a)
+    return values[0] + products.sum(-1)
+
+
+async def reciprocal_untruncated(
+    session: Session, x: torch.Tensor, low: int, high: int, in_bits: int = FRACTION_BITS
 ) -> torch.Tensor:
-    """Shares of factor / sqrt(x) at scale 2^out_bits; range, rounds and error as in `reciprocal`. `high` is even."""
-    half = _ROOT_BITS + 0.5 * (in_bits % 2)
-    scales = [round(factor * math.sqrt(2.0 ** (high - 1 - e)) * 2.0**half) for e in range(low, high)]
-    z = await _normalised_inverse(session, x, "rsqrt", low, high, scales)
-    return await _rescale(session, z, _ROOT_BITS + _TABLE_BITS + high // 2 - in_bits // 2 - out_bits)
+    """Shares of 1/x at scale 2^RECIPROCAL_BITS, for the integer X = x 2^in_bits in [2^low, 2^high), low >= 2.
+
+    Rounds: 3. Correction: about 700 bytes for each factor of four. Relative error below 1e-4.
+    """
+    return await _inverse(session, x, RangedTable(tuple(x.shape), "reciprocal", low, high, in_bits, 1.0))
+
+
+async def rsqrt_untruncated(
+    session: Session, x: torch.Tensor, low: int, high: int, in_bits: int = FRACTION_BITS, factor: float = 1.0
+) -> torch.Tensor:
+    """Shares of factor / sqrt(x) at scale 2^RSQRT_BITS; range, cost and error as in `reciprocal_untruncated`."""
+    return await _inverse(session, x, RangedTable(tuple(x.shape), "rsqrt", low, high, in_bits, factor))
+
+
+async def reciprocal(session: Session, x: torch.Tensor, low: int = 2, high: int = 46) -> torch.Tensor:
+    """Shares of 1/x at scale 2^16 for x at scale 2^16 from 6e-5 to 2^30. Rounds: 4. Relative error below 1e-4, or 2
+    units of the result if larger."""
+    value = await reciprocal_untruncated(session, x, low, high)
+    return await truncate(session, value, RECIPROCAL_BITS - FRACTION_BITS, RING_BITS)
+
+
+async def rsqrt(session: Session, x: torch.Tensor, low: int = 2, high: int = 46) -> torch.Tensor:
+    """Shares of 1/sqrt(x) at scale 2^16; as `reciprocal`."""
+    value = await rsqrt_untruncated(session, x, low, high)
+    return await truncate(session, value, RSQRT_BITS - FRACTION_BITS, RING_BITS)

@@ -128,6 +128,8 @@ class Session:
 
     device = torch.device("cpu")
     planning = False
+    round_bytes = 50_000
+    """How many bytes (online and corrections) cost as much time as a round: what protocols choose their shapes by."""
 
     def __init__(self, party: int, channel: Channel, correlations: Correlations) -> None:
         self.party = party

@@ -1,70 +1,145 @@
 """Softmax in two halves: exponentials with their sum, and the division, which attention does after weighing the values.
 
-exp(x - m) needs m near the maximum. m is the maximum of the scores with 3 fractional bits: a true score within 1/8, so
-the largest exponent lies in [-1/8, 1/4] and the sum in [0.88, 1.3 n]: no later step can overflow or vanish, whatever
-the scores are. Differences below -16 become exactly 0 (exp(-16) is 1e-7, under 2^-16).
+exp(x - m) needs m near the maximum. m is the maximum of the scores with 1 fractional bit, within 1/2 of the true one,
+so the largest exponent lies in [-1/2, 1/2] and the sum in [0.6, 1.65 n]: no later step can overflow or vanish, whatever
+the scores are. Differences below -11.5 become exactly 0 (exp(-11.1) is 2^-16).
+
+One opening of d = x - m serves three ends. Its low 20 bits (a domain of 16) index a table of exp(u - R), which times
+the public exp(C) is exp(d). Its upper bits tell by digit tables whether d is in the domain at all: a bit. And the
+product of that bit with the truncated exp(d) needs no message of its own, see truncation.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 
-from protocols.comparison import is_negative, maximum
-from protocols.lookup import EXP_OUT_BITS, EXP_POWER_BITS, EXP_VALUE_BITS, exponential
+from protocols.comparison import sign
+from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from protocols.digits import LessThan
 from protocols.product import multiply
-from protocols.reciprocal import reciprocal
-from protocols.ring import FRACTION_BITS, RING_BITS
+from protocols.rank import maximum
+from protocols.reciprocal import RECIPROCAL_BITS, reciprocal_untruncated
+from protocols.ring import FRACTION_BITS, RING_BITS, shift_right
 from protocols.session import Session, together
-from protocols.truncation import drop_low_bits, truncate
+from protocols.truncation import Truncation, drop_low_bits, truncate
 
-COARSE_BITS = 3
-COARSE_WIDTH = 19
-"""Scores are compared with 3 fractional bits on 19 bits: differences up to 2^15 in size."""
-LOWEST = -16
+COARSE_BITS = 1
+COARSE_WIDTH = 16
+"""For the maximum, scores are compared with 1 fractional bit on 16 bits: differences up to 2^14 in size."""
 MASKED = -(1 << 13)
 """What a publicly masked score counts as in the maximum."""
-INVERSE_BITS = 30
-_DROPPED = FRACTION_BITS - COARSE_BITS
+DIFFERENCE_BITS = COARSE_WIDTH + FRACTION_BITS - COARSE_BITS
+"""Ring of d, as the maximum is known modulo 2^COARSE_WIDTH: 2^14 in size at scale 2^16."""
+FIRST = -13.4
+"""Where the table's domain of 16 begins: its last segment is not used, as a segment is found up to one above."""
+LOWEST = -11.25
+"""d below this counts as minus infinity (the comparison may still keep d down to -11.5)."""
+INDEX_BITS = 3
+WIDTH_BITS = FRACTION_BITS + 1
+"""Segments of 2."""
+EXP_BITS = 32
+EXP_VALUE_BITS = 18
+EXP_POWER_BITS = 11
+_COARSE_DROPPED = FRACTION_BITS - COARSE_BITS
+_LOWEST_DROPPED = FRACTION_BITS - 2
+"""d is compared to LOWEST with 2 fractional bits."""
 
 
-def _coarse(x: torch.Tensor) -> torch.Tensor:
-    return drop_low_bits(x, _DROPPED)
+@dataclass(frozen=True)
+class ExponentialMask(Correlation):
+    """r modulo 2^31; the table over c_hi of exp(2 u - 2 R) at scale 2^18, modulo 2^32; a truncation modulo 2^out_bits,
+    also times a random bit b; digit tables of r's upper bits; b in both forms."""
+
+    shape: Shape
+    out_bits: int
+
+    def tables(self) -> LessThan:
+        return LessThan(self.shape, DIFFERENCE_BITS - _LOWEST_DROPPED - 1)
+
+    def truncation(self) -> Truncation:
+        return Truncation(self.shape, EXP_BITS, EXP_VALUE_BITS + EXP_POWER_BITS - FRACTION_BITS, self.out_bits)
+
+    def fields(self) -> Sequence[Random | Corrected]:
+        many, truncated = (*self.shape, 1), self.truncation().fields()
+        own = [Random(self.shape, DIFFERENCE_BITS), self.truncation().mask(), Random(many, 1, xor=True)]
+        table = Corrected((*self.shape, 1 << INDEX_BITS), EXP_BITS)
+        bit = [Corrected(many, 1, xor=True), Corrected(many, self.out_bits)]
+        return [*own, table, *truncated, *truncated, *self.tables().fields(), *bit]
+
+    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
+        r, rho, b, *index_masks = randoms
+        coarse = shift_right(r, _LOWEST_DROPPED, DIFFERENCE_BITS)
+        top = (coarse >> self.tables().low_bits) & 1
+        truncated = self.truncation().deal(rho)
+        times_b = [b[..., 0] * value for value in truncated]
+        below = self.tables().deal(coarse, index_masks)
+        return [_exponential_table(r), *truncated, *times_b, *below, top[..., None], b]
+
+
+def _exponential_table(r: torch.Tensor) -> torch.Tensor:
+    segments = 1 << INDEX_BITS
+    at_segment = torch.from_numpy(np.exp(FIRST + 2.0 * np.arange(segments)) * 2.0**EXP_VALUE_BITS)
+    rest = torch.exp((r & ((1 << WIDTH_BITS) - 1)).double() * (-(2.0**-FRACTION_BITS)))
+    u = (torch.arange(segments) - shift_right(r, WIDTH_BITS, WIDTH_BITS + INDEX_BITS)[..., None]) % segments
+    return (at_segment[u] * rest[..., None]).round().to(torch.int64)
 
 
 async def exponentials(
-    session: Session, x: torch.Tensor, visible: torch.Tensor | None = None
+    session: Session, x: torch.Tensor, visible: torch.Tensor | None = None, out_bits: int = RING_BITS
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(e, sum of e over the last dimension, kept as size 1): e = exp(x - m), shares in Z_2^64 at scale 2^16.
+    """(e, sum of e over the last dimension, kept as size 1): e = exp(x - m), shares modulo 2^out_bits at scale 2^16.
 
     x: (..., n) scores at scale 2^16, |x| <= 2^13. visible: public bool, broadcast to x; False gives exactly 0.
-    Rounds: 3 ceil(log2 n) + 5. Correction: about 230 bytes a score. Absolute error of e / sum below 3e-4.
+    Rounds: those of the maximum, and 3. Correction: 106 bytes a score at 64 bits, and the maximum's. Relative error of
+    e: 2^-11. Absolute error of e / sum below 5e-4.
+    Opened: d and the exponential, each once under masks of their own, and what a comparison opens.
     """
     if visible is not None:
         x = torch.where(visible, x, session.constant(torch.full_like(x, MASKED << FRACTION_BITS)))
-    m = await maximum(session, _coarse(x), COARSE_WIDTH)
-    d = x - (m << _DROPPED)
-    vanishing = _coarse(d - session.constant(LOWEST << FRACTION_BITS))
-    gone, e = await together(is_negative(session, vanishing, COARSE_WIDTH), exponential(session, d))
-    kept = session.constant(torch.ones_like(gone)) - gone
-    if visible is not None:
-        kept = kept * visible
-    e = await multiply(session, e, kept, EXP_OUT_BITS)
-    e = await truncate(session, e, EXP_VALUE_BITS + EXP_POWER_BITS - FRACTION_BITS, EXP_OUT_BITS)
+    # dropped share by share, a score comes out as its floor or one unit below: so one is added to their maximum
+    m = await maximum(session, drop_low_bits(x, _COARSE_DROPPED), COARSE_WIDTH) + session.constant(1)
+    e = await _exponentials(session, x - (m << _COARSE_DROPPED), out_bits)
     if visible is not None:
         e = e * visible
     return e, e.sum(-1, keepdim=True)
 
 
+async def _exponentials(session: Session, d: torch.Tensor, out_bits: int) -> torch.Tensor:
+    """exp(d), and 0 for d below LOWEST. Rounds: 3."""
+    correlation = ExponentialMask(tuple(d.shape), out_bits)
+    truncation, tables = correlation.truncation(), correlation.tables()
+    r, rho, bit_mask, table, *rest = session.take(correlation)
+    count = len(truncation.fields())
+    truncated, times_b, material = rest[:count], rest[count : 2 * count], iter(rest[2 * count :])
+
+    c = await session.open(d + r - session.constant(round(FIRST * 2**FRACTION_BITS)), DIFFERENCE_BITS)
+    power = torch.exp((c & ((1 << WIDTH_BITS) - 1)).double() * 2.0**-FRACTION_BITS)
+    index = shift_right(c, WIDTH_BITS, WIDTH_BITS + INDEX_BITS)[..., None]
+    e = table.gather(-1, index)[..., 0] * (power * 2.0**EXP_POWER_BITS).round().to(torch.int64)
+    from_lowest = shift_right(c - round((LOWEST - FIRST) * 2**FRACTION_BITS), _LOWEST_DROPPED, DIFFERENCE_BITS)
+    (flip, b), opened = await together(
+        sign(session, tables, material, from_lowest[..., None], bit_mask),
+        session.open(e + rho + session.constant(truncation.offset), EXP_BITS),
+    )
+    kept = 1 - flip[..., 0]  # not below: kept xor b
+    value = truncation.result(session, opened, truncated)
+    return kept * value + (1 - 2 * kept) * truncation.product(opened, b[..., 0], times_b)
+
+
 async def inverse_of_sum(session: Session, total: torch.Tensor, n: int) -> torch.Tensor:
-    """1 / total at scale 2^30 for a sum of n exponentials, which lies in [0.5, 2 n)."""
+    """1 / total at scale 2^RECIPROCAL_BITS for a sum of n exponentials, which lies in [0.5, 2 n). Rounds: 3."""
     high = FRACTION_BITS + 2 + max(n - 1, 1).bit_length()
-    return await reciprocal(session, total, FRACTION_BITS - 1, high, out_bits=INVERSE_BITS)
+    return await reciprocal_untruncated(session, total, FRACTION_BITS - 1, high)
 
 
 async def divide(session: Session, x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """x * inverse (scale 2^30), truncated to scale 2^16. |x * inverse| < 2^15. Rounds: 2."""
+    """x * inverse (scale 2^RECIPROCAL_BITS), truncated to scale 2^16. |x * inverse| < 2^10. Rounds: 2."""
     z = await multiply(session, x, inverse, RING_BITS)
-    return await truncate(session, z, INVERSE_BITS, RING_BITS)
+    return await truncate(session, z, RECIPROCAL_BITS, RING_BITS)
 
 
 async def softmax(session: Session, x: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:

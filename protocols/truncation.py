@@ -4,6 +4,9 @@ CrypTen divides each share locally, which is off by 2^(64-shift) with probabilit
 r >> shift and the top bit of a mask r, and the parties open c = z + 2^(bits-2) + r modulo 2^bits. As |z| < 2^(bits-2),
 the top bit of z + 2^(bits-2) is 0, so the sum wrapped exactly if r's top bit is 1 and c's is 0: linear in shared
 values (probabilistic truncation with a corrected wrap; Escudero et al., CRYPTO 2020, section 4).
+
+As the result is linear in what the dealer knows, so is its product with a bit b = f + (1 - 2 f) d, f public: with d
+times the dealer's values shared as well, a truncated value is multiplied by bits without a further message.
 """
 
 from __future__ import annotations
@@ -19,42 +22,87 @@ from protocols.session import Session
 
 
 @dataclass(frozen=True)
-class TruncationMask(Correlation):
-    """r modulo 2^bits, with shares of r >> shift and of r's top bit times 2^(bits - shift)."""
+class Truncation:
+    """The part of a correlation that truncates: from a mask r modulo 2^bits, shares of r >> shift and of r's top bit
+    times 2^(bits - shift), modulo 2^out_bits."""
 
     shape: Shape
     bits: int
     shift: int
+    out_bits: int = RING_BITS
+
+    def mask(self) -> Random:
+        return Random(self.shape, self.bits)
+
+    def fields(self) -> list[Corrected]:
+        top_bits = self.out_bits - self.bits + self.shift  # top * 2^(bits - shift) modulo 2^out_bits
+        top = [Corrected(self.shape, top_bits)] if top_bits > 0 else []
+        return [Corrected(self.shape, self.out_bits), *top]
+
+    def deal(self, r: torch.Tensor) -> list[torch.Tensor]:
+        return [shift_right(r, self.shift, self.bits), (r >> (self.bits - 1)) & 1][: len(self.fields())]
+
+    @property
+    def offset(self) -> int:
+        return 1 << (self.bits - 2)
+
+    def result(self, session: Session, c: torch.Tensor, material: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Shares of the truncated value from the opened c = z + offset + r. Local."""
+        return session.constant(self._known(c)) + self._shared(c, material)
+
+    def product(self, c: torch.Tensor, d: torch.Tensor, material_times_d: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Shares of d times the truncated value; d: shares of it. Local."""
+        return self._known(c) * d + self._shared(c, material_times_d)
+
+    def _known(self, c: torch.Tensor) -> torch.Tensor:
+        return shift_right(c, self.shift, self.bits) - (self.offset >> self.shift)
+
+    def _shared(self, c: torch.Tensor, material: Sequence[torch.Tensor]) -> torch.Tensor:
+        high, *top = material
+        if not top:
+            return -high
+        unwrapped = 1 - ((c >> (self.bits - 1)) & 1)
+        return ((top[0] * unwrapped) << (self.bits - self.shift)) - high
+
+
+@dataclass(frozen=True)
+class TruncationMask(Correlation):
+    """A mask and what `Truncation` needs."""
+
+    shape: Shape
+    bits: int
+    shift: int
+    out_bits: int = RING_BITS
+
+    def truncation(self) -> Truncation:
+        return Truncation(self.shape, self.bits, self.shift, self.out_bits)
 
     def fields(self) -> Sequence[Random | Corrected]:
-        top_bits = RING_BITS - self.bits + self.shift  # only top * 2^(bits-shift) modulo 2^64 is needed
-        fields: list[Random | Corrected] = [Random(self.shape, self.bits), Corrected(self.shape)]
-        return [*fields, Corrected(self.shape, top_bits)] if top_bits else fields
+        return [self.truncation().mask(), *self.truncation().fields()]
 
     def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        (r,) = randoms
-        values = [shift_right(r, self.shift, self.bits), (r >> (self.bits - 1)) & 1]
-        return values[: len(self.fields()) - 1]
+        return self.truncation().deal(randoms[0])
 
 
 async def truncate(
-    session: Session, z: torch.Tensor, shift: int = FRACTION_BITS, bits: int = PRODUCT_BITS
+    session: Session,
+    z: torch.Tensor,
+    shift: int = FRACTION_BITS,
+    bits: int = PRODUCT_BITS,
+    out_bits: int = RING_BITS,
 ) -> torch.Tensor:
-    """Shares in Z_2^64 of floor(z / 2^shift) or one more.
+    """Shares modulo 2^out_bits of floor(z / 2^shift) or one more.
 
     z: any shape, shares of a value modulo 2^bits with |z| < 2^(bits-2). `shift` may be 0: then it only lifts a value
-    from Z_2^bits into Z_2^64. Rounds: 1. Online: ceil(bits/8) bytes an element and direction. Correction: 8 +
-    ceil((64 - bits + shift) / 8) bytes. Error: at most 1 unit of the result.
+    from Z_2^bits into Z_2^out_bits. Rounds: 1. Online: ceil(bits/8) bytes an element and direction. Correction:
+    ceil(out_bits/8) + ceil((out_bits - bits + shift)/8) bytes. Error: at most 1 unit of the result.
     Opened: z + 2^(bits-2) + r with r uniform modulo 2^bits and used once, so uniform whatever z is.
     """
-    r, high, *top = session.take(TruncationMask(tuple(z.shape), bits, shift))
-    offset = 1 << (bits - 2)
-    c = await session.open(z + r + session.constant(offset), bits)
-    y = session.constant(shift_right(c, shift, bits) - (offset >> shift)) - high
-    if top:
-        unwrapped = 1 - ((c >> (bits - 1)) & 1)
-        y = y + ((top[0] * unwrapped) << (bits - shift))
-    return y
+    correlation = TruncationMask(tuple(z.shape), bits, shift, out_bits)
+    truncation = correlation.truncation()
+    r, *material = session.take(correlation)
+    c = await session.open(z + r + session.constant(truncation.offset), bits)
+    return truncation.result(session, c, material)
 
 
 def drop_low_bits(share: torch.Tensor, shift: int, bits: int = RING_BITS) -> torch.Tensor:

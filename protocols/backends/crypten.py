@@ -76,9 +76,9 @@ class CryptenBackend:
     def embed(self, tokens: Sequence[int] | None, count: int, table: Secret) -> Secret:
         one_hot = None
         if tokens is not None:
-            one_hot = torch.nn.functional.one_hot(torch.as_tensor(tokens), table.shape[0])
-        shared = self.input(one_hot, (count, table.shape[0]), party=1)
-        return self._map(lambda a, b: a.matmul(b), shared, table)
+            one_hot = torch.nn.functional.one_hot(torch.as_tensor(tokens), table.shape[1])
+        shared = self.input(one_hot, (count, table.shape[1]), party=1)
+        return self._map(lambda a, w: a.matmul(w.t()), shared, table)
 
     def add_known(self, x: Secret, known: torch.Tensor | None) -> Secret:
         return x if known is None or self.session.party != 0 else Secret(x.share + encode(known), 0)

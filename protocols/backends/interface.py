@@ -48,7 +48,7 @@ class Backend(Protocol):
         """A private weight (out, in); `tensor` is None where the process does not have the model."""
 
     def embed(self, tokens: Sequence[int] | None, count: int, table: Weight) -> Value:
-        """(count, h): rows of the table (vocabulary, h); `tokens` is None where the process must not know them."""
+        """(count, h): columns of the table (h, vocabulary); `tokens` is None where the process must not know them."""
 
     def add_known(self, x: Value, known: torch.Tensor | None) -> Value:
         """x + known, which only the model owner has (positions, biases)."""

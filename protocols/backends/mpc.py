@@ -14,13 +14,14 @@ from protocols.errors import PlanError
 from protocols.linear import MaskedWeight, linear
 from protocols.normalisation import layer_norm, rms_norm
 from protocols.product import Masked, extend, forget, mask, multiply, multiply_masked, rows, unmask
-from protocols.rank import argmax, one_hot, top_k
-from protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode
+from protocols.rank import argmax, one_hot, position_bits, top_k
+from protocols.reciprocal import RECIPROCAL_BITS
+from protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, reduce_bits
 from protocols.sampling import GumbelNoise
 from protocols.session import Session, together
 from protocols.shares import Secret, cat
 from protocols.shuffle import compact
-from protocols.softmax import INVERSE_BITS, divide, exponentials, inverse_of_sum
+from protocols.softmax import divide, exponentials, inverse_of_sum
 from protocols.threshold import keep_largest, score_bits
 from protocols.truncation import drop_low_bits, truncate
 
@@ -34,8 +35,9 @@ SELECT_FRACTION_BITS = 10
 SELECT_WIDTH = 25
 """Clusters are compared with 10 fractional bits: differences up to 2^14 in size, twice the softmax's bound."""
 
-RECEIVED_INVERSE_BITS = 24
-"""Fractional bits of a softmax's inverse where probabilities are summed: resolves 2^-13 of a probability of 2^-11."""
+RECEIVED_INVERSE_BITS = RECIPROCAL_BITS - (RING_BITS - WEIGHTED_BITS)
+"""Fractional bits of a softmax's inverse where probabilities are summed, over up to 2^10 queries at a time: what is
+left when its low bits are dropped locally, down to the ring of the sums."""
 
 EXTREME_BITS = 30
 """Ring of the maximum and minimum of keys: exact for differences up to 2^13 in size."""
@@ -81,10 +83,10 @@ class MpcBackend:
     # ------------------------------------------------------------ layers
 
     def embed(self, tokens: Sequence[int] | None, count: int, table: MaskedWeight) -> Secret:
-        one_hot = torch.zeros((count, table.shape[0]), dtype=torch.int64, device=self.session.device)
+        one_hot = torch.zeros((count, table.shape[1]), dtype=torch.int64, device=self.session.device)
         if tokens is not None:
             one_hot[torch.arange(count), torch.as_tensor(tokens)] = 1
-        return self._run(linear(self.session, one_hot, table, RING_BITS, transposed=True))
+        return self._run(linear(self.session, one_hot, table, RING_BITS))
 
     def add_known(self, x: Secret, known: torch.Tensor | None) -> Secret:
         return x if known is None else self._secret(x.share + encode(known))
@@ -181,13 +183,13 @@ class MpcBackend:
         """(exponentials, their sums of values, inverses of their sums)."""
         session = self.session
         visible = None if visible is None else visible.to(session.device)
-        e, total = await exponentials(session, await self._scores(q, cached.keys), visible)
+        e, total = await exponentials(session, await self._scores(q, cached.keys), visible, WEIGHTED_BITS)
         weighed, inverse = await together(self._weigh(e, cached.values), inverse_of_sum(session, total, cached.tokens))
         return e, weighed, inverse
 
     async def _received(self, e: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         """Sums over the queries of e times their inverse: probabilities received, (heads, tokens)."""
-        inverse = drop_low_bits(inverse, INVERSE_BITS - RECEIVED_INVERSE_BITS)
+        inverse = drop_low_bits(inverse, RECIPROCAL_BITS - RECEIVED_INVERSE_BITS)
         z = await multiply(self.session, inverse, e, WEIGHTED_BITS, "transposed_matmul")
         return (await truncate(self.session, z, RECEIVED_INVERSE_BITS, WEIGHTED_BITS))[:, 0]
 
@@ -206,7 +208,8 @@ class MpcBackend:
             picked = multiply_masked(session, stage.chosen, held, "matmul", forget=(held,))
             picked = _tokens(picked, group)
         count = picked.shape[-1]
-        e, total = await exponentials(session, torch.cat([before, picked, after], -1))
+        scores = torch.cat([before, picked, after], -1)
+        e, total = await exponentials(session, scores, out_bits=WEIGHTED_BITS)
         weighed, inverse = await together(
             self._weigh_picked(e, cached.values, start, count, stages),
             inverse_of_sum(session, total, e.shape[-1]),
@@ -343,8 +346,9 @@ class MpcBackend:
             (noise,) = session.take(GumbelNoise(tuple(logits.shape), temperature, LOGIT_FRACTION_BITS))
             logits = logits + noise
         position = await argmax(session, logits, LOGIT_WIDTH)
-        theirs = await session.transfer(position, position.shape, 32, receiver=1)
-        return None if session.party == 0 else (theirs + position) & 0xFFFFFFFF
+        bits = position_bits(logits.shape[-1])
+        theirs = await session.transfer(position, position.shape, bits, receiver=1)
+        return None if session.party == 0 else reduce_bits(theirs + position, bits)
 
     def announce(self, goes_on: bool | None) -> bool:
         """Party 1 says whether it wants another token: the answer's length is public, see docs/threat-model.md."""
@@ -381,7 +385,7 @@ async def _extremes(session: Session, x: torch.Tensor) -> tuple[torch.Tensor, to
         even, odd, rest = slice(0, n - n % 2, 2), slice(1, n, 2), slice(n - n % 2, n)
         first = torch.stack([high[..., even, :], low[..., odd, :]])
         second = torch.stack([high[..., odd, :], low[..., even, :]])
-        _, loss = await negative_part(session, first - second, EXTREME_BITS)
+        _, loss, _ = await negative_part(session, first - second, EXTREME_BITS)
         # max(a, b) = a - min(a - b, 0) and min(a, b) = a + min(b - a, 0), here with a and b exchanged
         high_pairs, low_pairs = first[0] - loss[0], second[1] + loss[1]
         high = torch.cat([high_pairs, high[..., rest, :]], -2)

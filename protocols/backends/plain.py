@@ -26,7 +26,7 @@ class PlainBackend:
         return tensor.float()
 
     def embed(self, tokens: Sequence[int] | None, count: int, table: torch.Tensor) -> torch.Tensor:
-        return table[torch.as_tensor(tokens)]
+        return table[:, torch.as_tensor(tokens)].t()
 
     def add_known(self, x: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
         return x if known is None else x + known

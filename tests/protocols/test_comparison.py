@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.comparison import is_negative, less_than, maximum, negative_part
+from protocols.comparison import is_negative, less_than, negative_part
+from protocols.rank import maximum
 from tests.protocols.sharing import run_counted, run_ring
 
 
@@ -29,14 +30,38 @@ def test_thresholds_share_one_opening() -> None:
     assert cost.sent_bytes == 100 * 2 + 300 * 1 + (300 + 7) // 8
 
 
-@pytest.mark.parametrize("bits", [8, 19, 33])
-def test_negative_part_needs_no_further_round(bits: int) -> None:
+@pytest.mark.parametrize("bits", [8, 19, 25, 33])
+def test_negative_part_and_a_payload_need_no_further_round(bits: int) -> None:
     x = torch.tensor([0, 1, -1, 2 ** (bits - 2), -(2 ** (bits - 2))])
+    payload = torch.tensor([7, -3, 100, 5, -(2**14)])
+
+    async def protocol(session: object, share: torch.Tensor, payload: torch.Tensor, part: int) -> torch.Tensor:
+        parts = await negative_part(session, share, bits, payload, 16)  # type: ignore[arg-type]
+        result = parts[part]
+        assert result is not None
+        return result
+
+    assert torch.equal(run_ring(protocol, x, payload, part=0, width=8), (x < 0).long())
+    result, cost = run_counted(protocol, x, payload, part=1, width=bits)
+    assert torch.equal(result, x.clamp(max=0))
+    assert cost.rounds == (3 if bits <= 25 else 4)
+    assert torch.equal(run_ring(protocol, x, payload, part=2, width=16), payload * (x < 0))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 60), st.data())
+def test_flat_comparisons_take_three_rounds_whatever_their_width(bits: int, data: st.DataObject) -> None:
+    bits = min(bits, 46)
+    half = 2 ** (bits - 1)
+    values = [*data.draw(st.lists(st.integers(-half, half - 1), min_size=1, max_size=4)), 0, -1, half - 1, -half]
+    x = torch.tensor(values)
 
     async def protocol(session: object, share: torch.Tensor) -> torch.Tensor:
-        return (await negative_part(session, share, bits))[1]  # type: ignore[arg-type]
+        return (await less_than(session, share, bits, flat=True))[..., 0]  # type: ignore[arg-type]
 
-    assert torch.equal(run_ring(protocol, x, width=bits), x.clamp(max=0))
+    result, cost = run_counted(protocol, x)
+    assert torch.equal(result, (x < 0).long())
+    assert cost.rounds <= 3
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 64, 101])
@@ -57,4 +82,4 @@ def test_a_comparison_of_19_bits_costs_what_its_docstring_says() -> None:
     _, cost = run_counted(protocol, torch.zeros(800, dtype=torch.int64))
     assert cost.rounds == 3
     assert cost.sent_bytes == 800 * 4 + 100
-    assert cost.correction_bytes == 800 * 52 + 100
+    assert cost.correction_bytes == 800 * (36 + 8) + 100

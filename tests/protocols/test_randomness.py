@@ -57,7 +57,7 @@ def no_other_randomness(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_masks_come_from_the_aes_generator_alone(no_other_randomness: None) -> None:
     x = encode(torch.linspace(-4, 4, 40))
     run_ring(softmax, x)
-    run_ring(activation, x, table="silu")
+    run_ring(activation, x, kind="silu")
 
 
 def test_seeding_other_generators_changes_no_mask() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.local import run_parties
-from protocols.rank import argmax, one_hot, ranks, top_k
+from protocols.rank import argmax, block_sizes, one_hot, position_bits, ranks, top_k
 from protocols.sampling import GumbelNoise, noise_bound
 from protocols.session import Session
 from tests.protocols.sharing import run_counted, run_ring
@@ -38,14 +38,30 @@ def test_top_k_picks_exactly_k_of_equal_scores(k: int) -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(rows, st.sampled_from([2, 3, 8, 64]))
-def test_argmax_is_the_first_of_the_largest(values: list[int], block: int) -> None:
+@given(rows, st.sampled_from([0, 300, 10_000]))
+def test_argmax_is_the_first_of_the_largest_whatever_the_blocks(values: list[int], round_bytes: int) -> None:
     async def protocol(session: Session, x: torch.Tensor) -> torch.Tensor:
-        return await argmax(session, x, BITS, block)
+        session.round_bytes = round_bytes
+        return await argmax(session, x, BITS)
 
     x = torch.tensor([values, values[::-1]])
     expected = (x == x.amax(-1, keepdim=True)).long().argmax(-1)
-    assert torch.equal(run_ring(protocol, x), expected)
+    assert torch.equal(run_ring(protocol, x, width=position_bits(len(values))) % 256, expected)
+
+
+def test_a_costlier_round_makes_larger_blocks() -> None:
+    cheap, dear = (block_sizes(1024, 12, BITS, 0, round_bytes) for round_bytes in (0, 10**7))
+    assert set(cheap) == {2} and len(dear) == 3
+
+
+@pytest.mark.parametrize("n", [255, 256, 257, 5000])
+def test_argmax_over_many(n: int) -> None:
+    async def protocol(session: Session, x: torch.Tensor) -> torch.Tensor:
+        return await argmax(session, x, BITS)
+
+    x = torch.zeros(3, n, dtype=torch.int64)
+    x[0, n - 1], x[1, 77], x[2, 3] = 5, 1, -1
+    assert (run_ring(protocol, x) % 2 ** position_bits(n)).tolist() == [n - 1, 77, 0]
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 64])

@@ -1,0 +1,116 @@
+"""Piecewise polynomials of a masked value, by one-time tables: no product, no message beyond the opening.
+
+The parties know c = x + r modulo 2^bits. With c's and r's upper `index_bits` bits c_hi and r_hi, and the lower ones
+c_lo and r_lo, u = c_hi - r_hi is x's segment or the next one, and x - u 2^low = c_lo - r_lo exactly, so
+    f(x) = sum_i a_i[u] (C - R)^i = sum_j C^j (sum_{i >= j} binom(i, j) (-R)^(i - j) a_i[u])
+with C, R = c_lo, r_lo / 2^low. The dealer knows all but c: it shares, for every c_hi, the inner sums; the parties look
+up and combine with powers of the public C. (One-time truth tables, Ishai et al., TCC 2013, with the remainder as in
+Pika, Wagh, PETS 2022.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+
+from protocols.correlation import Corrected, Shape
+from protocols.ring import shift_right
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    return x * np.vectorize(lambda v: 0.5 * math.erfc(-v / math.sqrt(2)))(x)
+
+
+def _gelu_tanh(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "reciprocal": lambda x: 1 / x,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+}
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A function, times `factor`, on [start, end], within a domain of 2^index_bits segments of `width` from `first` on.
+
+    start - first >= 0 and the domain's end - end >= width, as a segment is found up to one above. Values are shares
+    modulo 2^out_bits at scale 2^(value_bits + power_bits).
+    """
+
+    function: str
+    first: float
+    width: float
+    index_bits: int
+    degree: int
+    start: float
+    end: float
+    value_bits: int
+    power_bits: int
+    out_bits: int
+    factor: float = 1.0
+
+    @property
+    def segments(self) -> int:
+        return 1 << self.index_bits
+
+    @property
+    def scale_bits(self) -> int:
+        """Fractional bits of the values."""
+        return self.value_bits + self.power_bits
+
+    def fields(self, shape: Shape) -> list[Corrected]:
+        return [Corrected((*shape, self.segments), self.out_bits)] * (self.degree + 1)
+
+    def deal(self, r: torch.Tensor, bits: int) -> list[torch.Tensor]:
+        """r: the mask; its low `bits` bits count, and 2^bits is the whole domain."""
+        low = bits - self.index_bits
+        a = _coefficients(self) * 2.0**self.value_bits
+        minus_r = -((r & ((1 << low) - 1)).double() / 2.0**low)[..., None]
+        # Taylor shift of every segment's polynomial by -R, highest power first (Horner's scheme)
+        shifted = [a[:, i].expand(*r.shape, -1) for i in range(self.degree + 1)]
+        for i in range(self.degree):
+            for j in range(self.degree - 1, i - 1, -1):
+                shifted[j] = shifted[j] + shifted[j + 1] * minus_r
+        r_hi = shift_right(r, low, bits)
+        index = (torch.arange(self.segments) - r_hi[..., None]) % self.segments  # from u to c_hi = u + r_hi
+        return [values.gather(-1, index).round().to(torch.int64) for values in shifted]
+
+    def evaluate(self, c: torch.Tensor, bits: int, material: Iterator[torch.Tensor]) -> torch.Tensor:
+        """Shares of f(x) from c, of which the low `bits` bits count. Local."""
+        low = bits - self.index_bits
+        c_hi, fraction = shift_right(c, low, bits)[..., None], (c & ((1 << low) - 1)).double() / 2.0**low
+        result = next(material).gather(-1, c_hi)[..., 0] << self.power_bits
+        power = torch.full_like(fraction, 2.0**self.power_bits)
+        for _ in range(self.degree):
+            power = power * fraction
+            result = result + next(material).gather(-1, c_hi)[..., 0] * power.round().to(torch.int64)
+        return result
+
+
+@cache
+def _coefficients(pieces: Pieces) -> torch.Tensor:
+    """(segments, degree + 1): each segment's polynomial in (x - its start) / width, which lies in (-1, 1).
+
+    Fitted at the Chebyshev nodes of the part of (-1, 1) that is used; a segment that is never used gets zero.
+    """
+    out = np.zeros((pieces.segments, pieces.degree + 1))
+    nodes = np.cos((2 * np.arange(pieces.degree + 1) + 1) * np.pi / (2 * pieces.degree + 2))
+    for u in range(pieces.segments):
+        base = pieces.first + u * pieces.width
+        low, high = max(base - pieces.width, pieces.start), min(base + pieces.width, pieces.end)
+        if low < high:
+            low, high = min(low, high - pieces.width), max(high, low + pieces.width)  # no narrow, ill-conditioned fit
+            at = (low + high) / 2 + nodes * (high - low) / 2
+            relative = (at - base) / pieces.width
+            out[u] = np.linalg.solve(np.vander(relative, increasing=True), FUNCTIONS[pieces.function](at))
+    return torch.from_numpy(out * pieces.factor)
