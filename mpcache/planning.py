@@ -57,7 +57,7 @@ class PublicParameters:
         if self.backend not in PRIVATE_BACKENDS:
             raise HandshakeError(f"unknown backend {self.backend[:40]!r} (known: {', '.join(PRIVATE_BACKENDS)})")
         try:
-            policy_class(self.policy.name)
+            policy_class(self.policy.name).check(self.policy)
         except ConfigError as error:
             raise HandshakeError(str(error)) from None
         total = self.prompt_tokens + self.max_new_tokens

@@ -1,6 +1,7 @@
 """StreamingLLM: sinks and a window of recent tokens (Xiao et al., arXiv 2309.17453)."""
 
 from mpcache.policies.base import Policy
+from mpcache.policies.settings import PolicySettings
 from protocols.backends.interface import Value
 
 
@@ -12,6 +13,10 @@ class Streaming(Policy):
 
     name = "streaming"
     summary = "sinks and a window of recent tokens"
+
+    @classmethod
+    def always(cls, settings: PolicySettings) -> dict[str, int]:
+        return {"sinks": settings.sinks, "recent": settings.recent}
 
     def evict(self) -> None:
         for layer in range(self.config.layers):
