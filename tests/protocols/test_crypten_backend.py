@@ -193,7 +193,7 @@ def test_exp_is_a_power_that_turns_round() -> None:
 
 def test_reciprocal_and_inverse_root_have_a_narrow_range() -> None:
     x = torch.tensor([0.1, 1.0, 7.0, 50.0])
-    assert (function_of("reciprocal", x.tolist()) * x - 1).abs().max() < 0.02
+    assert (function_of("reciprocal", x.tolist()) * x - 1).abs().max() < 0.04
     assert (function_of("inv_sqrt", x.tolist()) * x.sqrt() - 1).abs().max() < 0.02
     assert abs(function_of("reciprocal", [1000.0]).item() * 1000 - 1) > 0.5
 
