@@ -12,8 +12,8 @@ back. CrypTen's functions are used as they are, approximations included. At scal
   argmax       ties are broken at random
   eq           of integers (scale 1) gives 0 and 2^16, not 0 and 1
 
-Cache policies choose by ranks: all pairs are compared with CrypTen's lt, and rows are found by its eq. A one-hot matrix,
-like everything else, is opened again for every product.
+Cache policies choose by ranks: all pairs are compared with CrypTen's lt, and rows are found by its eq. A one-hot
+matrix, like everything else, is opened again for every product.
 
 So a softmax over 256 equal scores is garbage, an exact GELU holds near zero alone, and an epsilon of 1e-5 is rounded to
 zero. It is a baseline: tests/protocols/test_crypten_backend.py says what holds and what does not.
