@@ -28,6 +28,7 @@ class Policy:
 
     name: ClassVar[str] = "full"
     summary: ClassVar[str] = "keeps and attends to everything"
+    mpc_cost: ClassVar[str] = "attention to the whole cache at every step"
 
     def __init__(self, settings: PolicySettings, config: ModelConfig, backend: Backend, prompt_tokens: int) -> None:
         self.check(settings)

@@ -20,6 +20,7 @@ class H2O(Policy):
 
     name = "h2o"
     summary = "each step: evicts the lowest accumulated attention"
+    mpc_cost = "each step and head: attention received, a secure arg min, an oblivious overwrite"
 
     @classmethod
     def always(cls, settings: PolicySettings) -> dict[str, int]:

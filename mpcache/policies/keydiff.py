@@ -16,6 +16,7 @@ class KeyDiff(Policy):
 
     name = "keydiff"
     summary = "once, per head: the keys least like their mean"
+    mpc_cost = "once: a norm of every key; a head: the k largest by bisection, a shuffle of keys and values"
 
     @classmethod
     def always(cls, settings: PolicySettings) -> dict[str, int]:

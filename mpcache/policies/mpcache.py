@@ -24,6 +24,9 @@ class MPCache(ClusterPolicy):
 
     name = "mpcache"
     summary = "static eviction, hierarchical selection, shared by layers"
+    mpc_cost = (
+        "once: the k largest by bisection, a shuffle; each step and group of layers: one opened query, ranks in levels"
+    )
 
     @classmethod
     def sizes(cls, settings: PolicySettings) -> tuple[int, ...]:

@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import itertools
 import json
+import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +105,25 @@ def policy_settings(raw: Any) -> PolicySettings:
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}"
             raise ConfigError(f"cache policy: unknown setting {key!r} ({hint})")
     return PolicySettings(**{key: _typed(key, str(fields[key].type), value) for key, value in raw.items()})
+
+
+def changed_settings(settings: PolicySettings, assignments: Iterable[str]) -> PolicySettings:
+    """The settings with `KEY=VALUE` assignments made; a value is written as in TOML, text also without quotes.
+
+    Raises ConfigError that says what to change.
+    """
+    raw = dataclasses.asdict(settings)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"cache policy: {assignment!r} is no KEY=VALUE, such as keep_ratio=0.5 or clusters=[32,16]"
+            )
+        try:
+            raw[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            raw[key.strip()] = text.strip()
+    return policy_settings(raw)
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:

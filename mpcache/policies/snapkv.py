@@ -14,6 +14,7 @@ class SnapKV(Policy):
 
     name = "snapkv"
     summary = "once, per head: pooled attention of the last queries"
+    mpc_cost = "once a head: the k largest by bisection, a shuffle of keys and values"
 
     @classmethod
     def always(cls, settings: PolicySettings) -> dict[str, int]:

@@ -13,6 +13,7 @@ class Streaming(Policy):
 
     name = "streaming"
     summary = "sinks and a window of recent tokens"
+    mpc_cost = "nothing beyond attention to what is left: positions are public"
 
     @classmethod
     def always(cls, settings: PolicySettings) -> dict[str, int]:
