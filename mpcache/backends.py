@@ -28,7 +28,7 @@ def private_backend(
         return
     from protocols.backends.crypten import CryptenBackend
 
-    yield CryptenBackend(session)  # type: ignore[misc]
+    yield CryptenBackend(session)
 
 
 def plan_session(name: str) -> PlanSession:

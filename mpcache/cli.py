@@ -13,6 +13,7 @@ import click
 import torch
 
 from mpcache import __version__
+from mpcache.policies import PolicySettings, changed_settings, check_policy, policies
 from protocols.errors import ConfigError, MpcacheError
 
 
@@ -38,6 +39,9 @@ def main(verbose: bool) -> None:
 
 _config = click.option(
     "--config", "path", type=click.Path(path_type=Path), required=True, help="TOML file of this role."
+)
+_backend = click.option(
+    "--backend", type=click.Choice(["mpc", "crypten"]), default="mpc", show_default=True, help="crypten: baseline."
 )
 _insecure = click.option("--insecure", is_flag=True, help="Plaintext, on loopback only. For tests.")
 
@@ -114,6 +118,30 @@ def _prompt_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _policy_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--policy", "policy_name", metavar="NAME", help="KV cache policy; see: mpcache policies."),
+        click.option("--budget", type=float, help="Tokens a step attends to; below 1: a fraction of the prompt."),
+        click.option(
+            "--policy-option",
+            "assignments",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Any setting of the policy, as in client.toml. Repeatable.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _chosen_policy(
+    settings: PolicySettings, name: str | None, budget: float | None, assignments: tuple[str, ...]
+) -> PolicySettings:
+    """The settings, changed by what the command line says."""
+    first = [f"{key}={value}" for key, value in (("name", name), ("budget", budget)) if value is not None]
+    return check_policy(changed_settings(settings, [*first, *assignments]))
+
+
 def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     if (prompt is None) == (prompt_file is None):
         raise ConfigError("give one of --prompt and --prompt-file")
@@ -130,9 +158,8 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
 @_config
 @_insecure
 @_prompt_options
-@click.option(
-    "--backend", type=click.Choice(["mpc", "crypten"]), default="mpc", show_default=True, help="crypten: baseline."
-)
+@_policy_options
+@_backend
 @click.option("--temperature", type=click.FloatRange(0, 100), help="0 takes the likeliest token.")
 def client(
     path: Path,
@@ -141,6 +168,9 @@ def client(
     prompt_file: Path | None,
     max_new_tokens: int | None,
     json_path: Path | None,
+    policy_name: str | None,
+    budget: float | None,
+    assignments: tuple[str, ...],
     backend: str,
     temperature: float | None,
 ) -> None:
@@ -161,11 +191,12 @@ def client(
         ids,
         max_new_tokens or settings.max_new_tokens,
         settings.temperature if temperature is None else temperature,
-        model_digest=settings.model_digest,
-        backend=backend,
+        _chosen_policy(settings.policy, policy_name, budget, assignments),
+        backend,
+        settings.model_digest,
     )
     result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, len(ids))
-    result.backend = backend
+    result.backend, result.policy = backend, request.policy
     result.show()
     if json_path:
         result.write(json_path)
@@ -185,29 +216,46 @@ def gateway(path: Path, insecure: bool, listen: str) -> None:
     settings = load_settings(path, ClientSettings)
     identity = _identity(settings.certificates, "client", insecure or settings.insecure)
     connection = Connection(settings.owner, settings.dealer, identity, settings.state, settings.timeout_seconds)
-    defaults = Request((), settings.max_new_tokens, settings.temperature, model_digest=settings.model_digest)
+    defaults = Request(
+        (), settings.max_new_tokens, settings.temperature, settings.policy, model_digest=settings.model_digest
+    )
     _serve(GatewayServer(listen, connection, load_tokenizer(settings.tokenizer), defaults), "gateway", listen)
 
 
 @main.command()
 @_prompt_options
+@_policy_options
 @click.option("--model", type=click.Path(path_type=Path), help="Model folder. Default: the demo model.")
-@click.option(
-    "--backend", type=click.Choice(["mpc", "crypten"]), default="mpc", show_default=True, help="crypten: baseline."
-)
+@_backend
+@click.option("--compare", is_flag=True, help="Also run the full cache privately, and measure it instead of planning.")
 def demo(
     prompt: str | None,
     prompt_file: Path | None,
     max_new_tokens: int | None,
     json_path: Path | None,
+    policy_name: str | None,
+    budget: float | None,
+    assignments: tuple[str, ...],
     model: Path | None,
     backend: str,
+    compare: bool,
 ) -> None:
-    """Start all three processes on this machine and answer a private question."""
+    """Start all three processes on this machine and answer a private question.
+
+    Shows beside the costs what the full cache would have cost: planned to the byte, or measured with --compare.
+    """
     from parties.demo import run_demo
 
     text = _read_prompt(prompt, prompt_file) if prompt is not None or prompt_file is not None else None
-    run_demo(text, max_new_tokens or 16, model, json_path, backend)
+    policy = _chosen_policy(PolicySettings(), policy_name, budget, assignments)
+    run_demo(text, max_new_tokens or 16, model, json_path, policy, backend, compare)
+
+
+@main.command("policies")
+def list_policies() -> None:
+    """List the KV cache policies, and what each costs beyond attention to the tokens that it leaves."""
+    for name, policy in policies().items():
+        click.echo(f"{name:10} {policy.summary}\n{'':10} MPC cost: {policy.mpc_cost}")
 
 
 @main.command()

@@ -11,7 +11,7 @@ from mpcache.backends import PRIVATE_BACKENDS, plan_session, private_backend
 from mpcache.decoder import Decoder
 from mpcache.generate import FULL, PREFILL_BLOCK, GenerationPlan, decode, prefill
 from mpcache.model_config import ModelConfig
-from mpcache.policies import PolicySettings, policy_class, policy_settings
+from mpcache.policies import PolicySettings, check_policy, policy_settings
 from protocols.correlation import Correlation
 from protocols.errors import ConfigError, HandshakeError
 from protocols.plan import Plan
@@ -57,7 +57,7 @@ class PublicParameters:
         if self.backend not in PRIVATE_BACKENDS:
             raise HandshakeError(f"unknown backend {self.backend[:40]!r} (known: {', '.join(PRIVATE_BACKENDS)})")
         try:
-            policy_class(self.policy.name)
+            check_policy(self.policy)
         except ConfigError as error:
             raise HandshakeError(str(error)) from None
         total = self.prompt_tokens + self.max_new_tokens

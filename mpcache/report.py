@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
-from mpcache.generate import Meter, Phase
+from mpcache.generate import FULL, Meter, Phase
+from mpcache.policies import PolicySettings
 from protocols.errors import ConfigError
 
 
@@ -29,8 +30,23 @@ class Metered(Protocol):
 
 
 @dataclass
+class FullCache:
+    """What the same generation takes with the whole cache. kind: 'planned' (no seconds) or 'measured'."""
+
+    kind: str
+    prefill: Phase
+    decode: Phase
+    tokens: int
+    plain_answer: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        phases = {"prefill": _phase(self.prefill), "decode": _phase(self.decode)}
+        return {"kind": self.kind, "new_tokens": self.tokens, "phases": phases, "plain_answer": self.plain_answer}
+
+
+@dataclass
 class Result:
-    """A finished generation."""
+    """A finished generation. plain_answer: of the same policy in plaintext."""
 
     answer: str
     prompt_tokens: int
@@ -39,9 +55,9 @@ class Result:
     setup_bytes: int
     waited_for_dealer: float
     backend: str = "mpc"
-    policy: str = "full"
+    policy: PolicySettings = FULL
     plain_answer: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    full_cache: FullCache | None = None
 
     def to_dict(self) -> dict[str, Any]:
         phases = {"prefill": self.meter.prefill, "decode": self.meter.decode}
@@ -57,11 +73,12 @@ class Result:
             "correlation_bytes": total.correction_bytes,
             "rounds": total.rounds,
             "backend": self.backend,
-            "policy": self.policy,
+            "policy": self.policy.name,
+            "policy_settings": asdict(self.policy),
             "phases": {name: _phase(phase) for name, phase in phases.items()},
             "setup_bytes": self.setup_bytes,
             "waited_for_dealer_seconds": self.waited_for_dealer,
-            **self.extra,
+            "full_cache": None if self.full_cache is None else self.full_cache.to_dict(),
         }
 
     def write(self, path: Path) -> None:
@@ -78,18 +95,28 @@ class Result:
         if self.plain_answer is not None:
             same = "the same" if self.plain_answer == self.answer else "DIFFERENT"
             click.echo(f"in plaintext: {self.plain_answer.strip()}  ({same})")
+        full = self.full_cache
+        if full is not None and full.plain_answer not in (None, self.plain_answer):
+            click.echo(
+                f"in plaintext with a full cache: {str(full.plain_answer).strip()}  (policy {self.policy.name} differs)"
+            )
         prefill, decode = self.meter.prefill, self.meter.decode
-        click.echo(f"prompt {self.prompt_tokens} tokens, answer {self.new_tokens} tokens, policy {self.policy}")
-        _line("time to first token", f"{prefill.seconds:.1f} s", prefill)
-        if self.meter.seconds_per_token is not None:
-            _line("each token after it", f"{self.meter.seconds_per_token:.2f} s", decode, self.meter.tokens - 1)
+        click.echo(f"prompt {self.prompt_tokens} tokens, answer {self.new_tokens} tokens, policy {self.policy.name}")
+        _line("time to first token", prefill)
+        if full is not None:
+            _line(f"  full cache, {full.kind}", full.prefill)
+        if self.new_tokens > 1:
+            _line("each token after it", decode, self.new_tokens - 1)
+            if full is not None and full.tokens > 1:
+                _line(f"  full cache, {full.kind}", full.decode, full.tokens - 1)
         if self.setup_bytes:
             click.echo(f"  masked weights, sent once per model and client: {_megabytes(self.setup_bytes)}")
 
 
-def _phase(phase: Phase) -> dict[str, float]:
+def _phase(phase: Phase) -> dict[str, float | None]:
+    """A phase that was planned, not run, has no seconds."""
     return {
-        "seconds": phase.seconds,
+        "seconds": phase.seconds or None,
         "online_bytes": phase.cost.online_bytes,
         "correlation_bytes": phase.cost.correction_bytes,
         "rounds": phase.cost.rounds,
@@ -100,10 +127,11 @@ def _megabytes(count: float) -> str:
     return f"{count / 1e6:.2f} MB"
 
 
-def _line(what: str, seconds: str, phase: Phase, tokens: int = 1) -> None:
-    cost = phase.cost
+def _line(what: str, phase: Phase, tokens: int = 1) -> None:
+    """A planned phase has no seconds."""
+    cost, seconds = phase.cost, f"{phase.seconds / tokens:.2f} s, " if phase.seconds else ""
     click.echo(
-        f"  {what}: {seconds}, {_megabytes(cost.online_bytes / tokens)} online (both directions), "
+        f"  {what}: {seconds}{_megabytes(cost.online_bytes / tokens)} online (both directions), "
         f"{_megabytes(cost.correction_bytes / tokens)} correlations, {cost.rounds // tokens} rounds"
     )
 

@@ -10,16 +10,21 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from mpcache.checkpoint import load_checkpoint, load_tokenizer
 from mpcache.decoder import Decoder
-from mpcache.generate import GenerationPlan, steps
-from mpcache.report import Result, run_generation
+from mpcache.generate import FULL, GenerationPlan, Phase, steps
+from mpcache.model_config import read_model_config
+from mpcache.planning import PublicParameters, phase_costs
+from mpcache.policies import PolicySettings
+from mpcache.report import FullCache, Result, run_generation
 from parties.certificates import load_identity, write_development_certificates
 from parties.client import Connection, Generation, Request
+from parties.settings import DEFAULT_POLICY
 from protocols.backends.plain import PlainBackend
 from protocols.errors import ConfigError, PeerLost
 
@@ -86,9 +91,18 @@ def local_parties(model: Path) -> Iterator[Connection]:
 
 
 def run_demo(
-    prompt: str | None, max_new_tokens: int, model: Path | None, json_path: Path | None, backend: str = "mpc"
+    prompt: str | None,
+    max_new_tokens: int,
+    model: Path | None,
+    json_path: Path | None,
+    policy: PolicySettings = DEFAULT_POLICY,
+    backend: str = "mpc",
+    compare: bool = False,
 ) -> Result:
-    """Answer privately, then in plaintext, and print both with their costs."""
+    """Answer privately, then in plaintext, and print both with their costs and those of a full cache.
+
+    compare: run the full cache privately as well, instead of planning what it would take.
+    """
     folder = model or DEMO_MODEL
     tokenizer = load_tokenizer(folder)
     if prompt is None:
@@ -100,20 +114,45 @@ def run_demo(
         raise ConfigError("the prompt is empty")
     click.echo(f"private prompt of {len(ids)} tokens, ending: ...{prompt[-160:]}", nl=not prompt.endswith("\n"))
     with local_parties(folder) as connection:
-        request = Request(ids, max_new_tokens, backend=backend)
+        request = Request(ids, max_new_tokens, policy=policy, backend=backend)
         result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, len(ids))
-    result.backend = backend
-    result.plain_answer = tokenizer.decode(plain_answer(folder, ids, max_new_tokens))
+        result.backend, result.policy = backend, policy
+        result.plain_answer = tokenizer.decode(plain_answer(folder, ids, max_new_tokens, policy))
+        if policy.name != FULL.name:
+            request = replace(request, policy=FULL, max_new_tokens=result.new_tokens)
+            if compare:
+                result.full_cache = _measured_full(connection, request)
+            elif backend == "mpc":  # CrypTen is planned by a dry run, which takes as long as a real one
+                result.full_cache = _planned_full(folder, request)
+            if result.full_cache is not None:
+                result.full_cache.plain_answer = tokenizer.decode(plain_answer(folder, ids, max_new_tokens))
     result.show()
     if json_path:
         result.write(json_path)
     return result
 
 
-def plain_answer(folder: Path, prompt: list[int], max_new_tokens: int) -> list[int]:
+def _planned_full(folder: Path, request: Request) -> FullCache:
+    parameters = PublicParameters(
+        read_model_config(folder), "", len(request.prompt), request.max_new_tokens, backend=request.backend
+    )
+    prefill, decode = phase_costs(parameters)
+    return FullCache("planned", Phase(cost=prefill), Phase(cost=decode), request.max_new_tokens)
+
+
+def _measured_full(connection: Connection, request: Request) -> FullCache:
+    click.echo("and once more with a full cache ...", err=True)
+    generation = Generation(connection, request)
+    for _ in generation:
+        pass
+    assert generation.meter is not None
+    return FullCache("measured", generation.meter.prefill, generation.meter.decode, generation.meter.tokens)
+
+
+def plain_answer(folder: Path, prompt: list[int], max_new_tokens: int, policy: PolicySettings = FULL) -> list[int]:
     """What the same model generates in the clear."""
     checkpoint = load_checkpoint(folder)
     decoder = Decoder(checkpoint.config, PlainBackend(), checkpoint.tensors)
     ends = checkpoint.config.end_tokens
-    plan = GenerationPlan(len(prompt), max_new_tokens)
+    plan = GenerationPlan(len(prompt), max_new_tokens, policy=policy)
     return [t for t in steps(decoder, plan, prompt, stop=lambda t: t in ends) if t is not None]

@@ -35,7 +35,9 @@ class GatewayService(client_pb2_grpc.ClientServicer):
             prompt,
             request.max_new_tokens or defaults.max_new_tokens,
             defaults.temperature,
-            model_digest=defaults.model_digest,
+            defaults.policy,
+            defaults.backend,
+            defaults.model_digest,
         )
         generation = Generation(self._connection, wanted)
         tokens: list[int] = []
@@ -57,6 +59,8 @@ class GatewayService(client_pb2_grpc.ClientServicer):
             generation.meter,
             generation.setup_bytes,
             generation.waited_for_dealer,
+            wanted.backend,
+            wanted.policy,
         )
         yield client_pb2.GenerateReply(summary=json.dumps(result.to_dict()))
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mpcache.policies import PolicySettings, check_policy, policy_settings
 from protocols.errors import ConfigError
 
 S = TypeVar("S")
+DEFAULT_POLICY = PolicySettings()
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class OwnerSettings:
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """The data owner. tokenizer: folder with tokenizer.json; model_digest: accept this model alone."""
+    """The data owner. tokenizer: folder with tokenizer.json; model_digest: accept this model alone; policy: a name, or
+    a table of settings (mpcache/policies/settings.py)."""
 
     owner: str
     dealer: str
@@ -44,6 +47,7 @@ class ClientSettings:
     max_new_tokens: int = 32
     temperature: float = 0.0
     model_digest: str = ""
+    policy: PolicySettings = DEFAULT_POLICY
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,11 @@ def load_settings(path: Path, kind: type[S]) -> S:
 
 
 def _typed(path: Path, name: str, kind: str, value: Any) -> Any:
+    if kind == "PolicySettings":
+        try:
+            return value if isinstance(value, PolicySettings) else check_policy(policy_settings(value))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
     if kind == "Path" and isinstance(value, str | Path):
         return path.parent / value
     accepted: tuple[type, ...] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}.get(kind, ())

@@ -9,10 +9,18 @@ import pkgutil
 from functools import cache
 
 from mpcache.policies.base import Policy
-from mpcache.policies.settings import PolicySettings, policy_settings
+from mpcache.policies.settings import PolicySettings, changed_settings, policy_settings
 from protocols.errors import ConfigError
 
-__all__ = ["Policy", "PolicySettings", "policies", "policy_class", "policy_settings"]
+__all__ = [
+    "Policy",
+    "PolicySettings",
+    "changed_settings",
+    "check_policy",
+    "policies",
+    "policy_class",
+    "policy_settings",
+]
 
 
 @cache
@@ -25,6 +33,12 @@ def policies() -> dict[str, type[Policy]]:
             if own and issubclass(member, Policy) and "name" in vars(member):
                 found[member.name] = member
     return dict(sorted(found.items()))
+
+
+def check_policy(settings: PolicySettings) -> PolicySettings:
+    """The settings, if there is such a policy and its budget suffices. Raises ConfigError."""
+    policy_class(settings.name).check(settings)
+    return settings
 
 
 def policy_class(name: str) -> type[Policy]:

@@ -7,6 +7,7 @@ follows from public values alone: lengths and settings.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from mpcache.model_config import ModelConfig
 from mpcache.policies.settings import PolicySettings
 from protocols.backends.interface import Backend, KeyValues, Value
+from protocols.errors import ConfigError
 
 
 class Policy:
@@ -26,14 +28,41 @@ class Policy:
 
     name: ClassVar[str] = "full"
     summary: ClassVar[str] = "keeps and attends to everything"
+    mpc_cost: ClassVar[str] = "attention to the whole cache at every step"
 
     def __init__(self, settings: PolicySettings, config: ModelConfig, backend: Backend, prompt_tokens: int) -> None:
+        self.check(settings)
         self.settings, self.config, self.backend = settings, config, backend
         self.prompt_tokens = prompt_tokens
-        self.budget = settings.budget_tokens(prompt_tokens)
+        self.budget = self.budget_tokens(settings, prompt_tokens)
         self.past = 0
         self._layers: list[KeyValues | None] = [None] * config.layers
         self.received: list[Value] = [None] * config.layers
+
+    # ------------------------------------------------------------ the budget
+
+    @classmethod
+    def always(cls, settings: PolicySettings) -> dict[str, int]:
+        """What the policy cannot do without, by name, in tokens."""
+        return {"new token": 1}
+
+    @classmethod
+    def check(cls, settings: PolicySettings) -> None:
+        """Raises ConfigError if the budget, in tokens, is below what the policy cannot do without."""
+        always = cls.always(settings)
+        if 1 <= settings.budget < sum(always.values()):
+            parts = " + ".join(f"{count} {name}" for name, count in always.items())
+            raise ConfigError(
+                f"cache policy {cls.name!r}: a budget of {settings.budget:g} tokens is below the "
+                f"{sum(always.values())} that it needs with these settings ({parts})"
+            )
+
+    @classmethod
+    def budget_tokens(cls, settings: PolicySettings, prompt_tokens: int) -> int:
+        """The budget in tokens; a fraction never gives less than the policy needs."""
+        if settings.budget >= 1:
+            return int(settings.budget)
+        return max(math.ceil(settings.budget * prompt_tokens), sum(cls.always(settings).values()))
 
     # ------------------------------------------------------------ what the decoder calls
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mpcache.policies.base import Policy
+from mpcache.policies.settings import PolicySettings
 from protocols.backends.interface import Held, Scores, Stage, Value
 
 
@@ -30,18 +31,20 @@ class ClusterPolicy(Policy):
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
+        self._sizes = self.sizes(self.settings)
         self._clusters = [_Clusters() for _ in range(self.config.layers)]
         self._stages: list[Stage] = []
 
     # ------------------------------------------------------------ what selecting policies change
 
-    def sizes(self) -> tuple[int, ...]:
+    @classmethod
+    def sizes(cls, settings: PolicySettings) -> tuple[int, ...]:
         """Tokens of a cluster at each level, coarse to fine; empty: no selection."""
-        return (self.settings.page,)
+        return (settings.page,)
 
     def group(self, layer: int) -> range:
         """The layers that share this layer's selection; the first one makes it. Empty: the layer attends in full."""
-        return range(layer, layer + 1) if self.sizes() else range(0)
+        return range(layer, layer + 1)
 
     @abstractmethod
     def represent(self, layer: int, keys: Value, start: int) -> list[list[Value]]:
@@ -55,6 +58,13 @@ class ClusterPolicy(Policy):
         """How well each cluster of each level fits the queries (G, r, d): (G, clusters) each."""
 
     # ------------------------------------------------------------ the work
+
+    @classmethod
+    def always(cls, settings: PolicySettings) -> dict[str, int]:
+        ends, sizes = {"sinks": settings.sinks, "recent": settings.recent}, cls.sizes(settings)
+        if not sizes:
+            return ends
+        return {**ends, "waiting to fill a cluster": sizes[0] - 1, "in the picked cluster": sizes[-1]}
 
     def evict(self) -> None:
         for layer in range(self.config.layers):
@@ -77,37 +87,45 @@ class ClusterPolicy(Policy):
             self.backend.forget(*[stage.chosen for stage in self._stages])
         return out
 
-    def picks(self, tokens: int) -> list[int | None]:
-        """How many clusters each level picks where `tokens` are in clusters; None: a level that would pick all."""
-        s, sizes = self.settings, self.sizes()
-        always = s.sinks + s.recent + sizes[0] - 1
-        wanted = max(self.budget - always, sizes[-1])
-        out: list[int | None] = []
-        for size in reversed(sizes):
-            count = max(1, wanted // size if size == sizes[-1] else -(-wanted // size))
-            out.insert(0, None if count * size >= tokens else count)
-            wanted = math.ceil(s.widening * count * size)
+    def picks(self, tokens: int) -> list[tuple[int, int]]:
+        """(size, how many clusters of it are picked) from coarse to fine, with `tokens` in the cache.
+
+        What sinks and tail leave of the budget goes into whole clusters of the finest level. A level that would pick
+        all its clusters is left out; if all levels are, everything is attended to.
+        """
+        inside = self._inside(tokens)
+        wanted = self.budget - (tokens - inside)
+        out: list[tuple[int, int]] = []
+        for size in reversed(self._sizes):
+            count = -(-wanted // size) if out else wanted // size
+            if count * size >= inside:
+                break
+            out.insert(0, (size, count))
+            wanted = math.ceil(self.settings.widening * count * size)
         return out
 
     def attended(self) -> int:
         layer = self.config.layers - 1
         if not self.group(layer):
             return super().attended()
-        inside = self._clusters[layer].tokens
-        fine = self.picks(inside)[-1]
-        picked = inside if fine is None else fine * self.sizes()[-1]
-        return super().attended() - inside + picked
+        tokens = super().attended()
+        picks = self.picks(tokens)
+        return tokens - self._inside(tokens) + math.prod(picks[-1]) if picks else tokens
+
+    def _inside(self, tokens: int) -> int:
+        """How many of so many cached tokens are in clusters."""
+        s, coarse = self.settings, self._sizes[0]
+        return max(0, (tokens - s.sinks - s.recent) // coarse) * coarse
 
     def _close(self, layer: int) -> None:
         """Make clusters of what the tail holds beyond the recent tokens."""
-        sizes, clusters, start = self.sizes(), self._clusters[layer], self.settings.sinks
         if not self.group(layer):
             return
-        free = self._cached(layer).tokens - start - clusters.tokens - self.settings.recent
-        count = max(0, free // sizes[0]) * sizes[0]
+        clusters = self._clusters[layer]
+        count = self._inside(self._cached(layer).tokens) - clusters.tokens
         if not count:
             return
-        first = start + clusters.tokens
+        first = self.settings.sinks + clusters.tokens
         clusters.tokens += count
         if layer != self.group(layer)[0]:
             return  # only who selects needs representatives
@@ -120,19 +138,13 @@ class ClusterPolicy(Policy):
         ]
 
     def _choose(self, layer: int, queries: Value) -> list[Stage]:
-        """Stages from coarse to fine; a level that would pick everything has none."""
-        clusters, sizes = self._clusters[layer], self.sizes()
-        if not clusters.tokens:
+        """Stages from coarse to fine; none if everything is attended to."""
+        picks, backend = self.picks(self._cached(layer).tokens), self.backend
+        if not picks:
             return []
-        picks, backend = self.picks(clusters.tokens), self.backend
-        if picks[-1] is None:
-            return []
-        scores = self.compare(queries, clusters.representatives)
+        scores = self.compare(queries, self._clusters[layer].representatives[-len(picks) :])
         stages: list[Stage] = []
-        for level, (size, k) in enumerate(zip(sizes, picks, strict=True)):
-            if k is None:
-                continue
-            candidates = scores[level]
+        for candidates, (size, k) in zip(scores, picks, strict=True):
             for stage in stages:  # only the children of what was picked so far
                 heads = candidates.shape[0]
                 rows = candidates.reshape(heads, -1, stage.size // size)

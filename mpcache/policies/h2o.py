@@ -6,6 +6,7 @@ import torch
 
 from mpcache.policies.base import Policy
 from mpcache.policies.eviction import keep_best_per_head
+from mpcache.policies.settings import PolicySettings
 from protocols.backends.interface import KeyValues, Value
 
 
@@ -19,6 +20,11 @@ class H2O(Policy):
 
     name = "h2o"
     summary = "each step: evicts the lowest accumulated attention"
+    mpc_cost = "each step and head: attention received, a secure arg min, an oblivious overwrite"
+
+    @classmethod
+    def always(cls, settings: PolicySettings) -> dict[str, int]:
+        return {"heavy hitter": 1, "recent": 1}
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]

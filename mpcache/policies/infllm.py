@@ -18,6 +18,7 @@ class InfLLM(ClusterPolicy):
 
     name = "infllm"
     summary = "each step: blocks by their representative tokens"
+    mpc_cost = "once a block: ranks within it; each step and layer: one product, ranks of the blocks"
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from mpcache.policies.base import Policy
 from mpcache.policies.eviction import keep_best_per_head
+from mpcache.policies.settings import PolicySettings
 from protocols.backends.interface import Value
 
 EPSILON = 1e-5
@@ -15,6 +16,11 @@ class KeyDiff(Policy):
 
     name = "keydiff"
     summary = "once, per head: the keys least like their mean"
+    mpc_cost = "once: a norm of every key; a head: the k largest by bisection, a shuffle of keys and values"
+
+    @classmethod
+    def always(cls, settings: PolicySettings) -> dict[str, int]:
+        return {"sinks": settings.sinks, "recent": settings.recent}
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]

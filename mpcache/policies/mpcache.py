@@ -6,6 +6,7 @@ import math
 
 from mpcache.policies.clusters import ClusterPolicy
 from mpcache.policies.eviction import keep_best_per_head, keep_best_together
+from mpcache.policies.settings import PolicySettings
 from protocols.backends.interface import Held, Scores, Value
 
 LONG_PROMPT = 24_000
@@ -23,12 +24,16 @@ class MPCache(ClusterPolicy):
 
     name = "mpcache"
     summary = "static eviction, hierarchical selection, shared by layers"
+    mpc_cost = (
+        "once: the k largest by bisection, a shuffle; each step and group of layers: one opened query, ranks in levels"
+    )
 
-    def sizes(self) -> tuple[int, ...]:
-        return self.settings.clusters
+    @classmethod
+    def sizes(cls, settings: PolicySettings) -> tuple[int, ...]:
+        return settings.clusters
 
     def group(self, layer: int) -> range:
-        return self._sharing(layer) if self.sizes() else range(0)
+        return self._sharing(layer) if self._sizes else range(0)
 
     def _sharing(self, layer: int) -> range:
         """The layers that share this one's static eviction, and its selection if there is one."""
@@ -41,10 +46,10 @@ class MPCache(ClusterPolicy):
     # ------------------------------------------------------------ static eviction
 
     def keep(self) -> int:
-        """How many of the prompt's tokens survive."""
+        """How many of the prompt's tokens survive: never fewer than the budget attends to."""
         s, n = self.settings, self.prompt_tokens
-        ratio = s.keep_ratio * n if s.clusters else self.budget
-        return min(n, max(math.ceil(ratio), s.sinks + s.recent + 1))
+        share = math.ceil(s.keep_ratio * n) if s.clusters else 0
+        return min(n, max(share, self.budget))
 
     def observed_queries(self) -> int:
         s, n = self.settings, self.prompt_tokens

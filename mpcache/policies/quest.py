@@ -15,6 +15,7 @@ class Quest(ClusterPolicy):
 
     name = "quest"
     summary = "each step: pages by an upper bound of their scores"
+    mpc_cost = "each step and layer: a secure comparison for every channel of every page, ranks of the pages"
 
     def represent(self, layer: int, keys: Value, start: int) -> list[list[Value]]:
         heads, tokens, d = keys.shape

@@ -11,6 +11,7 @@ class Random(Policy):
 
     name = "random"
     summary = "a random, public choice of the prompt's tokens"
+    mpc_cost = "nothing beyond attention to what is left"
 
     def evict(self) -> None:
         n = self.prompt_tokens

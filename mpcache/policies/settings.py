@@ -6,7 +6,8 @@ import dataclasses
 import difflib
 import itertools
 import json
-import math
+import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,8 @@ class PolicySettings:
     """Public: both parties and the dealer know all of it.
 
     name: see `mpcache policies`. budget: how many tokens a decode step attends to, a number of tokens (1 or more) or a
-    fraction of the prompt (below 1); policies that only evict after the prompt keep so many of it. sinks: first tokens,
-    recent: last tokens, both always kept and attended to.
+    fraction of the prompt (below 1), which is raised to the least that the policy can do with; policies that only evict
+    after the prompt keep so many of it. sinks: first tokens, recent: last tokens, both always kept and attended to.
     mpcache: keep_ratio of the prompt's tokens survive static eviction (1: no eviction), scored by the last
     observed_share of the queries (0: `window` queries), per head if per_head; clusters: tokens of a cluster at each
     level, coarse to fine (none: static eviction alone, down to the budget); widening: how many times the next level's
@@ -57,20 +58,14 @@ class PolicySettings:
                 raise ConfigError(f"cache policy {self.name!r}: {reason}")
 
     def _contradictions(self) -> list[tuple[bool, str]]:
-        always = self.sinks + self.recent
         uneven = [(a, b) for a, b in itertools.pairwise(self.clusters) if b < 1 or a % b or a == b]
         positive = ("recent", "share_layers", "page", "representatives", "window", "kernel")
         small = [name for name in positive if getattr(self, name) < 1]
         return [
-            (not self.budget > 0, f"the budget must be above zero, not {self.budget:g}"),
-            (self.budget >= 1 and self.budget != int(self.budget), "a budget above 1 is a whole number of tokens"),
+            (not 0 < self.budget < float("inf"), f"the budget must be above zero and finite, not {self.budget:g}"),
+            (self.budget >= 1 and self.budget % 1 > 0, "a budget above 1 is a whole number of tokens"),
             (bool(small), f"{', '.join(small)} must be at least 1"),
             (self.sinks < 0 or self.skip_layers < 0, "sinks and skip_layers cannot be negative"),
-            (
-                self.budget >= 1 and self.name not in ("full", "random") and self.budget < always,
-                f"a budget of {self.budget:g} tokens is below the {always} that are always attended to "
-                f"({self.sinks} sinks and {self.recent} recent)",
-            ),
             (not 0 < self.keep_ratio <= 1, f"keep_ratio must be above 0 and at most 1, not {self.keep_ratio:g}"),
             (not 0 <= self.observed_share <= 1, "observed_share is a share of the queries, between 0 and 1"),
             (any(c < 1 for c in self.clusters), "clusters have at least one token"),
@@ -84,13 +79,6 @@ class PolicySettings:
             (self.kernel % 2 == 0, "the kernel has a middle: an odd number of tokens"),
             (self.representatives > self.page, "a block has no more representatives than tokens"),
         ]
-
-    def budget_tokens(self, prompt_tokens: int) -> int:
-        """The budget in tokens; a fraction never gives less than what is always attended to."""
-        if self.budget >= 1:
-            return int(self.budget)
-        floor = 1 if self.name == "random" else self.sinks + self.recent
-        return max(math.ceil(self.budget * prompt_tokens), floor)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
@@ -117,6 +105,25 @@ def policy_settings(raw: Any) -> PolicySettings:
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}"
             raise ConfigError(f"cache policy: unknown setting {key!r} ({hint})")
     return PolicySettings(**{key: _typed(key, str(fields[key].type), value) for key, value in raw.items()})
+
+
+def changed_settings(settings: PolicySettings, assignments: Iterable[str]) -> PolicySettings:
+    """The settings with `KEY=VALUE` assignments made; a value is written as in TOML, text also without quotes.
+
+    Raises ConfigError that says what to change.
+    """
+    raw = dataclasses.asdict(settings)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"cache policy: {assignment!r} is no KEY=VALUE, such as keep_ratio=0.5 or clusters=[32,16]"
+            )
+        try:
+            raw[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            raw[key.strip()] = text.strip()
+    return policy_settings(raw)
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from mpcache.policies.base import Policy
 from mpcache.policies.eviction import keep_best_per_head
+from mpcache.policies.settings import PolicySettings
 from protocols.backends.interface import Value
 
 
@@ -13,6 +14,11 @@ class SnapKV(Policy):
 
     name = "snapkv"
     summary = "once, per head: pooled attention of the last queries"
+    mpc_cost = "once a head: the k largest by bisection, a shuffle of keys and values"
+
+    @classmethod
+    def always(cls, settings: PolicySettings) -> dict[str, int]:
+        return {"sinks": settings.sinks, "recent": settings.recent}
 
     def observed_queries(self) -> int:
         return min(self.settings.window, self.prompt_tokens)

@@ -18,6 +18,7 @@ class Tova(Policy):
 
     name = "tova"
     summary = "each step: evicts the lowest attention of the newest query"
+    mpc_cost = "each step and layer: attention received, a secure arg min, an oblivious overwrite"
 
     def observed_queries(self) -> int:
         return 1

@@ -5,11 +5,15 @@ back. CrypTen's functions are used as they are, approximations included. At scal
 
   product      truncated locally: an element is off by 2^48 units with probability |z| / 2^63, z the untruncated product
   exp          (1 + x/256)^256: 1 % too small at x = -2, 3 % at -4, 8 % at -7; below -512 it grows without bound
-  reciprocal   Newton from 3 exp(1 - 2x) + 0.003: within 1 % up to 50, within a third up to 230, garbage from 256 on
+  reciprocal   Newton from 3 exp(1 - 2x) + 0.003: within 4 % up to 50, within a third up to 230, garbage from 256 on
   inv_sqrt     three Newton steps: within 1 % from 0.1 to 150, garbage from 200 on
   sigmoid      by exp(-|x|) and a reciprocal: within 0.003 for |x| < 500
   erf          a Taylor series whose powers above the third are wrong (x^5 is computed as x^6): for 0 <= x <= 1
   argmax       ties are broken at random
+  eq           of integers (scale 1) gives 0 and 2^16, not 0 and 1
+
+Cache policies choose by ranks: all pairs are compared with CrypTen's lt, and rows are found by its eq. A one-hot
+matrix, like everything else, is opened again for every product.
 
 So a softmax over 256 equal scores is garbage, an exact GELU holds near zero alone, and an epsilon of 1e-5 is rounded to
 zero. It is a baseline: tests/protocols/test_crypten_backend.py says what holds and what does not.
@@ -23,7 +27,7 @@ from typing import Any
 
 import torch
 
-from protocols.backends.interface import KeyValues
+from protocols.backends.interface import KeyValues, Stage
 from protocols.crypten_bridge import CryptenSession, active, from_crypten, import_crypten, to_mpc_tensor
 from protocols.errors import PlanError
 from protocols.ring import FRACTION_BITS, encode
@@ -103,8 +107,14 @@ class CryptenBackend:
     def multiply(self, x: Secret, y: Secret) -> Secret:
         return self._map(lambda a, b: a * b, x, y)
 
+    def scale(self, x: Secret, factor: float | torch.Tensor) -> Secret:
+        return self._map(lambda a: a * factor, x)
+
+    def zeros(self, shape: Sequence[int]) -> Secret:
+        return Secret(torch.zeros(tuple(shape), dtype=torch.int64), self.session.party)
+
     def concatenate(self, parts: Sequence[Secret], dim: int) -> Secret:
-        return cat(parts, dim)
+        return cat(list(parts), dim)
 
     # ------------------------------------------------------------ attention
 
@@ -115,14 +125,121 @@ class CryptenBackend:
         return KeyValues(keys, values, keys.shape[1])
 
     def attend(self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None = None) -> Secret:
-        scores = self._map(lambda q, k: q.matmul(k.transpose(-1, -2)), queries, cached.keys)
-        return self._map(lambda p, v: p.matmul(v), self.softmax(scores, visible), cached.values)
+        probabilities = self.softmax(self.product(queries, cached.keys, "matmul_transposed"), visible)
+        return self.product(probabilities, cached.values, "matmul")
+
+    def attend_watched(
+        self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
+    ) -> tuple[Secret, Secret]:
+        """Rounds: those of `attend`. The attention received is a local sum."""
+        probabilities = self.softmax(self.product(queries, cached.keys, "matmul_transposed"), visible)
+        return self.product(probabilities, cached.values, "matmul"), probabilities[:, watched].sum(1)
+
+    def attend_selected(
+        self, queries: Secret, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
+    ) -> Secret:
+        """The picked runs' scores, softmax, and the probabilities put back in place; each stage two products.
+
+        Every product opens its one-hot matrix again, and all cached keys and values, under new masks.
+        """
+        group = queries.shape[1]
+        scores = self.product(queries, cached.keys, "matmul_transposed")
+        picked = scores[:, :, start:end]
+        for stage in stages:
+            picked = _tokens(self.gather(stage.chosen, _runs(picked, stage.size)), group)
+        count = picked.shape[2]
+        probabilities = self.softmax(cat([scores[:, :, :start], picked, scores[:, :, end:]], 2))
+        placed = probabilities[:, :, start : start + count]
+        for stage in reversed(stages):
+            placed = _tokens(self.gather(stage.chosen.transpose(1, 2), _runs(placed, stage.size)), group)
+        everywhere = cat([probabilities[:, :, :start], placed, probabilities[:, :, start + count :]], 2)
+        return self.product(everywhere, cached.values, "matmul")
 
     def softmax(self, scores: Secret, visible: torch.Tensor | None = None) -> Secret:
         """Over the last dimension; CrypTen subtracts a secret maximum first."""
         if visible is not None:
             scores = scores + torch.where(visible, 0.0, HIDDEN_SCORE)
         return self._map(lambda s: s.softmax(-1), scores)
+
+    # ------------------------------------------------------------ what cache policies are built from
+
+    def hold(self, held: Secret | None, x: Secret) -> Secret:
+        """Rounds: 0. Nothing is masked ahead: a triple is used once, so every product opens what is held again."""
+        return x if held is None else cat([held, x], 1)
+
+    def value(self, held: Secret) -> Secret:
+        return held
+
+    def rows(self, parts: Sequence[tuple[Secret, int, int]]) -> Secret:
+        return cat([held[:, start:end] for held, start, end in parts], 1)
+
+    def forget(self, *held: Secret) -> None:
+        pass
+
+    def product(self, x: Secret, held: Secret, operation: str) -> Secret:
+        return self._map(_PRODUCTS[operation], x, held)
+
+    def similarity(self, queries: Secret, held: Sequence[Secret]) -> list[Secret]:
+        return [self.product(queries, rows, "matmul_transposed")[:, 0] for rows in held]
+
+    def best(self, scores: Secret, k: int) -> Secret:
+        """By each score's rank: n (n - 1) / 2 comparisons and k n tests for equality a row. Nothing is revealed."""
+        places = torch.arange(k)[:, None]
+        return self._bits(lambda rank: rank.unsqueeze(-2).eq(places), self._ranks(scores))
+
+    def lowest(self, scores: Secret) -> Secret:
+        return self.best(-scores, 1)
+
+    def gather(self, choice: Secret, rows: Secret) -> Secret:
+        """Exact: a choice is of integers, so nothing is truncated."""
+        with active(self._crypten_session):
+            return self._secret(to_mpc_tensor(choice.share, 0).matmul(to_mpc_tensor(rows.share)))
+
+    def stage(self, choice: Secret, size: int) -> Stage:
+        return Stage(choice, size)
+
+    def pick(self, stage: Stage, rows: Secret) -> Secret:
+        return self.gather(stage.chosen, rows)
+
+    def retain(self, scores: Secret, k: int, largest: float, rows: Secret) -> Secret:
+        """By ranks, all pairs compared, and k n tests for equality of the kept rows' places: quadratic twice over."""
+        keep = self._bits(lambda rank: rank.lt(k), self._ranks(scores))
+        kept_before = Secret((keep.share.cumsum(1) - keep.share) << FRACTION_BITS, self.session.party)
+        here = self._bits(lambda place: place.unsqueeze(-2).eq(torch.arange(k)[:, None]), kept_before)
+        with active(self._crypten_session):  # a dropped row has the place of the next kept one
+            choice = to_mpc_tensor(here.share, 0) * to_mpc_tensor(keep.share[:, None], 0)
+            return self.gather(Secret(from_crypten(choice, 0), self.session.party), rows)
+
+    def extremes(self, x: Secret) -> tuple[Secret, Secret]:
+        """By a tree of comparisons, both at once: a comparison and a product a level."""
+        high = low = x
+        while (n := high.shape[-2]) > 1:
+            even, odd, rest = slice(0, n - n % 2, 2), slice(1, n, 2), slice(n - n % 2, n)
+            first = Secret.stack([high[..., even, :], low[..., odd, :]])
+            second = Secret.stack([high[..., odd, :], low[..., even, :]])
+            change = self._map(lambda a, b: a.lt(b) * (b - a), first, second)
+            high = cat([first[0] + change[0], high[..., rest, :]], -2)
+            low = cat([second[1] - change[1], low[..., rest, :]], -2)
+        return high[..., 0, :], low[..., 0, :]
+
+    def overwrite(self, held: Secret, choice: Secret, row: Secret) -> Secret:
+        with active(self._crypten_session):
+            place = to_mpc_tensor(choice.share.transpose(1, 2), 0)
+            change = place * to_mpc_tensor(row.share - held.share)
+        return held + self._secret(change)
+
+    def _ranks(self, scores: Secret) -> Secret:
+        """0 for the largest of each row, and so on; ties by position."""
+        n = scores.shape[-1]
+        first, second = torch.triu_indices(n, n, 1)
+        loses = self._bits(lambda a, b: a.lt(b), scores[..., first], scores[..., second]).share
+        wins = self.session.constant(torch.ones_like(loses)) - loses
+        rank = torch.zeros_like(scores.share).index_add(-1, first, loses).index_add(-1, second, wins)
+        return Secret(rank << FRACTION_BITS, self.session.party)
+
+    def _bits(self, test: Callable[..., Any], *values: Secret) -> Secret:
+        """Integers 0 and 1. (Of integers, at scale 1, CrypTen's test for equality gives 0 and 2^16.)"""
+        return Secret(from_crypten(self._run(test, *values), 0), self.session.party)
 
     # ------------------------------------------------------------ the next token
 
@@ -157,6 +274,25 @@ class CryptenBackend:
 
     def _secret(self, result: Any) -> Secret:
         return Secret(from_crypten(result), self.session.party)
+
+
+_PRODUCTS: dict[str, Callable[[Any, Any], Any]] = {
+    "matmul": lambda x, y: x.matmul(y),
+    "matmul_transposed": lambda x, y: x.matmul(y.transpose(-1, -2)),
+    "multiply": lambda x, y: x * y,
+}
+
+
+def _runs(x: Secret, size: int) -> Secret:
+    """(heads, group, tokens) to (heads, runs, group * size): what belongs to a run's tokens in one row."""
+    heads, group, tokens = x.shape
+    return x.reshape(heads, group, tokens // size, size).transpose(1, 2).reshape(heads, tokens // size, group * size)
+
+
+def _tokens(x: Secret, group: int) -> Secret:
+    """The inverse of `_runs`."""
+    heads, runs, width = x.shape
+    return x.reshape(heads, runs, group, width // group).transpose(1, 2).reshape(heads, group, runs * width // group)
 
 
 def _over_root_mean_square(x: Any, epsilon: float) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mpcache.generate import Phase
+from mpcache.generate import FULL, Phase
 from mpcache.model_config import read_model_config
 from mpcache.planning import PublicParameters, phase_costs
 from mpcache.policies import PolicySettings
@@ -24,10 +24,27 @@ def totals(*phases: Phase) -> tuple[int, int, int]:
     return cost.online_bytes, cost.correction_bytes, cost.rounds
 
 
-def test_the_answer_equals_plaintext_and_its_cost_the_plan(connection: Connection, model: Path) -> None:
-    generation = Generation(connection, Request(PROMPT, 5))
-    assert list(generation) == plain_answer(model, PROMPT, 5)
-    planned = sum(phase_costs(PublicParameters(read_model_config(model), "", len(PROMPT), 5)), Cost())
+LONG_PROMPT = [(7 * i * i + 3 * i + 11) % 96 for i in range(70)]
+SMALL = PolicySettings(budget=24, sinks=2, recent=4, clusters=(8, 4), page=4)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "policy"),
+    [
+        (PROMPT, FULL),
+        (LONG_PROMPT, SMALL),
+        (LONG_PROMPT, replace(SMALL, name="h2o")),
+        (LONG_PROMPT, replace(SMALL, representative="extremes", per_head=True, skip_layers=1)),
+    ],
+    ids=["full", "mpcache", "h2o", "mpcache with other settings"],
+)
+def test_the_answer_equals_plaintext_and_its_cost_the_plan(
+    connection: Connection, model: Path, prompt: list[int], policy: PolicySettings
+) -> None:
+    generation = Generation(connection, Request(prompt, 5, policy=policy))
+    assert list(generation) == plain_answer(model, prompt, 5, policy)
+    parameters = PublicParameters(read_model_config(model), "", len(prompt), 5, policy=policy)
+    planned = sum(phase_costs(parameters), Cost())
     assert generation.meter is not None
     measured = totals(generation.meter.prefill, generation.meter.decode)
     assert measured == (planned.online_bytes, planned.correction_bytes, planned.rounds)
@@ -80,6 +97,7 @@ def test_an_answer_ends_with_its_end_token(model: Path, tmp_path: Path) -> None:
         (Request(PROMPT, 5, model_digest="0" * 64), "the client wants 0000000000000000"),
         (Request(PROMPT, 5, backend="magic"), "unknown backend 'magic'"),
         (Request(PROMPT, 5, policy=PolicySettings("magic")), "unknown cache policy 'magic'"),
+        (Request(PROMPT, 5, policy=PolicySettings(budget=30)), "a budget of 30 tokens is below the 67"),
         (Request(PROMPT, 500), "allows 256 new tokens"),
         (Request([1] * 125, 5), "do not fit the model's 128 positions"),
         (Request([1] * 3000, 5), "allows 2048 prompt tokens"),

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from mpcache.policies import PolicySettings
 from parties.settings import ClientSettings, DealerSettings, OwnerSettings, load_settings
 from protocols.errors import ConfigError
 
 SAMPLES = Path(__file__).resolve().parents[2] / "docs" / "config"
+CLIENT = 'owner = "127.0.0.1:1"\ndealer = "127.0.0.1:2"\ntokenizer = "model"\n'
 DEALER = 'listen = "127.0.0.1:0"\n'
 
 
@@ -23,6 +25,9 @@ def test_the_samples_name_every_key_and_its_default(name: str, kind: type) -> No
         if field.default is not dataclasses.MISSING:
             expected = SAMPLES / field.default if isinstance(field.default, Path) else field.default
             assert getattr(loaded, key) == expected
+    if name == "client":
+        table = tomllib.loads(path.read_text())["policy"]
+        assert list(table) == [f.name for f in dataclasses.fields(PolicySettings)]
     for line in path.read_text().splitlines():
         assert not line or line.startswith("#") or "# required" in line or "# default" in line
 
@@ -47,6 +52,37 @@ def test_a_bad_file_is_an_error_that_says_what_to_change(tmp_path: Path, text: s
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_settings(path, DealerSettings)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('policy = "quest"', PolicySettings("quest")),
+        ("policy.budget = 100", PolicySettings(budget=100)),
+        ('[policy]\nname = "mpcache"\nclusters = []', PolicySettings(clusters=())),
+        ("", PolicySettings()),
+    ],
+)
+def test_a_policy_is_a_name_or_a_table(tmp_path: Path, text: str, expected: PolicySettings) -> None:
+    path = tmp_path / "client.toml"
+    path.write_text(CLIENT + text)
+    assert load_settings(path, ClientSettings).policy == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('policy = "mpcach"', "client.toml: unknown cache policy 'mpcach' .did you mean 'mpcache'"),
+        ("policy.budgett = 1", "client.toml: cache policy: unknown setting 'budgett' .did you mean 'budget'"),
+        ("policy.budget = 30", r"client.toml: cache policy 'mpcache': a budget of 30 tokens is below the 67"),
+        ("policy = 7", "client.toml: a cache policy is a name or a table"),
+    ],
+)
+def test_a_policy_that_is_wrong_says_what_to_change(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "client.toml"
+    path.write_text(CLIENT + text)
+    with pytest.raises(ConfigError, match=message):
+        load_settings(path, ClientSettings)
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""The test matrix: every registered policy, and mpcache's settings one by one. A new policy is tested by being listed.
+
+Sizes are small, so that a few tens of tokens cross every boundary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mpcache.policies import PolicySettings, policies
+
+
+def small(name: str, **changes: object) -> PolicySettings:
+    """A policy at the scale of a few tens of tokens."""
+    settings = PolicySettings(
+        name, budget=16, sinks=2, recent=3, clusters=(4, 2), page=4, representatives=2, window=6, kernel=3
+    )
+    return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+SETTINGS: dict[str, PolicySettings] = {name: small(name) for name in policies()} | {
+    "mpcache, static only": small("mpcache", clusters=()),
+    "mpcache, dynamic only": small("mpcache", keep_ratio=1.0),
+    "mpcache, one level": small("mpcache", clusters=(2,)),
+    "mpcache, three levels": small("mpcache", clusters=(8, 4, 2), keep_ratio=1.0, budget=18, widening=1.5),
+    "mpcache, no sharing": small("mpcache", share_layers=1),
+    "mpcache, all layers share": small("mpcache", share_layers=3),
+    "mpcache, a layer skipped": small("mpcache", skip_layers=1),
+    "mpcache, extremes": small("mpcache", representative="extremes"),
+    "mpcache, per head": small("mpcache", per_head=True),
+    "mpcache, per head, static only": small("mpcache", per_head=True, clusters=()),
+    "mpcache, window": small("mpcache", observed_share=0.0, window=5),
+    "mpcache, no sinks": small("mpcache", sinks=0, recent=1),
+    "mpcache, fraction": small("mpcache", budget=0.3),
+    "streaming, no sinks": small("streaming", sinks=0, recent=1, budget=3),
+    "h2o, least": small("h2o", budget=2),
+    "tova, least": small("tova", budget=1),
+    "quest, fraction": small("quest", budget=0.4),
+}

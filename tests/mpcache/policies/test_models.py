@@ -1,0 +1,49 @@
+"""Every policy on pretrained models: on secret shares the same tokens kept and picked, and the same generated, as in
+plaintext. What is opened to see that is opened in this test alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mpcache.checkpoint import load_checkpoint, load_tokenizer
+from mpcache.daysheet import sheet_of_tokens
+from mpcache.generate import GenerationPlan
+from mpcache.policies import PolicySettings, policies
+from parties.demo import DEMO_MODEL
+from tests.mpcache.policies.private import LOGIT_ERROR, compare_decisions, generate_plain, generate_privately
+
+WHOLE_MODEL = 10
+"""A whole model's queries and keys differ from plaintext's as its logits do: ten times a single decision's error."""
+POLICIES = [pytest.param(name, marks=[pytest.mark.slow] if name != "mpcache" else []) for name in policies()]
+
+
+def generate_both_ways(folder: Path, prompt: list[int], new_tokens: int, policy: PolicySettings) -> list[int | None]:
+    """Private tokens, after they and all decisions were held against plaintext's."""
+    checkpoint, plan = load_checkpoint(folder), GenerationPlan(len(prompt), new_tokens, policy=policy)
+    plain, private = generate_plain(checkpoint, plan, prompt), generate_privately(checkpoint, plan, prompt)
+    agreed = compare_decisions(private.decisions, plain.decisions, WHOLE_MODEL)
+    for ours, theirs, margin in zip(private.tokens, plain.tokens, plain.margins, strict=True):
+        if ours != theirs:
+            assert margin < LOGIT_ERROR or agreed < len(plain.decisions)
+            break
+    return private.tokens
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_story_goes_on_as_in_plaintext(stories: Path, name: str) -> None:
+    case = json.loads((stories / "reference.json").read_text())["prompts"][2]
+    settings = PolicySettings(name, budget=24, sinks=2, recent=4, clusters=(8, 4), page=4, representatives=2, window=8)
+    tokens = generate_both_ways(stories, case["ids"], 12, settings)
+    assert name != "full" or tokens == case["next_ids"][:12]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_day_sheet_is_answered_as_in_plaintext(name: str) -> None:
+    tokenizer = load_tokenizer(DEMO_MODEL)
+    sheet = sheet_of_tokens(3, "heldout", 150, tokenizer)
+    question, answer = sheet.questions[0]
+    settings = PolicySettings(name, budget=48, recent=8, clusters=(16, 8), page=8)
+    tokens = generate_both_ways(DEMO_MODEL, tokenizer.encode(sheet.text + question).ids, 3, settings)
+    if name in ("full", "mpcache"):
+        assert tokenizer.decode([t for t in tokens if t is not None]).startswith(answer)
