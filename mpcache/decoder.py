@@ -39,6 +39,11 @@ class Decoder:
         x = backend.embed(tokens, count, self._weights["embedding"])  # (m, h)
         if "positions" in self._tensors:
             x = backend.add_known(x, self._tensors["positions"][past : past + count])
+        return self.blocks(x, cache)
+
+    def blocks(self, x: Value, cache: Policy) -> Value:
+        """All layers: hidden states (m, h) of m more tokens, from their embeddings."""
+        count, past = x.shape[0], cache.past
         for i in range(self.config.layers):
             x = x + self._attention(x, i, past, cache)
             x = x + self._feed_forward(x, i)

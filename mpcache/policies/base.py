@@ -44,6 +44,15 @@ class Policy:
         self.observe(layer, queries, keys, values)
         return self._attend_block(layer, queries, keys, values)
 
+    def preset(self, layer: int, queries: Value, keys: Value, values: Value, received: Value | None) -> None:
+        """Take the whole prompt's keys and values (G, n, d) as they are, where attention was computed before or never.
+
+        received: (G, n), the attention that the observed queries gave. A call of `advance` for all tokens follows.
+        """
+        self.observe(layer, queries, keys, values)
+        self._append(layer, keys, values)
+        self.received[layer] = received
+
     def advance(self, count: int) -> None:
         """All layers have seen `count` more tokens."""
         self.past += count

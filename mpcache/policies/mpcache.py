@@ -35,7 +35,10 @@ class MPCache(ClusterPolicy):
         s = self.settings
         if layer < s.skip_layers:
             return range(0)
-        first = layer - (layer - s.skip_layers) % s.share_layers
+        alone = s.skip_layers + s.unshared_layers
+        if layer < alone:
+            return range(layer, layer + 1)
+        first = layer - (layer - alone) % s.share_layers
         return range(first, min(first + s.share_layers, self.config.layers))
 
     # ------------------------------------------------------------ static eviction

@@ -26,7 +26,8 @@ class PolicySettings:
     observed_share of the queries (0: `window` queries), per head if per_head; clusters: tokens of a cluster at each
     level, coarse to fine (none: static eviction alone, down to the budget); widening: how many times the next level's
     tokens a level picks; representative of a cluster: 'extremes' (alpha max + (1 - alpha) min) or 'mean';
-    share_layers: neighbouring layers that share a selection; skip_layers: first layers that keep everything.
+    share_layers: neighbouring layers that share a selection; skip_layers: first layers that keep everything;
+    unshared_layers: the next ones after those, which select each for itself.
     quest, infllm: page tokens a page or block; infllm: representatives tokens a block stand for it.
     snapkv, infllm: window queries observe; snapkv: kernel tokens are pooled. random: seed.
     """
@@ -43,6 +44,7 @@ class PolicySettings:
     representative: str = "mean"
     alpha: float = 0.6
     share_layers: int = 2
+    unshared_layers: int = 0
     skip_layers: int = 0
     page: int = 16
     representatives: int = 4
@@ -65,7 +67,10 @@ class PolicySettings:
             (not self.budget > 0, f"the budget must be above zero, not {self.budget:g}"),
             (self.budget >= 1 and self.budget != int(self.budget), "a budget above 1 is a whole number of tokens"),
             (bool(small), f"{', '.join(small)} must be at least 1"),
-            (self.sinks < 0 or self.skip_layers < 0, "sinks and skip_layers cannot be negative"),
+            (
+                min(self.sinks, self.skip_layers, self.unshared_layers) < 0,
+                "sinks, skip_layers and unshared_layers cannot be negative",
+            ),
             (
                 self.budget >= 1 and self.name not in ("full", "random") and self.budget < always,
                 f"a budget of {self.budget:g} tokens is below the {always} that are always attended to "
