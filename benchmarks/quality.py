@@ -2,8 +2,8 @@
 
 Where the question stands matters. `end`: the prompt is document and question, as in the paper; static eviction sees the
 question's attention. The prompt's last token is then computed again, as a decode step on the evicted cache: the token
-after a prefill comes from full attention whatever the policy, and would say nothing of it. `later`: the document alone is the prompt, evicted
-before the question is known; the question's tokens are decode steps.
+after a prefill comes from full attention whatever the policy, and would say nothing of it. `later`: the document alone
+is the prompt, evicted before the question is known; the question's tokens are decode steps.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from benchmarks.recorded import Recorded, record
+from benchmarks.recorded import record
 from benchmarks.tasks import Sample
 from mpcache.decoder import Decoder
 from mpcache.policies import Policy, PolicySettings
@@ -94,12 +95,12 @@ def greedy(decoder: Decoder, cache: Policy, question: Sequence[int], tokens: int
         x = decoder.forward([token], 1, cache)
     answer: list[int] = []
     while True:
-        token = decoder.next_token(x)
-        assert token is not None
-        answer.append(token)
+        chosen = decoder.next_token(x)
+        assert chosen is not None
+        answer.append(chosen)
         if len(answer) == tokens:
             return answer, attended
-        x = decoder.forward([token], 1, cache)
+        x = decoder.forward([chosen], 1, cache)
 
 
 def _copy(cache: Policy) -> Policy:
@@ -113,8 +114,8 @@ def _copy(cache: Policy) -> Policy:
     return other
 
 
-def _copy_list(values: list) -> list:  # type: ignore[type-arg]
-    out = []
+def _copy_list(values: list[Any]) -> list[Any]:
+    out: list[Any] = []
     for value in values:
         if isinstance(value, list):
             out.append(_copy_list(value))
@@ -123,11 +124,3 @@ def _copy_list(values: list) -> list:  # type: ignore[type-arg]
         else:
             out.append(copy.copy(value))
     return out
-
-
-def samples_of(task: Callable[[int], Sequence[Sample]], documents: int) -> list[Sequence[Sample]]:
-    """A task's documents of seeds 0, 1, ..."""
-    return [task(seed) for seed in range(documents)]
-
-
-__all__ = ["PLACEMENTS", "Recorded", "Score", "greedy", "samples_of", "score"]

@@ -92,7 +92,5 @@ def record(decoder: Decoder, tokens: Sequence[int], after: Recorded | None = Non
         recorder._layers = list(recorder._layers)
         recorder.queries = [list(parts) for parts in recorder.queries]
     hidden = decoder.forward(tokens, len(tokens), recorder)
-    layers = [
-        Layer(torch.cat(recorder.queries[i], 2), *recorder.key_values(i)) for i in range(decoder.config.layers)
-    ]
+    layers = [Layer(torch.cat(recorder.queries[i], 2), *recorder.key_values(i)) for i in range(decoder.config.layers)]
     return Recorded(layers, recorder.past, hidden, recorder)

@@ -17,7 +17,17 @@ from protocols.errors import ConfigError, MpcacheError
 
 
 class _Commands(click.Group):
-    """Prints expected errors as one line, without a traceback."""
+    """Prints expected errors as one line, without a traceback; loads the benchmarks only when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "bench"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "bench":
+            from benchmarks.commands import bench
+
+            return bench
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -29,6 +29,11 @@ class Decoder:
         }
         self._cos, self._sin = _rope_tables(config)
 
+    @property
+    def has_model(self) -> bool:
+        """Whether this process is the one that has the weights."""
+        return bool(self._tensors)
+
     def new_cache(self, policy: PolicySettings, prompt_tokens: int) -> Policy:
         """The empty cache of one generation."""
         return policy_class(policy.name)(policy, self.config, self.backend, prompt_tokens)
