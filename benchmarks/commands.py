@@ -11,8 +11,11 @@ from benchmarks import tables
 from benchmarks.decode import Workload, decode_cases
 from benchmarks.policies import parse_contenders
 from benchmarks.program import Program
+from benchmarks.quality import PLACEMENTS
+from benchmarks.quality_cases import QualityOptions, quality_tables, run_quality
 from benchmarks.records import Record, Records, write_json
 from benchmarks.runner import Case, ProcessPool, run_cases
+from benchmarks.tasks import TASKS
 from mpcache.network import LOOPBACK, Network, parse_network
 from protocols.errors import ConfigError
 
@@ -123,6 +126,62 @@ def decode(
     finally:
         pool.close()
     _show_decode(records)
+
+
+@bench.command()
+@click.option("--model", type=click.Path(path_type=Path, exists=True), help="Model folder (default: the demo model).")
+@click.option("--task", default="day-sheet", show_default=True, help=f"Of {', '.join(TASKS)}; or all.")
+@_tokens
+@click.option("--policy", default="all", show_default=True, help="See `mpcache bench decode --help`.")
+@click.option("--budget", default="0.05,0.1,0.125,0.25", show_default=True, help="Tokens attended to, or their share.")
+@click.option("--placement", default="end,later", show_default=True, help="Of the question: end of prompt, or later.")
+@click.option("--documents", type=click.IntRange(1), default=50, show_default=True, help="Documents of each length.")
+@_out
+@_json
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
+def quality(
+    model: Path | None,
+    task: str,
+    tokens: str,
+    policy: str,
+    budget: str,
+    placement: str,
+    documents: int,
+    out: Path | None,
+    json_path: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Exact match of answers by policy and budget, in plaintext.
+
+    All policies see the same documents; each document's prefill is computed once.
+    """
+    from parties.demo import DEMO_MODEL
+
+    options = QualityOptions(
+        model or DEMO_MODEL,
+        list(TASKS) if task == "all" else _words(task, tuple(TASKS), "task"),
+        _numbers(tokens),
+        parse_contenders(policy),
+        _shares(budget),
+        _words(placement, PLACEMENTS, "placement"),
+        documents,
+    )
+    records = run_quality(options, Records(out))
+    if json_path is not None:
+        write_json(json_path, records)
+    written = []
+    for title, header, rows in quality_tables(records):
+        tables.show(title, header, rows)
+        written.append(f"### {title}\n\n{tables.markdown(header, rows)}")
+    if markdown is not None:
+        markdown.write_text("\n".join(written))
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a list of numbers such as 0.05,0.125") from None
 
 
 def _show_decode(records: list[Record]) -> None:
