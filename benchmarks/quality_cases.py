@@ -164,13 +164,24 @@ def quality_tables(records: Sequence[Record]) -> list[tuple[str, list[str], Rows
         budgets = sorted({r["budget"] for r in group if r["budget"] is not None})
         title = f"{task}, {tokens:,} tokens, {PLACED[placement]}"
         header = ["policy", *(f"{budget:.4g}" if budget >= 1 else f"{budget:.1%}" for budget in budgets)]
-        out.append(
-            (title, header, [_row(label, group, budgets) for label in dict.fromkeys(r["policy"] for r in group)])
-        )
+        labels = dict.fromkeys(r["policy"] for r in group)
+        out.append((title + _caveat(group), header, [_row(label, group, budgets) for label in labels]))
     return out
 
 
 PLACED = {"end": "question at the end of the prompt", "later": "question after eviction"}
+
+
+def _caveat(group: Sequence[Record]) -> str:
+    """What a table says where the model itself fails, so that nothing is read into the policies' figures."""
+    full = next((r for r in group if r["budget"] is None and "exact_match" in r), None)
+    if full is None or full["exact_match"] >= CAN:
+        return ""
+    return f": beyond this model, whose full cache reaches {full['exact_match']:.2f}"
+
+
+CAN = 0.9
+"""The full cache's exact match from which on a model can be said to do a task."""
 
 
 def _row(label: str, group: Sequence[Record], budgets: Sequence[float]) -> list[str]:
