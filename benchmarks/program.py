@@ -11,6 +11,7 @@ import torch
 from mpcache.decoder import Decoder
 from mpcache.generate import GenerationPlan
 from mpcache.policies import Policy
+from mpcache.prefilled import prefilled_cache
 from protocols.backends.interface import Value
 from protocols.errors import ConfigError
 
@@ -52,9 +53,8 @@ class Program:
         return asdict(self)
 
     def _decode(self, decoder: Decoder, plan: GenerationPlan, prompt: Sequence[int] | None) -> Iterator[int]:
-        cache = decoder.new_cache(plan.policy, plan.prompt_tokens)
         given = _Given(decoder, self.seed)
-        _fill(given, decoder, cache, plan.prompt_tokens)
+        cache = prefilled_cache(decoder, plan.policy, plan.prompt_tokens, given)
         yield 0
         cache.advance(plan.prompt_tokens)
         yield 0
@@ -88,18 +88,9 @@ class _Given:
         self._backend = decoder.backend
         self._generator = torch.Generator().manual_seed(seed) if decoder.has_model else None
 
-    def __call__(self, shape: tuple[int, ...], positive: bool = False) -> Value:
+    def __call__(self, shape: tuple[int, ...]) -> Value:
         zeros = self._backend.zeros(shape)
         if self._generator is None:
             return zeros
         known = torch.randn(shape, generator=self._generator)
-        return self._backend.add_known(zeros, known.abs() if positive else known)
-
-
-def _fill(given: _Given, decoder: Decoder, cache: Policy, tokens: int) -> None:
-    c = decoder.config
-    for layer in range(c.layers):
-        queries = given((c.key_value_heads, c.queries_per_head * tokens, c.head_size))
-        keys, values = (given((c.key_value_heads, tokens, c.head_size)) for _ in range(2))
-        received = given((c.key_value_heads, tokens), positive=True) if cache.observed_queries() else None
-        cache.preset(layer, queries, keys, values, received)
+        return self._backend.add_known(zeros, known if len(shape) == 3 else known.abs())  # (G, n): attention received

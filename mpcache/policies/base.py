@@ -27,6 +27,11 @@ class Policy:
     name: ClassVar[str] = "full"
     summary: ClassVar[str] = "keeps and attends to everything"
 
+    @classmethod
+    def layer_pattern(cls, settings: PolicySettings) -> tuple[int, int]:
+        """(offset, period): layers from the offset on repeat what they do with this period. See mpcache/pricing.py."""
+        return 0, 1
+
     def __init__(self, settings: PolicySettings, config: ModelConfig, backend: Backend, prompt_tokens: int) -> None:
         self.settings, self.config, self.backend = settings, config, backend
         self.prompt_tokens = prompt_tokens

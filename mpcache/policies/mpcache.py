@@ -6,6 +6,7 @@ import math
 
 from mpcache.policies.clusters import ClusterPolicy
 from mpcache.policies.eviction import keep_best_per_head, keep_best_together
+from mpcache.policies.settings import PolicySettings
 from protocols.backends.interface import Held, Scores, Value
 
 LONG_PROMPT = 24_000
@@ -23,6 +24,10 @@ class MPCache(ClusterPolicy):
 
     name = "mpcache"
     summary = "static eviction, hierarchical selection, shared by layers"
+
+    @classmethod
+    def layer_pattern(cls, settings: PolicySettings) -> tuple[int, int]:
+        return settings.skip_layers + settings.unshared_layers, settings.share_layers
 
     def sizes(self) -> tuple[int, ...]:
         return self.settings.clusters
