@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -18,7 +17,17 @@ from protocols.errors import ConfigError, MpcacheError
 
 
 class _Commands(click.Group):
-    """Prints expected errors as one line, without a traceback."""
+    """Prints expected errors as one line, without a traceback; loads the benchmarks only when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "bench"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "bench":
+            from benchmarks.commands import bench
+
+            return bench
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -259,27 +268,38 @@ def list_policies() -> None:
 
 
 @main.command()
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="Model folder.")
+@click.option("--shape", default="gpt2", show_default=True, help="gpt2, gpt2-medium, llama-7b, or a model folder.")
+@click.option("--model", type=click.Path(path_type=Path), help="A model folder, for --shape.")
 @click.option("--tokens", type=click.IntRange(1), default=512, show_default=True, help="Prompt tokens.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def plan(model: Path, tokens: int, max_new_tokens: int, as_json: bool) -> None:
-    """What a private generation will take, to the byte, without running it."""
-    from mpcache.model_config import read_model_config
-    from mpcache.planning import PublicParameters, phase_costs
+@click.option(
+    "--policy", default="full", show_default=True, help="Joined by commas; with settings: mpcache:keep_ratio=1."
+)
+@click.option("--network", default="loopback", show_default=True, help="loopback, lan, wan or e.g. 5ms,100mbit.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the plan as JSON.")
+def plan(
+    shape: str,
+    model: Path | None,
+    tokens: int,
+    max_new_tokens: int,
+    policy: str,
+    network: str,
+    json_path: Path | None,
+) -> None:
+    """What a private generation will take, to the byte, without running it; its seconds are estimated.
 
-    parameters = PublicParameters(read_model_config(model), "", tokens, max_new_tokens)
-    parameters.check()
-    costs = dict(zip(("prefill", "decode"), phase_costs(parameters), strict=True))
-    if as_json:
-        rows = {
-            phase: {"online_bytes": c.online_bytes, "correlation_bytes": c.correction_bytes, "rounds": c.rounds}
-            for phase, c in costs.items()
-        }
-        click.echo(json.dumps(rows, indent=2))
-        return
-    for phase, c in costs.items():
-        click.echo(
-            f"{phase:8} {c.online_bytes / 1e6:10.2f} MB online {c.correction_bytes / 1e6:10.2f} MB correlations "
-            f"{c.rounds:7} rounds"
-        )
+    A model of any size is planned within seconds. The first new token comes with the prefill.
+    """
+    from benchmarks.policies import parse_contenders
+    from benchmarks.records import write_json
+    from mpcache.network import parse_network
+    from mpcache.plan_report import plan_policies, show_plan
+    from mpcache.pricing import Generation
+    from mpcache.shapes import model_shape
+
+    where, policies = parse_network(network), [(c.label, c.settings) for c in parse_contenders(policy)]
+    config = model_shape(model or shape, positions=tokens + max_new_tokens)
+    records = plan_policies(Generation(config, tokens, max_new_tokens - 1), policies, where)
+    show_plan(records, where)
+    if json_path is not None:
+        write_json(json_path, records)

@@ -160,6 +160,11 @@ class DaySheet:
         return [(fact.question, fact.answer) for fact in facts]
 
 
+def filler_sentences() -> tuple[str, ...]:
+    """The sentences that state no fact."""
+    return _FILLER
+
+
 def _sentence(line: Fact | str) -> str:
     return line.sentence if isinstance(line, Fact) else line
 

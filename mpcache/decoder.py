@@ -29,6 +29,11 @@ class Decoder:
         }
         self._cos, self._sin = _rope_tables(config)
 
+    @property
+    def has_model(self) -> bool:
+        """Whether this process is the one that has the weights."""
+        return bool(self._tensors)
+
     def new_cache(self, policy: PolicySettings, prompt_tokens: int) -> Policy:
         """The empty cache of one generation."""
         return policy_class(policy.name)(policy, self.config, self.backend, prompt_tokens)
@@ -39,6 +44,11 @@ class Decoder:
         x = backend.embed(tokens, count, self._weights["embedding"])  # (m, h)
         if "positions" in self._tensors:
             x = backend.add_known(x, self._tensors["positions"][past : past + count])
+        return self.blocks(x, cache)
+
+    def blocks(self, x: Value, cache: Policy) -> Value:
+        """All layers: hidden states (m, h) of m more tokens, from their embeddings."""
+        count, past = x.shape[0], cache.past
         for i in range(self.config.layers):
             x = x + self._attention(x, i, past, cache)
             x = x + self._feed_forward(x, i)

@@ -69,6 +69,11 @@ def decode(
         x = decoder.forward(None if token is None else [token], 1, cache)
 
 
+Program = Callable[..., Iterator[int | None]]
+"""What the processes run together, with the parameters of `steps` below, which is a generation. A benchmark may run
+another, if all of its processes do: the plan's digest tells them apart."""
+
+
 def steps(
     decoder: Decoder,
     plan: GenerationPlan,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 from mpcache.backends import PRIVATE_BACKENDS, plan_session, private_backend
 from mpcache.decoder import Decoder
-from mpcache.generate import FULL, PREFILL_BLOCK, GenerationPlan, decode, prefill
+from mpcache.generate import FULL, PREFILL_BLOCK, GenerationPlan, Program, decode, prefill
 from mpcache.model_config import ModelConfig
 from mpcache.policies import PolicySettings, check_policy, policy_settings
 from protocols.correlation import Correlation
@@ -70,11 +70,18 @@ class PublicParameters:
             )
 
 
-def plan_parts(parameters: PublicParameters) -> Iterator[Plan]:
-    """The plan, a part for each block of the prompt and for each new token, made as it is asked for."""
+def plan_parts(parameters: PublicParameters, program: Program | None = None) -> Iterator[Plan]:
+    """The plan, a part for each block of the prompt and for each new token, made as it is asked for.
+
+    program: another one than a generation; a part for each value that it yields.
+    """
     session = plan_session(parameters.backend)
     with private_backend(parameters.backend, session) as backend:
         decoder = Decoder(parameters.model, backend)
+        if program is not None:
+            for _ in program(decoder, parameters.generation(), None):
+                yield session.next_part()
+            return
         cache, x = decoder.new_cache(parameters.policy, parameters.prompt_tokens), None
         for _, x in prefill(decoder, parameters.generation(), None, cache):
             yield session.next_part()
@@ -82,13 +89,13 @@ def plan_parts(parameters: PublicParameters) -> Iterator[Plan]:
             yield session.next_part()
 
 
-def correlations(parameters: PublicParameters) -> Iterator[Correlation]:
+def correlations(parameters: PublicParameters, program: Program | None = None) -> Iterator[Correlation]:
     """Every correlation of a generation, in order."""
-    for part in plan_parts(parameters):
+    for part in plan_parts(parameters, program):
         yield from part.correlations
 
 
-def plan_digest(parameters: PublicParameters) -> str:
+def plan_digest(parameters: PublicParameters, program: Program | None = None) -> str:
     """Fingerprint of the program: all parameters, and every correlation and message of a block and two tokens.
 
     The rest of the plan is the same code at other lengths, so two programs that differ, differ here.
@@ -99,7 +106,7 @@ def plan_digest(parameters: PublicParameters) -> str:
         max_new_tokens=min(parameters.max_new_tokens, 2),
     )
     digest = hashlib.sha256(f"{PROTOCOL_VERSION}\n{parameters.to_json()}\n".encode())
-    for part in plan_parts(start):
+    for part in plan_parts(start, program):
         digest.update(repr((part.correlations, part.messages)).encode())
     return digest.hexdigest()
 

@@ -12,7 +12,7 @@ import torch
 from mpcache.backends import private_backend
 from mpcache.checkpoint import weight_shapes
 from mpcache.decoder import Decoder
-from mpcache.generate import FULL, Meter, steps
+from mpcache.generate import FULL, Meter, Program, steps
 from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, plan_digest
 from mpcache.policies import PolicySettings
 from parties.certificates import Identity
@@ -25,6 +25,7 @@ from protocols.errors import HandshakeError, MpcacheError
 from protocols.randomness import new_key
 from protocols.ring import RING_BITS, packed_bytes, unpack
 from protocols.session import Session
+from protocols.transport import Transport
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,22 @@ class Request:
 
 
 class Generation:
-    """One private generation. Iterate for the tokens; `meter` and `waited_for_dealer` tell what it took so far."""
+    """One private generation. Iterate for the tokens; `meter` and `waited_for_dealer` tell what it took so far.
+
+    program, transport: for benchmarks, see `mpcache.generate.Program` and `protocols.transport.Transport`.
+    """
 
     def __init__(
-        self, connection: Connection, request: Request, on_block: Callable[[int, int], None] = lambda done, total: None
+        self,
+        connection: Connection,
+        request: Request,
+        on_block: Callable[[int, int], None] = lambda done, total: None,
+        program: Program | None = None,
+        transport: Transport | None = None,
     ) -> None:
         self._connection, self._request, self._on_block = connection, request, on_block
+        self._program, self._transport = program, transport
+        self.session: Session | None = None
         self.meter: Meter | None = None
         self.setup_bytes = 0
         self.waited_for_dealer = 0.0
@@ -82,7 +93,8 @@ class Generation:
             dealer = DealerLink(connection.dealer, connection.identity, request, connection.timeout)
             link.check = dealer.check
             dealer.wait_started()
-            session = Session(1, link, PartyCorrelations(1, seed, dealer.read))
+            channel = self._transport(link) if self._transport else link
+            session = self.session = Session(1, channel, PartyCorrelations(1, seed, dealer.read))
             self.meter = Meter(lambda: session.cost)
             with private_backend(parameters.backend, session, masked_weights=weights) as backend:
                 for token in self._steps(Decoder(parameters.model, backend), parameters):
@@ -106,7 +118,8 @@ class Generation:
 
     def _steps(self, decoder: Decoder, parameters: PublicParameters) -> Iterator[int | None]:
         ends = parameters.model.end_tokens
-        return steps(decoder, parameters.generation(), self._request.prompt, self._on_block, lambda t: t in ends)
+        program = self._program or steps
+        return program(decoder, parameters.generation(), self._request.prompt, self._on_block, lambda t: t in ends)
 
     def _handshake(self, link: ClientLink) -> tuple[PublicParameters, str, dict[str, torch.Tensor]]:
         wanted = self._request
@@ -131,7 +144,7 @@ class Generation:
         welcome = frame.welcome
         parameters = PublicParameters.from_json(welcome.public_parameters)
         self._check(parameters)
-        digest = plan_digest(parameters)
+        digest = plan_digest(parameters, self._program)
         if digest != welcome.plan_digest:
             raise HandshakeError(
                 "the client's plan differs from the owner's: install the same version of MPCache on both sides"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from mpcache.generate import Program
 from mpcache.planning import PROTOCOL_VERSION, PublicParameters, correlations, plan_digest
 from parties.certificates import Identity
 from parties.generated import dealer_pb2, dealer_pb2_grpc
@@ -45,8 +46,9 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     memory_bytes bounds what is made ahead of the client. The dealer learns public parameters and the two seeds.
     """
 
-    def __init__(self, insecure: bool, timeout: float, memory_bytes: int) -> None:
+    def __init__(self, insecure: bool, timeout: float, memory_bytes: int, program: Program | None = None) -> None:
         self._insecure, self._timeout, self._memory_bytes = insecure, timeout, memory_bytes
+        self._program = program
         self._sessions: dict[bytes, _Pairing] = {}
         self._lock = threading.Lock()
 
@@ -90,7 +92,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     def _corrections(self, pairing: _Pairing) -> Iterator[dealer_pb2.Corrections]:
         """Chunks made by a thread that runs ahead by at most the allowed memory."""
         ahead = _BoundedChunks(self._memory_bytes)
-        maker = threading.Thread(target=_make, args=(pairing, ahead), daemon=True)
+        maker = threading.Thread(target=_make, args=(pairing, ahead, self._program), daemon=True)
         maker.start()
         try:
             while (chunk := ahead.get(pairing.ended)) is not None:
@@ -111,15 +113,15 @@ def _disagreement(requests: dict[str, dealer_pb2.DealRequest]) -> str | None:
     return None
 
 
-def _make(pairing: _Pairing, ahead: _BoundedChunks) -> None:
+def _make(pairing: _Pairing, ahead: _BoundedChunks, program: Program | None) -> None:
     owner, client = pairing.requests["owner"], pairing.requests["client"]
     try:
         parameters = PublicParameters.from_json(owner.public_parameters)
         parameters.check()
-        if plan_digest(parameters) != owner.plan_digest:
+        if plan_digest(parameters, program) != owner.plan_digest:
             raise HandshakeError("the dealer's plan differs from the parties': use the same MPCache everywhere")
         dealer = Dealer((owner.seed, client.seed), owner.weight_key)
-        for correlation in correlations(parameters):
+        for correlation in correlations(parameters, program):
             data = dealer.correction(correlation)
             for start in range(0, len(data), CHUNK_BYTES):
                 if not ahead.put(data[start : start + CHUNK_BYTES]):
@@ -178,13 +180,18 @@ class _BoundedChunks:
 
 
 class DealerServer:
-    """The dealer's process: serves until stopped."""
+    """The dealer's process: serves until stopped. program: see `mpcache.generate.Program`."""
 
     def __init__(
-        self, address: str, identity: Identity | None, timeout: float = 60.0, memory_bytes: int = 256 << 20
+        self,
+        address: str,
+        identity: Identity | None,
+        timeout: float = 60.0,
+        memory_bytes: int = 256 << 20,
+        program: Program | None = None,
     ) -> None:
         self._server, self.port = open_server(address, identity, workers=32)
-        service = DealerService(identity is None, timeout, memory_bytes)
+        service = DealerService(identity is None, timeout, memory_bytes, program)
         dealer_pb2_grpc.add_DealerServicer_to_server(service, self._server)
         self._server.start()
 

@@ -33,9 +33,9 @@ START_SECONDS = 60
 
 
 @contextmanager
-def role_process(role: str, settings: Path) -> Iterator[str]:
+def role_process(role: str, settings: Path, module: str = "mpcache") -> Iterator[str]:
     """A role's command as a process, ended with the block; gives the address where it listens."""
-    command = [sys.executable, "-m", "mpcache", role, "--config", str(settings)]
+    command = [sys.executable, "-m", module, role, "--config", str(settings)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     errors: list[str] = []
     assert process.stderr is not None and process.stdout is not None

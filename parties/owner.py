@@ -11,7 +11,7 @@ import grpc
 from mpcache.backends import private_backend
 from mpcache.checkpoint import Checkpoint, load_checkpoint
 from mpcache.decoder import Decoder
-from mpcache.generate import steps
+from mpcache.generate import Program, steps
 from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, plan_digest
 from mpcache.policies import PolicySettings
 from parties.certificates import Identity, fingerprint
@@ -26,6 +26,7 @@ from protocols.errors import HandshakeError, MpcacheError
 from protocols.randomness import new_key
 from protocols.ring import RING_BITS, pack
 from protocols.session import Session
+from protocols.transport import Transport
 
 log = logging.getLogger("mpcache.owner")
 
@@ -33,8 +34,16 @@ log = logging.getLogger("mpcache.owner")
 class OwnerService(owner_pb2_grpc.OwnerServicer):
     """Serves sessions, each in a thread of its own."""
 
-    def __init__(self, settings: OwnerSettings, identity: Identity | None, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self,
+        settings: OwnerSettings,
+        identity: Identity | None,
+        checkpoint: Checkpoint,
+        program: Program | None = None,
+        transport: Transport | None = None,
+    ) -> None:
         self._settings, self._identity, self._checkpoint = settings, identity, checkpoint
+        self._program, self._transport = program, transport
         self._places = threading.BoundedSemaphore(settings.max_sessions)
 
     def Converse(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
@@ -71,7 +80,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         link.session = hello.session
         parameters = self._agree(hello)
         key = weight_key(self._settings.state, self._checkpoint.digest, client)
-        digest = plan_digest(parameters)
+        digest = plan_digest(parameters, self._program)
         link.put(
             Frame(
                 welcome=owner_pb2.Welcome(
@@ -96,10 +105,11 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         link.check = dealer.check
         try:
             dealer.wait_started()
-            session = Session(0, link, PartyCorrelations(0, seed, dealer.read))
+            channel = self._transport(link) if self._transport else link
+            session = Session(0, channel, PartyCorrelations(0, seed, dealer.read))
             with private_backend(parameters.backend, session, weight_key=key) as backend:
                 decoder = Decoder(self._checkpoint.config, backend, self._checkpoint.tensors)
-                generated = sum(1 for _ in steps(decoder, parameters.generation(), None))
+                generated = sum(1 for _ in (self._program or steps)(decoder, parameters.generation(), None))
             log.info("session done: %d prompt tokens, %d new tokens", parameters.prompt_tokens, generated)
         finally:
             dealer.close()
@@ -148,13 +158,26 @@ def _explain(error: grpc.RpcError) -> str:
 
 
 class OwnerServer:
-    """The owner's process: serves until stopped."""
+    """The owner's process: serves until stopped.
 
-    def __init__(self, settings: OwnerSettings, identity: Identity | None) -> None:
-        checkpoint = load_checkpoint(settings.model)
+    checkpoint: the model, if it is not to be read from the settings' folder. program, transport: for benchmarks, see
+    `mpcache.generate.Program` and `protocols.transport.Transport`.
+    """
+
+    def __init__(
+        self,
+        settings: OwnerSettings,
+        identity: Identity | None,
+        checkpoint: Checkpoint | None = None,
+        program: Program | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        checkpoint = checkpoint or load_checkpoint(settings.model)
         self.model_digest = checkpoint.digest
         self._server, self.port = open_server(settings.listen, identity, workers=settings.max_sessions + 4)
-        owner_pb2_grpc.add_OwnerServicer_to_server(OwnerService(settings, identity, checkpoint), self._server)
+        owner_pb2_grpc.add_OwnerServicer_to_server(
+            OwnerService(settings, identity, checkpoint, program, transport), self._server
+        )
         self._server.start()
 
     def wait(self) -> None:

@@ -7,6 +7,7 @@ the ones here.
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 from typing import Protocol
 
 from protocols.errors import PeerLost, ProtocolError
@@ -23,6 +24,10 @@ class Channel(Protocol):
 
         Raises ProtocolError if it is of another length, PeerLost if the peer is gone or a deadline passes.
         """
+
+
+Transport = Callable[[Channel], Channel]
+"""Another channel on top of one, such as a slower network's. Both parties must use it."""
 
 
 class CorrectionSource(Protocol):

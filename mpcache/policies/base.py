@@ -30,6 +30,11 @@ class Policy:
     summary: ClassVar[str] = "keeps and attends to everything"
     mpc_cost: ClassVar[str] = "attention to the whole cache at every step"
 
+    @classmethod
+    def layer_pattern(cls, settings: PolicySettings) -> tuple[int, int]:
+        """(offset, period): layers from the offset on repeat what they do with this period. See mpcache/pricing.py."""
+        return 0, 1
+
     def __init__(self, settings: PolicySettings, config: ModelConfig, backend: Backend, prompt_tokens: int) -> None:
         self.check(settings)
         self.settings, self.config, self.backend = settings, config, backend
@@ -72,6 +77,15 @@ class Policy:
             return self.step(layer, queries, keys, values)
         self.observe(layer, queries, keys, values)
         return self._attend_block(layer, queries, keys, values)
+
+    def preset(self, layer: int, queries: Value, keys: Value, values: Value, received: Value | None) -> None:
+        """Take the whole prompt's keys and values (G, n, d) as they are, where attention was computed before or never.
+
+        received: (G, n), the attention that the observed queries gave. A call of `advance` for all tokens follows.
+        """
+        self.observe(layer, queries, keys, values)
+        self._append(layer, keys, values)
+        self.received[layer] = received
 
     def advance(self, count: int) -> None:
         """All layers have seen `count` more tokens."""

@@ -32,6 +32,10 @@ class MPCache(ClusterPolicy):
     def sizes(cls, settings: PolicySettings) -> tuple[int, ...]:
         return settings.clusters
 
+    @classmethod
+    def layer_pattern(cls, settings: PolicySettings) -> tuple[int, int]:
+        return settings.skip_layers + settings.unshared_layers, settings.share_layers
+
     def group(self, layer: int) -> range:
         return self._sharing(layer) if self._sizes else range(0)
 
@@ -40,7 +44,10 @@ class MPCache(ClusterPolicy):
         s = self.settings
         if layer < s.skip_layers:
             return range(0)
-        first = layer - (layer - s.skip_layers) % s.share_layers
+        alone = s.skip_layers + s.unshared_layers
+        if layer < alone:
+            return range(layer, layer + 1)
+        first = layer - (layer - alone) % s.share_layers
         return range(first, min(first + s.share_layers, self.config.layers))
 
     # ------------------------------------------------------------ static eviction

@@ -27,7 +27,8 @@ class PolicySettings:
     observed_share of the queries (0: `window` queries), per head if per_head; clusters: tokens of a cluster at each
     level, coarse to fine (none: static eviction alone, down to the budget); widening: how many times the next level's
     tokens a level picks; representative of a cluster: 'extremes' (alpha max + (1 - alpha) min) or 'mean';
-    share_layers: neighbouring layers that share a selection; skip_layers: first layers that keep everything.
+    share_layers: neighbouring layers that share a selection; skip_layers: first layers that keep everything;
+    unshared_layers: the next ones after those, which select each for itself.
     quest, infllm: page tokens a page or block; infllm: representatives tokens a block stand for it.
     snapkv, infllm: window queries observe; snapkv: kernel tokens are pooled. random: seed.
     """
@@ -44,6 +45,7 @@ class PolicySettings:
     representative: str = "mean"
     alpha: float = 0.6
     share_layers: int = 2
+    unshared_layers: int = 0
     skip_layers: int = 0
     page: int = 16
     representatives: int = 4
@@ -65,7 +67,10 @@ class PolicySettings:
             (not 0 < self.budget < float("inf"), f"the budget must be above zero and finite, not {self.budget:g}"),
             (self.budget >= 1 and self.budget % 1 > 0, "a budget above 1 is a whole number of tokens"),
             (bool(small), f"{', '.join(small)} must be at least 1"),
-            (self.sinks < 0 or self.skip_layers < 0, "sinks and skip_layers cannot be negative"),
+            (
+                min(self.sinks, self.skip_layers, self.unshared_layers) < 0,
+                "sinks, skip_layers and unshared_layers cannot be negative",
+            ),
             (not 0 < self.keep_ratio <= 1, f"keep_ratio must be above 0 and at most 1, not {self.keep_ratio:g}"),
             (not 0 <= self.observed_share <= 1, "observed_share is a share of the queries, between 0 and 1"),
             (any(c < 1 for c in self.clusters), "clusters have at least one token"),

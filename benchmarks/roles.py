@@ -1,0 +1,99 @@
+"""The owner's and the dealer's process of a cost benchmark: `python -m benchmarks.roles ROLE --config FILE`.
+
+The same servers as a generation's, with a benchmark's program, a model that may be random, and notes of what they used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.delay import delaying
+from benchmarks.model import checkpoint
+from benchmarks.process import watched
+from benchmarks.program import Program
+from mpcache.model_config import ModelConfig
+from mpcache.network import Network
+from parties.certificates import Identity, load_identity
+from parties.dealing import DealerServer
+from parties.owner import OwnerServer
+from parties.settings import OwnerSettings
+
+ADDRESS = "127.0.0.1:0"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all three processes of a benchmark are given. model: a folder; without, weights are random."""
+
+    config: ModelConfig
+    program: Program
+    model: Path | None = None
+    network: Network | None = None
+    timeout_seconds: float = 300.0
+    dealer_memory_mib: int = 256
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "model": None if self.model is None else str(self.model)}
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> Setup:
+        return Setup(
+            config=ModelConfig.from_json(json.dumps(raw["config"])),
+            program=Program(**raw["program"]),
+            model=Path(raw["model"]) if raw["model"] else None,
+            network=Network(**raw["network"]) if raw["network"] else None,
+            timeout_seconds=raw["timeout_seconds"],
+            dealer_memory_mib=raw["dealer_memory_mib"],
+        )
+
+
+def serve_dealer(setup: Setup, identity: Identity, log: Path) -> DealerServer:
+    memory = setup.dealer_memory_mib << 20
+    return DealerServer(ADDRESS, identity, setup.timeout_seconds, memory, watched(setup.program, log))
+
+
+def serve_owner(setup: Setup, identity: Identity, log: Path, dealer: str, state: Path) -> OwnerServer:
+    longest = setup.config.max_positions
+    settings = OwnerSettings(
+        ADDRESS,
+        dealer,
+        model=Path(),
+        state=state,
+        timeout_seconds=setup.timeout_seconds,
+        max_prompt_tokens=longest,
+        max_new_tokens=longest,
+    )
+    transport = delaying(setup.network) if setup.network else None
+    model = checkpoint(setup.config, setup.model)
+    return OwnerServer(settings, identity, model, watched(setup.program, log), transport)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.roles", description=__doc__)
+    parser.add_argument("role", choices=("owner", "dealer"))
+    parser.add_argument("--config", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    raw = json.loads(options.config.read_text())
+    setup, identity = Setup.from_dict(raw["setup"]), load_identity(Path(raw["certificates"]), options.role)
+    log = Path(raw["log"])
+    server: Any
+    if options.role == "dealer":
+        server = serve_dealer(setup, identity, log)
+    else:
+        server = serve_owner(setup, identity, log, raw["dealer"], Path(raw["state"]))
+    print(f"{options.role} listening on 127.0.0.1:{server.port}", flush=True)
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Networks that a computation is priced on or delayed as: a round-trip time and a bandwidth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocols.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Network:
+    """round_trip: seconds; bandwidth: bytes a second, in each direction."""
+
+    name: str
+    round_trip: float
+    bandwidth: float
+
+    def seconds(self, rounds: int, online_bytes: int) -> float:
+        """What the network alone takes: all round trips, and all bytes one after another."""
+        return rounds * self.round_trip + online_bytes / self.bandwidth
+
+
+LOOPBACK = Network("loopback", 0.26e-3, 1e9)
+"""Nothing but gRPC with mutual TLS between processes of one machine: measured, a message in both directions a round."""
+
+NETWORKS = {n.name: n for n in (LOOPBACK, Network("lan", 0.8e-3, 125e6), Network("wan", 20e-3, 50e6))}
+"""lan: 1 Gbit/s; wan: 400 Mbit/s."""
+
+_UNITS = {"kbit": 125.0, "mbit": 125e3, "gbit": 125e6}
+
+
+def parse_network(text: str) -> Network:
+    """A preset's name, or RTT,BANDWIDTH such as 5ms,100mbit. Raises ConfigError."""
+    if text in NETWORKS:
+        return NETWORKS[text]
+    round_trip, _, bandwidth = text.lower().replace(" ", "").partition(",")
+    try:
+        unit = next(u for u in _UNITS if bandwidth.endswith(u))
+        if not round_trip.endswith("ms"):
+            raise ValueError
+        network = Network(text, float(round_trip[:-2]) / 1e3, float(bandwidth[: -len(unit)]) * _UNITS[unit])
+    except (StopIteration, ValueError):
+        raise ConfigError(
+            f"the network {text!r} is none of {', '.join(NETWORKS)}, nor written like 5ms,100mbit"
+        ) from None
+    if network.round_trip < 0 or network.bandwidth <= 0:
+        raise ConfigError(f"the network {text!r} needs a round-trip time of zero or more and a bandwidth above zero")
+    return network

@@ -1,0 +1,74 @@
+from dataclasses import replace
+
+import pytest
+
+from mpcache.model_config import ModelConfig
+from mpcache.network import parse_network
+from mpcache.planning import PublicParameters, phase_costs
+from mpcache.policies import PolicySettings, policies
+from mpcache.pricing import Generation, Price, Prices, price, seconds
+from mpcache.shapes import SHAPES, model_shape
+from protocols.errors import ConfigError
+from protocols.session import Cost
+
+SMALL = replace(SHAPES["tiny"], layers=7)
+FEW = dict(budget=24, sinks=2, recent=8, page=4, clusters=(8, 4), window=8)
+
+
+def whole(prices: Prices) -> Cost:
+    return sum([prices.prefill.cost, prices.eviction.cost, prices.decoding.cost], Cost())
+
+
+def planned(model: ModelConfig, policy: PolicySettings, prompt: int, new: int) -> Cost:
+    parameters = PublicParameters(model, "", prompt, new + 1, policy=policy, block=16)
+    return sum(phase_costs(parameters), Cost())
+
+
+@pytest.mark.parametrize("name", policies())
+def test_a_price_from_few_layers_equals_the_plan_of_all(name: str) -> None:
+    policy = PolicySettings(name, **FEW)  # type: ignore[arg-type]
+    prices = price(Generation(SMALL, 70, 10, policy, block=16))
+    assert whole(prices) == planned(SMALL, policy, 70, 10)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"share_layers": 3, "skip_layers": 1},
+        {"share_layers": 2, "unshared_layers": 1},
+        {"share_layers": 1, "keep_ratio": 1.0},
+        {"share_layers": 5, "unshared_layers": 1, "skip_layers": 1},
+        {"clusters": (), "per_head": True},
+    ],
+)
+def test_mpcaches_layers_repeat_as_its_settings_say(changes: dict[str, object]) -> None:
+    policy = PolicySettings("mpcache", **{**FEW, **changes})  # type: ignore[arg-type]
+    prices = price(Generation(SMALL, 70, 3, policy, block=16))
+    assert whole(prices) == planned(SMALL, policy, 70, 3)
+
+
+def test_a_gpt2_shape_and_a_prompt_of_one_block() -> None:
+    model = replace(SHAPES["tiny"], family="gpt2", activation="gelu_tanh", key_value_heads=4, layers=4)
+    prices = price(Generation(model, 9, 2, block=16))
+    assert whole(prices) == planned(model, PolicySettings("full"), 9, 2)
+
+
+def test_seconds_grow_with_each_of_rounds_bytes_and_distance() -> None:
+    loopback, lan = parse_network("loopback"), parse_network("lan")
+    few = Price({"linear": Cost(1000, 1000, 100, 3)})
+    more = few + Price({"attention": Cost(1000, 0, 0, 0)})
+    assert seconds(few, lan) < seconds(more, lan) and seconds(few, loopback) < seconds(few, lan)
+
+
+def test_networks_are_read_and_refused_in_words() -> None:
+    network = parse_network("5ms,100mbit")
+    assert (network.round_trip, network.bandwidth) == (0.005, 12.5e6)
+    assert network.seconds(10, 12_500_000) == pytest.approx(1.05)
+    for text in ("moon", "5,100mbit", "5ms", "5ms,0mbit", "-1ms,1gbit"):
+        with pytest.raises(ConfigError, match="the network"):
+            parse_network(text)
+
+
+def test_an_unknown_shape_is_refused_in_words() -> None:
+    with pytest.raises(ConfigError, match="neither a known shape"):
+        model_shape("gpt9")
