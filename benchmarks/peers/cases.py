@@ -50,7 +50,7 @@ class Case:
     def __post_init__(self) -> None:
         """Raises ConfigError for what nobody can measure."""
         if self.what not in WHATS:
-            raise ConfigError(f"unknown {self.what!r} (known: {', '.join(WHATS)})")
+            raise ConfigError(f"unknown part {self.what!r} (known: {', '.join(WHATS)})")
         if self.policy not in POLICIES:
             raise ConfigError(f"unknown policy {self.policy!r} (known: {', '.join(POLICIES)})")
         if self.policy not in POLICIES_OF[self.what]:
@@ -71,11 +71,14 @@ class Case:
 
 def cases(whats: list[str], tokens: list[int], policies: list[str], repeat: int, limit_seconds: int) -> list[Case]:
     """All that exist of the combinations; the head once. Raises ConfigError if there are none."""
+    for word, known, kind in [*((w, WHATS, "part") for w in whats), *((p, POLICIES, "policy") for p in policies)]:
+        if word not in known:
+            raise ConfigError(f"unknown {kind} {word!r} (known: {', '.join(known)})")
     found: list[Case] = []
     for what in whats:
         for policy in policies:
             for n in [0] if what == "head" else tokens:
-                if policy in POLICIES_OF.get(what, (policy,)):
+                if policy in POLICIES_OF[what]:
                     found.append(Case(what, n, policy, repeat, limit_seconds))
     if not found:
         raise ConfigError(f"none of {', '.join(policies)} is a policy of {', '.join(whats)}")
