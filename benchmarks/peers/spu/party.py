@@ -12,9 +12,8 @@ import json
 import pickle
 import resource
 import signal
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,30 +50,28 @@ def measure(case: dict[str, Any], rank: int) -> dict[str, Any]:
     executable = compile_secret(function, inputs)
     names = executable.input_names
     expected = reference(function, inputs) if rank == 0 else []
-    count = len(inputs)
     if rank:
         inputs.clear()
     link = connect(case["addresses"], rank)
-    shares = receive_shares(link) if rank else deal_shares(link, case, inputs)
-    assert len(shares) == count
 
-    def run(profile: bool) -> tuple[float, float]:
+    def run(runtime: Any) -> tuple[float, float]:
         """Wall and CPU seconds of one computation on shares."""
-        runtime = spu.Runtime(link, runtime_config(case, profile))
-        for name, share in zip(names, shares, strict=True):
-            runtime.set_var(name, share)
         link.barrier()
         wall, cpu = time.perf_counter(), time.process_time()
         runtime.run(executable)
-        spent = time.perf_counter() - wall, time.process_time() - cpu
-        outputs[:] = [runtime.get_var(name) for name in executable.output_names]
-        return spent
+        return time.perf_counter() - wall, time.process_time() - cpu
 
-    outputs: list[Any] = []
-    run(profile=True)
-    sys.stdout.flush()
-    run(profile=False)
-    times = [run(profile=False) for _ in range(case["repeat"])]
+    counting = spu.Runtime(link, runtime_config(case, profile=True))
+    if rank:
+        receive_shares(link, counting, names)
+    else:
+        deal_shares(link, case, inputs, counting, names)
+    run(counting)
+    runtime = spu.Runtime(link, runtime_config(case))
+    hand_over(counting, runtime, names)
+    run(runtime)
+    times = [run(runtime) for _ in range(case["repeat"])]
+    outputs = [runtime.get_var(name) for name in executable.output_names]
     errors = reveal_errors(link, case, outputs, expected, rank)
     link.barrier()
     link.stop_link()
@@ -116,24 +113,27 @@ def compile_secret(function: Callable[..., Any], inputs: list[np.ndarray]) -> An
     return executable
 
 
-def deal_shares(link: Any, case: dict[str, Any], inputs: list[np.ndarray]) -> list[Any]:
+def deal_shares(link: Any, case: dict[str, Any], inputs: list[np.ndarray], runtime: Any, names: Sequence[str]) -> None:
     """Party 0 makes the shares of every input, keeps its own and sends the others theirs; the inputs are used up."""
     parties = len(case["addresses"])
     io = spu.Io(parties, runtime_config(case))
-    for other in range(1, parties):
-        send(link, other, str(len(inputs)).encode())
-    mine = []
-    while inputs:
+    for name in names:
         shares = io.make_shares(inputs.pop(0), libspu.Visibility.VIS_SECRET)
-        mine.append(shares[0])
+        runtime.set_var(name, shares[0])
         for other in range(1, parties):
             send(link, other, dump_share(shares[other]))
-    return mine
 
 
-def receive_shares(link: Any) -> list[Any]:
-    """This party's share of every input."""
-    return [load_share(receive(link, 0)) for _ in range(int(receive(link, 0)))]
+def receive_shares(link: Any, runtime: Any, names: Sequence[str]) -> None:
+    for name in names:
+        runtime.set_var(name, load_share(receive(link, 0)))
+
+
+def hand_over(old: Any, new: Any, names: Sequence[str]) -> None:
+    """Move the shares to another runtime, one by one: a model's take gigabytes."""
+    for name in names:
+        new.set_var(name, old.get_var(name))
+        old.del_var(name)
 
 
 def dump_share(share: Any) -> bytes:
