@@ -1,8 +1,9 @@
-"""SiLU and GELU: a table of polynomials in the middle, the identity above it and zero below.
+"""SiLU and GELU, as f(x) = max(x, 0) - h(|x|), where h(y) = y sigma(-y) or y Phi(-y) vanishes beyond some L.
 
-One opening of x serves three ends: its low bits index the table (polynomial.py), digit tables of its upper bits tell
-whether x is below or above the middle, and the identity is its product with the latter bit. The dealer knows the random
-bits that these are opened under, so neither product needs a message of its own, see truncation.py.
+x is opened once under a mask. Digit tables of its upper bits tell whether x is below -L, 0 and L; the dealer knows the
+random bits that these are opened under, so their products with x, and with them max(x, 0) and y = min(|x|, L), need no
+message. y indexes a table of polynomials for h (polynomial.py), half as long as one for f would be and in a narrower
+ring. The sign is found up to 1/16: either way f(x) = x - h(x) = -h(-x), if h is not cut at zero.
 """
 
 from __future__ import annotations
@@ -17,120 +18,115 @@ from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
 from protocols.digits import LessThan
 from protocols.polynomial import Pieces
 from protocols.ring import FRACTION_BITS, PRODUCT_BITS
-from protocols.session import Session, together
+from protocols.session import Session
 from protocols.truncation import Truncation, drop_low_bits
 
 COMPARED_FRACTION = 4
 COMPARED_BITS = 18
 """x is compared with 4 fractional bits on 18 bits: |x| < 2^12."""
 _DROPPED = FRACTION_BITS - COMPARED_FRACTION
-_VALUE_RING = 32
+_ARGUMENT_BITS = 16
+_VALUE_RING = 24
+_BELOW = 2.0**-COMPARED_FRACTION
+"""y may lie so much below zero."""
 
 
 @dataclass(frozen=True)
-class Middle:
-    """Where the table holds: x counts as in the middle from `low` to `high`, up to 1/16 below either.
+class Gate:
+    """h by a table: its argument is y * multiplier / 2^dropped on 16 bits, so that its domain is what L needs and a
+    segment more, as a segment is found up to one above."""
 
-    The table's argument is x * multiplier / 2^dropped at scale 2^16, on `bits` bits: so is its domain stretched to what
-    the middle needs and a segment more, as a segment is found up to one above.
-    """
-
-    low: float
-    high: float
+    limit: float
     multiplier: int
     dropped: int
-    bits: int
-    pieces: Pieces
+    index_bits: int
+    degree: int
+    value_bits: int
+
+    def pieces(self, kind: str) -> Pieces:
+        width = 2.0 ** (_ARGUMENT_BITS + self.dropped - FRACTION_BITS - self.index_bits) / self.multiplier
+        middle = (f"{kind}_tail", -_BELOW, width, self.index_bits, self.degree, -_BELOW, self.limit + _BELOW)
+        return Pieces(*middle, self.value_bits, power_bits=11, out_bits=_VALUE_RING)
 
 
-def _gelu(kind: str) -> Middle:
-    """8 segments of 16/15. Beyond the middle x or 0 is within 6e-4; within it the table is within 1e-4."""
-    pieces = Pieces(kind, -3.7, 16 / 15, 3, 6, -3.6875, 3.6875, 15, 12, _VALUE_RING)
-    return Middle(-3.625, 3.6875, 15, 7, 16, pieces)
-
-
-MIDDLES = {
-    "gelu": _gelu("gelu"),
-    "gelu_tanh": _gelu("gelu_tanh"),
-    # 16 segments of 4/3; within 6e-4 beyond and within 4e-4 in the middle
-    "silu": Middle(-9.875, 9.9375, 12, 0, 24, Pieces("silu", -9.95, 4 / 3, 4, 5, -9.9375, 9.9375, 14, 12, _VALUE_RING)),
+_GELU = Gate(limit=3.8125, multiplier=3, dropped=4, index_bits=2, degree=6, value_bits=13)
+GATES = {
+    "gelu": _GELU,
+    "gelu_tanh": _GELU,
+    "silu": Gate(limit=10.0, multiplier=11, dropped=7, index_bits=3, degree=5, value_bits=12),
 }
 
 
 @dataclass(frozen=True)
 class ActivationMask(Correlation):
-    """A mask r of x modulo 2^out_bits, and one of the table's argument; the table; a truncation, also times two random
-    bits; digit tables of r's upper bits, for two thresholds; both random bits in both forms; the second one times r."""
+    """A mask r of x modulo 2^out_bits, one of the table's argument, and one of a truncation; the table; the truncation;
+    digit tables of r's upper bits, for three thresholds; for each a random bit d in both forms, and d r."""
 
     shape: Shape
     kind: str
     out_bits: int
 
     @property
-    def middle(self) -> Middle:
-        return MIDDLES[self.kind]
+    def gate(self) -> Gate:
+        return GATES[self.kind]
+
+    @property
+    def pieces(self) -> Pieces:
+        return self.gate.pieces(self.kind)
 
     def tables(self) -> LessThan:
-        return LessThan(self.shape, COMPARED_BITS - 1, 2)
+        return LessThan(self.shape, COMPARED_BITS - 1, 3)
 
     def truncation(self) -> Truncation:
-        return Truncation(self.shape, _VALUE_RING, self.middle.pieces.scale_bits - FRACTION_BITS, self.out_bits)
+        return Truncation(self.shape, _VALUE_RING, self.pieces.scale_bits - FRACTION_BITS, self.out_bits)
 
     def fields(self) -> Sequence[Random | Corrected]:
-        both = (*self.shape, 2)
-        own = [Random(self.shape, self.out_bits), Random(self.shape, self.middle.bits), self.truncation().mask()]
-        bits = [Corrected(both, 1, xor=True), Corrected(both, self.out_bits), Corrected(self.shape, self.out_bits)]
-        return [
-            *own, Random(both, 1, xor=True), *self.middle.pieces.fields(self.shape),
-            *self.truncation().fields() * 3, *self.tables().fields(), *bits,
-        ]  # fmt: skip
+        many = (*self.shape, 3)
+        own = [Random(self.shape, self.out_bits), Random(self.shape, _ARGUMENT_BITS), self.truncation().mask()]
+        table = [*self.pieces.fields(self.shape), *self.truncation().fields()]
+        bits = [Corrected(many, 1, xor=True), Corrected(many, self.out_bits), Corrected(many, self.out_bits)]
+        return [*own, Random(many, 1, xor=True), *table, *self.tables().fields(), *bits]
 
     def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
         r, argument, rho, d, *index_masks = randoms
         coarse = (r >> _DROPPED) & ((1 << COMPARED_BITS) - 1)
         top = (coarse >> (COMPARED_BITS - 1)) & 1
-        truncated = self.truncation().deal(rho)
-        return [
-            *self.middle.pieces.deal(argument, self.middle.bits),
-            *truncated,
-            *(d[..., 0] * value for value in truncated),
-            *(d[..., 1] * value for value in truncated),
-            *self.tables().deal(coarse, index_masks),
-            top[..., None].expand(d.shape),
-            d,
-            d[..., 1] * r,
-        ]
+        table = [*self.pieces.deal(argument, _ARGUMENT_BITS), *self.truncation().deal(rho)]
+        below = self.tables().deal(coarse, index_masks)
+        return [*table, *below, top[..., None].expand(d.shape), d, d * r[..., None]]
 
 
 async def activation(session: Session, x: torch.Tensor, kind: str, out_bits: int = PRODUCT_BITS) -> torch.Tensor:
     """Shares modulo 2^out_bits of SiLU ('silu') or GELU ('gelu', 'gelu_tanh'), scale 2^16; x at scale 2^16, |x| < 2^12.
 
-    Rounds: 3. Online: 14 bytes and 2 bits an element and direction for GELU (a byte more for SiLU). Correction: the
-    table, 224 bytes (GELU) or 384 (SiLU), and 88. Absolute error below 1e-3 everywhere.
+    Rounds: 5. Online: 14 bytes and 3 bits an element and direction. Correction: the table, 84 bytes (GELU) or 144
+    (SiLU), and 90. Absolute error below 1e-3 everywhere.
     Opened: x, the table's argument and its value, each under a mask of its own, and what comparisons open.
     """
     correlation = ActivationMask(tuple(x.shape), kind, out_bits)
-    middle, truncation = correlation.middle, correlation.truncation()
+    gate, pieces, truncation = correlation.gate, correlation.pieces, correlation.truncation()
     r, argument_mask, rho, d_bits, *rest = session.take(correlation)
-    material = iter(rest)
-    first = session.constant(round(middle.pieces.first * middle.multiplier * 2 ** (FRACTION_BITS - middle.dropped)))
-    argument = drop_low_bits(x * middle.multiplier, middle.dropped) - first
-    c, opened_argument = await together(
-        session.open(x + r, out_bits), session.open(argument + argument_mask, middle.bits)
-    )
-    value = middle.pieces.evaluate(opened_argument, middle.bits, material)
-    count = len(truncation.fields())
-    plain, times_low, times_high = ([next(material) for _ in range(count)] for _ in range(3))
+    table, rest = rest[: pieces.degree + 1], rest[pieces.degree + 1 :]
+    truncated, material = rest[: len(truncation.fields())], iter(rest[len(truncation.fields()) :])
 
-    thresholds = [round(edge * 2**COMPARED_FRACTION) for edge in (middle.low, middle.high)]
-    at = (c >> _DROPPED)[..., None] - torch.tensor(thresholds, device=session.device)
-    (flips, d), opened = await together(
-        sign(session, correlation.tables(), material, at, d_bits),
-        session.open(value + rho + session.constant(truncation.offset), _VALUE_RING),
-    )
-    (from_low, from_high), (d_low, d_high) = (1 - flips).unbind(-1), d.unbind(-1)  # reached: from xor d
-    inside = (from_low - from_high) * truncation.result(session, opened, plain)
-    inside = inside + (1 - 2 * from_low) * truncation.product(opened, d_low, times_low)
-    inside = inside - (1 - 2 * from_high) * truncation.product(opened, d_high, times_high)
-    above = from_high * x + (1 - 2 * from_high) * (c * d_high - next(material))
-    return inside + above
+    c = await session.open(x + r, out_bits)
+    limit = round(gate.limit * 2**COMPARED_FRACTION)
+    at = (c >> _DROPPED)[..., None] - torch.tensor([-limit, 0, limit], device=session.device)
+    flips, d = await sign(session, correlation.tables(), material, at, d_bits)
+    # x [x < t] for each threshold t, where [x < t] = flip xor d
+    parts = flips * x[..., None] + (1 - 2 * flips) * (c[..., None] * d - next(material))
+    bits = session.constant(flips) + (1 - 2 * flips) * d
+    far_below, negative, not_far_above = parts.unbind(-1)
+    positive = x - negative
+    # |x| = positive - negative; beyond the limit it is replaced by it
+    outside = bits[..., 0] + session.constant(torch.ones_like(c)) - bits[..., 2]
+    y = not_far_above - 2 * negative + far_below + outside * round(gate.limit * 2**FRACTION_BITS)
+
+    offset = round(_BELOW * 2**FRACTION_BITS) * gate.multiplier + (
+        1 << gate.dropped
+    )  # a unit: dropping bits rounds down
+    argument = drop_low_bits(y * gate.multiplier + session.constant(offset), gate.dropped, out_bits)
+    opened = await session.open(argument + argument_mask, _ARGUMENT_BITS)
+    value = pieces.evaluate(opened, _ARGUMENT_BITS, iter(table))
+    value = await session.open(value + rho + session.constant(truncation.offset), _VALUE_RING)
+    return positive - truncation.result(session, value, truncated)

@@ -22,18 +22,18 @@ from protocols.correlation import Corrected, Shape
 from protocols.ring import shift_right
 
 
-def _gelu(x: np.ndarray) -> np.ndarray:
-    return x * np.vectorize(lambda v: 0.5 * math.erfc(-v / math.sqrt(2)))(x)
+def _gelu_tail(y: np.ndarray) -> np.ndarray:
+    return y * np.vectorize(lambda v: 0.5 * math.erfc(v / math.sqrt(2)))(y)
 
 
-def _gelu_tanh(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+def _gelu_tanh_tail(y: np.ndarray) -> np.ndarray:
+    return 0.5 * y * (1 - np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
 
 
 FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "silu": lambda x: x / (1 + np.exp(-x)),
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
+    "gelu_tail": _gelu_tail,
+    "gelu_tanh_tail": _gelu_tanh_tail,
+    "silu_tail": lambda y: y / (1 + np.exp(y)),
     "reciprocal": lambda x: 1 / x,
     "rsqrt": lambda x: 1 / np.sqrt(x),
 }
