@@ -8,7 +8,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mpcache.policies import PolicySettings
+from mpcache.policies import PolicySettings, policy_class
 from protocols.errors import ConfigError
 
 POLICIES_OF = {
@@ -92,10 +92,10 @@ def selection_layout(policy: str, tokens: int) -> dict[str, Any]:
     fine. Raises ConfigError if there are so few tokens that everything would be picked.
     """
     s = PolicySettings(name="mpcache", budget=BUDGET)
-    budget = math.ceil(BUDGET * tokens)
+    budget = policy_class("mpcache").budget_tokens(s, tokens)
     if policy == "top-k":
         cached = inside = tokens // CLUSTER * CLUSTER
-        sinks, wanted = 0, budget
+        sinks, wanted = 0, math.ceil(BUDGET * tokens)
         sizes: tuple[int, ...] = (CLUSTER,)
     else:
         cached = math.ceil(s.keep_ratio * tokens)

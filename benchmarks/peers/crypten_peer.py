@@ -24,9 +24,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def absence(case: Case) -> str | None:
-    """Why this case cannot be measured; None if it can."""
-    if case.policy != "full":
-        return "CrypTen has no top-k, and our backend on its protocols no selection: only the full cache"
+    """Why this case cannot be measured here: CrypTen is a dependency of ours, and every case has a program."""
     return None
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.cases import Case
-from protocols.backends.interface import KeyValues, Value
+from benchmarks.peers.cases import Case, selection_layout
+from protocols.backends.interface import Stage, Value
 from protocols.backends.plain import PlainBackend
 
 WEIGHT_DEVIATION = 0.02
@@ -47,18 +47,81 @@ def prepare(backend: Any, case: Case) -> Step:
     return _PARTS[case.what](case, Values(backend, torch.Generator().manual_seed(0)))
 
 
-def _cache(case: Case, values: Values) -> KeyValues:
-    shape = (case.heads, case.tokens, case.head_size)
-    return values.backend.append(None, values.input(*shape), values.input(*shape))
+# ---------------------------------------------------------------- attention of one token
+
+Attention = Callable[[Value, Value, Value], Value]
+"""(query, key, value) of the new token, (heads, 1, d) -> (heads, 1, d)."""
+
+
+def _cached_attention(case: Case, values: Values) -> Attention:
+    """Attention to a cache of random keys and values, by the case's policy."""
+    backend, selected = values.backend, case.policy != "full"
+    layout = selection_layout(case.policy, case.tokens) if selected else {"cached": case.tokens}
+    shape = (case.heads, layout["cached"], case.head_size)
+    keys, vectors = values.input(*shape), values.input(*shape)
+    cached = backend.append(None, keys, vectors)
+    if not selected:
+        return lambda query, key, value: backend.attend(query, backend.append(cached, key, value))
+    start, end = layout["sinks"], layout["sinks"] + layout["clustered"]
+    select = _selector(backend, layout, keys[:, start:end])
+
+    def attention(query: Value, key: Value, value: Value) -> Value:
+        stages = [backend.stage(choice, size) for choice, size in select(query)]
+        return backend.attend_selected(query, backend.append(cached, key, value), start, end, stages)
+
+    return attention
+
+
+def _selector(backend: Any, layout: dict[str, Any], keys: Value) -> Callable[[Value], list[tuple[Any, int]]]:
+    """Query -> (one-hot rows, tokens of a cluster) for each level; clusters of `keys` are compared by their mean."""
+    heads, _, d = keys.shape
+    representatives = [
+        backend.hold(None, backend.scale(keys.reshape(heads, -1, size, d).sum(2), 1 / size))
+        for size, _ in layout["levels"]
+    ]
+
+    def select(query: Value) -> list[tuple[Any, int]]:
+        chosen: list[tuple[Any, int]] = []
+        stages: list[Stage] = []
+        scores = backend.similarity(query, representatives)
+        for candidates, (size, k) in zip(scores, layout["levels"], strict=True):
+            for stage in stages:  # only the children of what was picked so far
+                rows = candidates.reshape(heads, -1, stage.size // size)
+                candidates = backend.pick(stage, rows).reshape(heads, -1)
+            chosen.append((backend.best(candidates, k), size))
+            stages.append(backend.stage(*chosen[-1]))
+        return chosen
+
+    return select
 
 
 def _attention(case: Case, values: Values) -> Step:
-    backend = values.backend
     shape = (case.heads, 1, case.head_size)
     query = values.input(*shape, scale=case.head_size**-0.5)
     key, value = values.input(*shape), values.input(*shape)
-    cached = _cache(case, values)
-    return lambda: backend.attend(query, backend.append(cached, key, value))
+    attention = _cached_attention(case, values)
+    return lambda: attention(query, key, value)
+
+
+def _selection(case: Case, values: Values) -> Step:
+    """The picked clusters' keys and values, (heads, tokens, 2 d)."""
+    backend, layout = values.backend, selection_layout(case.policy, case.tokens)
+    query = values.input(case.heads, 1, case.head_size)
+    shape = (case.heads, layout["clustered"], case.head_size)
+    keys, vectors = values.input(*shape), values.input(*shape)
+    select = _selector(backend, layout, keys)
+
+    def step() -> Value:
+        rows = backend.concatenate([keys, vectors], 2)
+        for choice, size in select(query):
+            rows = backend.gather(choice, rows.reshape(case.heads, -1, size * 2 * case.head_size))
+            rows = rows.reshape(case.heads, -1, 2 * case.head_size)
+        return rows
+
+    return step
+
+
+# ---------------------------------------------------------------- a block, and the next token
 
 
 def _block(case: Case, values: Values) -> Step:
@@ -72,14 +135,14 @@ def _layer(case: Case, values: Values, number: int) -> Callable[[Value], Value]:
     backend, h, inner = values.backend, case.hidden, case.intermediate
     shapes = {"qkv": (3 * h, h), "out": (h, h), "up": (inner, h), "down": (h, inner)}
     w = {name: values.weight(f"{number}.{name}", *shape) for name, shape in shapes.items()}
-    cached = _cache(case, values)
+    attention = _cached_attention(case, values)
 
     def layer(x: Value) -> Value:
         qkv = backend.linear(backend.layer_norm(x, EPSILON), w["qkv"])
         query, key, value = (
             part.reshape(case.heads, 1, case.head_size) for part in (qkv[:, :h], qkv[:, h : 2 * h], qkv[:, 2 * h :])
         )
-        attended = backend.attend(query, backend.append(cached, key, value)).reshape(1, h)
+        attended = attention(query, key, value).reshape(1, h)
         x = x + backend.linear(attended, w["out"])
         up = backend.linear(backend.layer_norm(x, EPSILON), w["up"])
         return x + backend.linear(backend.activation(up, "gelu_tanh"), w["down"])
@@ -115,6 +178,7 @@ def _model(case: Case, values: Values) -> Step:
 
 _PARTS: dict[str, Callable[[Case, Values], Step]] = {
     "attention": _attention,
+    "selection": _selection,
     "block": _block,
     "head": _head,
     "model": _model,
