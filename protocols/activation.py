@@ -16,7 +16,7 @@ import torch
 from protocols.comparison import sign
 from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
 from protocols.digits import LessThan
-from protocols.polynomial import Pieces
+from protocols.polynomial import Pieces, deal_tables, evaluate
 from protocols.ring import FRACTION_BITS, PRODUCT_BITS
 from protocols.session import Session
 from protocols.truncation import Truncation, drop_low_bits
@@ -91,7 +91,7 @@ class ActivationMask(Correlation):
         r, argument, rho, d, *index_masks = randoms
         coarse = (r >> _DROPPED) & ((1 << COMPARED_BITS) - 1)
         top = (coarse >> (COMPARED_BITS - 1)) & 1
-        table = [*self.pieces.deal(argument, _ARGUMENT_BITS), *self.truncation().deal(rho)]
+        table = [*deal_tables(self.pieces.coefficients(), argument, _ARGUMENT_BITS), *self.truncation().deal(rho)]
         below = self.tables().deal(coarse, index_masks)
         return [*table, *below, top[..., None].expand(d.shape), d, d * r[..., None]]
 
@@ -127,6 +127,6 @@ async def activation(session: Session, x: torch.Tensor, kind: str, out_bits: int
     )  # a unit: dropping bits rounds down
     argument = drop_low_bits(y * gate.multiplier + session.constant(offset), gate.dropped, out_bits)
     opened = await session.open(argument + argument_mask, _ARGUMENT_BITS)
-    value = pieces.evaluate(opened, _ARGUMENT_BITS, iter(table))
+    value = evaluate(table, opened, _ARGUMENT_BITS, pieces.power_bits)
     value = await session.open(value + rho + session.constant(truncation.offset), _VALUE_RING)
     return positive - truncation.result(session, value, truncated)

@@ -11,7 +11,7 @@ Pika, Wagh, PETS 2022.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from protocols.correlation import Corrected, Shape
-from protocols.ring import shift_right
 
 
 def _gelu_tail(y: np.ndarray) -> np.ndarray:
@@ -71,38 +70,14 @@ class Pieces:
     def fields(self, shape: Shape) -> list[Corrected]:
         return [Corrected((*shape, self.segments), self.out_bits)] * (self.degree + 1)
 
-    def deal(self, r: torch.Tensor, bits: int) -> list[torch.Tensor]:
-        """r: the mask; its low `bits` bits count, and 2^bits is the whole domain."""
-        low = bits - self.index_bits
-        a = _coefficients(self) * 2.0**self.value_bits
-        minus_r = -((r & ((1 << low) - 1)).double() / 2.0**low)[..., None]
-        # Taylor shift of every segment's polynomial by -R, highest power first (Horner's scheme)
-        shifted = [a[:, i].expand(*r.shape, -1) for i in range(self.degree + 1)]
-        for i in range(self.degree):
-            for j in range(self.degree - 1, i - 1, -1):
-                shifted[j] = shifted[j] + shifted[j + 1] * minus_r
-        r_hi = shift_right(r, low, bits)
-        index = (torch.arange(self.segments) - r_hi[..., None]) % self.segments  # from u to c_hi = u + r_hi
-        return [values.gather(-1, index).round().to(torch.int64) for values in shifted]
-
-    def evaluate(self, c: torch.Tensor, bits: int, material: Iterator[torch.Tensor]) -> torch.Tensor:
-        """Shares of f(x) from c, of which the low `bits` bits count. Local."""
-        low = bits - self.index_bits
-        c_hi, fraction = shift_right(c, low, bits)[..., None], (c & ((1 << low) - 1)).double() / 2.0**low
-        result = next(material).gather(-1, c_hi)[..., 0] << self.power_bits
-        power = torch.full_like(fraction, 2.0**self.power_bits)
-        for _ in range(self.degree):
-            power = power * fraction
-            result = result + next(material).gather(-1, c_hi)[..., 0] * power.round().to(torch.int64)
-        return result
+    def coefficients(self) -> torch.Tensor:
+        """(segments, degree + 1): each segment's polynomial in (x - its start) / width, which lies in (-1, 1)."""
+        return _coefficients(self) * 2.0**self.value_bits
 
 
 @cache
 def _coefficients(pieces: Pieces) -> torch.Tensor:
-    """(segments, degree + 1): each segment's polynomial in (x - its start) / width, which lies in (-1, 1).
-
-    Fitted at the Chebyshev nodes of the part of (-1, 1) that is used; a segment that is never used gets zero.
-    """
+    """Fitted at the Chebyshev nodes of the part of (-1, 1) that is used; a segment that is never used gets zero."""
     out = np.zeros((pieces.segments, pieces.degree + 1))
     nodes = np.cos((2 * np.arange(pieces.degree + 1) + 1) * np.pi / (2 * pieces.degree + 2))
     for u in range(pieces.segments):
@@ -114,3 +89,37 @@ def _coefficients(pieces: Pieces) -> torch.Tensor:
             relative = (at - base) / pieces.width
             out[u] = np.linalg.solve(np.vander(relative, increasing=True), FUNCTIONS[pieces.function](at))
     return torch.from_numpy(out * pieces.factor)
+
+
+def deal_tables(coefficients: torch.Tensor, r: torch.Tensor, bits: int | torch.Tensor) -> list[torch.Tensor]:
+    """The tables (*r.shape, segments) of each power of C.
+
+    coefficients: (..., segments, degree + 1), broadcast to r. r: the mask, of which the low `bits` bits count: 2^bits
+    is the whole domain (a number, or one for each place in r's last dimension).
+    """
+    segments, degree = coefficients.shape[-2], coefficients.shape[-1] - 1
+    low = bits - (segments.bit_length() - 1)
+    minus_r = -((r & ((1 << low) - 1)).double() / 2.0**low)[..., None]
+    # Taylor shift of every segment's polynomial by -R, highest power first (Horner's scheme)
+    shifted = [coefficients[..., i].expand(*r.shape, -1) for i in range(degree + 1)]
+    for i in range(degree):
+        for j in range(degree - 1, i - 1, -1):
+            shifted[j] = shifted[j] + shifted[j + 1] * minus_r
+    r_hi = (r >> low) & (segments - 1)
+    index = (torch.arange(segments) - r_hi[..., None]) % segments  # from u to c_hi = u + r_hi
+    return [values.gather(-1, index).round().to(torch.int64) for values in shifted]
+
+
+def evaluate(
+    tables: Sequence[torch.Tensor], c: torch.Tensor, bits: int | torch.Tensor, power_bits: int
+) -> torch.Tensor:
+    """Shares of f(x) from the opened c, of which the low `bits` bits count. Local."""
+    segments = tables[0].shape[-1]
+    low = bits - (segments.bit_length() - 1)
+    c_hi = ((c >> low) & (segments - 1))[..., None]
+    fraction = (c & ((1 << low) - 1)).double() / 2.0**low
+    power, result = torch.full_like(fraction, 2.0**power_bits), tables[0].gather(-1, c_hi)[..., 0] << power_bits
+    for table in tables[1:]:
+        power = power * fraction
+        result = result + table.gather(-1, c_hi)[..., 0] * power.round().to(torch.int64)
+    return result

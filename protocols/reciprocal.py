@@ -11,7 +11,6 @@ Outside [2^low, 2^high) the result saturates: below, it is that of some value up
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ import torch
 from protocols.comparison import sign
 from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
 from protocols.digits import LessThan
-from protocols.polynomial import Pieces
+from protocols.polynomial import Pieces, deal_tables, evaluate
 from protocols.ring import FRACTION_BITS, RING_BITS
 from protocols.session import Session, together
 from protocols.truncation import truncate
@@ -73,15 +72,16 @@ class RangedTable(Correlation):
         return Pieces(*middle, value_bits, _POWER_BITS, RING_BITS, self.factor)
 
     def fields(self) -> Sequence[Random | Corrected]:
-        many = (*self.shape, len(self.end_bits) - 1)
-        out: list[Random | Corrected] = [Random(self.shape, self.bits), Random(many), Random(many, 1, xor=True)]
-        for end in self.end_bits:
-            out += self.pieces(end).fields(self.shape)
-        return [*out, Corrected(many), *self.tables().fields(), Corrected(many, 1, xor=True), Corrected(many)]
+        ranges, many = (*self.shape, len(self.end_bits)), (*self.shape, len(self.end_bits) - 1)
+        own = [Random(self.shape, self.bits), Random(many), Random(many, 1, xor=True)]
+        tables = [*self.pieces(self.high).fields(ranges), Corrected(many)]
+        return [*own, *tables, *self.tables().fields(), Corrected(many, 1, xor=True), Corrected(many)]
 
     def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
         r, a, d, *index_masks = randoms
-        values = [value for end in self.end_bits for value in self.pieces(end).deal(r, end)]
+        coefficients = torch.stack([self.pieces(end).coefficients() for end in self.end_bits])
+        ranges = r[..., None].expand(*self.shape, len(self.end_bits))
+        values = deal_tables(coefficients, ranges, torch.tensor(self.end_bits))
         top = (r >> (self.bits - 1)) & 1
         return [*values, d * a, *self.tables().deal(r, index_masks), top[..., None].expand(d.shape), d]
 
@@ -92,23 +92,18 @@ async def _inverse(session: Session, x: torch.Tensor, correlation: RangedTable) 
     Opened: X, the differences of the ranges' values, and what a comparison opens, each under fresh masks.
     """
     r, a, d_bit, *rest = session.take(correlation)
-    material = iter(rest)
-    c = await session.open(x + r, correlation.bits)
-    values = []
-    for end in correlation.end_bits:
-        segment = 1 << (end - _INDEX_BITS)
-        values.append(correlation.pieces(end).evaluate(c - segment, end, material))
-    if len(values) == 1:
-        return values[0]
-    steps = torch.stack([later - earlier for earlier, later in itertools.pairwise(values)], -1)
-    d_a = next(material)
-    at = c[..., None] - torch.tensor(correlation.thresholds(), device=session.device)
+    tables, d_a, material = rest[: _DEGREE + 1], rest[_DEGREE + 1], iter(rest[_DEGREE + 2 :])
+    end_bits = torch.tensor(correlation.end_bits, device=session.device)
+    c = (await session.open(x + r, correlation.bits))[..., None]
+    values = evaluate(tables, c - (1 << (end_bits - _INDEX_BITS)), end_bits, _POWER_BITS)  # (..., ranges)
+    steps = values[..., 1:] - values[..., :-1]
+    at = c - torch.tensor(correlation.thresholds(), device=session.device)
     (flip, d), opened = await together(
         sign(session, correlation.tables(), material, at, d_bit), session.open(steps + a, RING_BITS)
     )
     reached = 1 - flip  # not below the threshold: reached xor d
     products = reached * steps + (1 - 2 * reached) * (opened * d - d_a)
-    return values[0] + products.sum(-1)
+    return values[..., 0] + products.sum(-1)
 
 
 async def reciprocal_untruncated(

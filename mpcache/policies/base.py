@@ -14,7 +14,7 @@ import torch
 
 from mpcache.model_config import ModelConfig
 from mpcache.policies.settings import PolicySettings
-from protocols.backends.interface import Backend, KeyValues, Value
+from protocols.backends.interface import Backend, Held, KeyValues, Value
 from protocols.errors import ConfigError
 
 
@@ -108,8 +108,8 @@ class Policy:
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
         """Attention of one new token."""
-        cached = self._append(layer, keys, values)
-        return self.backend.attend(queries, cached)
+        cached, held = self._enter(layer, queries, keys, values)
+        return self.backend.attend(held, cached)
 
     def attended(self) -> int:
         """Tokens that the next step attends to, in a layer that skips none."""
@@ -125,6 +125,12 @@ class Policy:
     def _append(self, layer: int, keys: Value, values: Value) -> KeyValues:
         cached = self._layers[layer] = self.backend.append(self._layers[layer], keys, values)
         return cached
+
+    def _enter(self, layer: int, queries: Value, keys: Value, values: Value) -> tuple[KeyValues, Held]:
+        """The keys and values join the cache; the queries are held for one attention."""
+        cached, held = self.backend.enter(self._layers[layer], queries, keys, values)
+        self._layers[layer] = cached
+        return cached, held
 
     def _rows(self, layer: int, *ranges: tuple[int, int]) -> KeyValues:
         """Keep public ranges of the tokens and forget the rest."""
@@ -145,14 +151,14 @@ class Policy:
         return self.backend.value(cached.keys), self.backend.value(cached.values)
 
     def _attend_block(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        cached, m = self._append(layer, keys, values), keys.shape[1]
+        (cached, held), m = self._enter(layer, queries, keys, values), keys.shape[1]
         repeat = self.config.queries_per_head
         visible = _causal(m, self.past).repeat(repeat, 1) if m > 1 else None
         first = max(0, self.prompt_tokens - self.observed_queries() - self.past)
         if first >= m:
-            return self.backend.attend(queries, cached, visible)
+            return self.backend.attend(held, cached, visible)
         watched = (torch.arange(repeat)[:, None] * m + torch.arange(first, m)).flatten()
-        out, received = self.backend.attend_watched(queries, cached, visible, watched)
+        out, received = self.backend.attend_watched(held, cached, visible, watched)
         self.received[layer] = self._add_padded(self.received[layer], received)
         return out
 

@@ -54,8 +54,8 @@ class ClusterPolicy(Policy):
         """
 
     @abstractmethod
-    def compare(self, queries: Value, representatives: list[list[Held]]) -> list[Scores]:
-        """How well each cluster of each level fits the queries (G, r, d): (G, clusters) each."""
+    def compare(self, queries: Value, held: Held, representatives: list[list[Held]]) -> list[Scores]:
+        """How well each cluster of each level fits the queries (G, r, d), also `held`: (G, clusters) each."""
 
     # ------------------------------------------------------------ the work
 
@@ -74,15 +74,15 @@ class ClusterPolicy(Policy):
         group = self.group(layer)
         if not group:
             return super().step(layer, queries, keys, values)
-        cached = self._append(layer, keys, values)
+        cached, held = self._enter(layer, queries, keys, values)
         self._close(layer)
         if layer == group[0]:
-            self._stages = self._choose(layer, queries)
+            self._stages = self._choose(layer, queries, held)
         if not self._stages:
-            return self.backend.attend(queries, cached)
+            return self.backend.attend(held, cached)
         start = self.settings.sinks
         end = start + self._clusters[layer].tokens
-        out = self.backend.attend_selected(queries, cached, start, end, self._stages)
+        out = self.backend.attend_selected(held, cached, start, end, self._stages)
         if layer == group[-1]:
             self.backend.forget(*[stage.chosen for stage in self._stages])
         return out
@@ -137,12 +137,12 @@ class ClusterPolicy(Policy):
             for held_level, level in zip(old, new, strict=True)
         ]
 
-    def _choose(self, layer: int, queries: Value) -> list[Stage]:
+    def _choose(self, layer: int, queries: Value, held: Held) -> list[Stage]:
         """Stages from coarse to fine; none if everything is attended to."""
         picks, backend = self.picks(self._cached(layer).tokens), self.backend
         if not picks:
             return []
-        scores = self.compare(queries, self._clusters[layer].representatives[-len(picks) :])
+        scores = self.compare(queries, held, self._clusters[layer].representatives[-len(picks) :])
         stages: list[Stage] = []
         for candidates, (size, k) in zip(scores, picks, strict=True):
             for stage in stages:  # only the children of what was picked so far

@@ -48,9 +48,9 @@ class H2O(Policy):
             self._scores[layer] = scores[:, :, 0]
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        cached = self._append(layer, keys, values)
+        cached, held = self._enter(layer, queries, keys, values)
         everyone = torch.arange(queries.shape[1])
-        out, received = self.backend.attend_watched(queries, cached, None, everyone)
+        out, received = self.backend.attend_watched(held, cached, None, everyone)
         self._scores[layer] = self._add_padded(self._scores[layer], received)
         if cached.tokens > self.budget:
             self._drop_one(layer, cached)

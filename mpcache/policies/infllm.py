@@ -41,9 +41,8 @@ class InfLLM(ClusterPolicy):
         chosen = backend.gather(backend.best(scores, s.representatives), keys.reshape(-1, s.page, d))
         return [[chosen.sum(1).reshape(heads, tokens // s.page, d)]]
 
-    def compare(self, queries: Value, representatives: list[list[Held]]) -> list[Scores]:
-        heads, _, d = queries.shape
-        return self.backend.similarity(queries.sum(1).reshape(heads, 1, d), representatives[0])
+    def compare(self, queries: Value, held: Held, representatives: list[list[Held]]) -> list[Scores]:
+        return self.backend.similarity(held, representatives[0])
 
     def _following(self, layer: int, start: int, tokens: int) -> Value:
         """The mean of the (up to `window`) queries after each token (G, tokens, d), all query heads together."""

@@ -117,7 +117,6 @@ class MPCache(ClusterPolicy):
             levels.insert(0, [backend.scale(high, s.alpha) + backend.scale(low, 1 - s.alpha)])
         return levels
 
-    def compare(self, queries: Value, representatives: list[list[Held]]) -> list[Scores]:
-        heads, _, d = queries.shape
-        together = queries.sum(1).reshape(heads, 1, d)  # as good as the mean: only the order counts
-        return self.backend.similarity(together, [level[0] for level in representatives])
+    def compare(self, queries: Value, held: Held, representatives: list[list[Held]]) -> list[Scores]:
+        # the sum over a group's queries is as good as their mean: only the order counts
+        return self.backend.similarity(held, [level[0] for level in representatives])

@@ -22,9 +22,9 @@ class Quest(ClusterPolicy):
         high, low = self.backend.extremes(keys.reshape(heads, tokens // self.settings.page, self.settings.page, d))
         return [[high, low]]
 
-    def compare(self, queries: Value, representatives: list[list[Held]]) -> list[Scores]:
+    def compare(self, queries: Value, held: Held, representatives: list[list[Held]]) -> list[Scores]:
         heads, _, d = queries.shape
         together = queries.sum(1).reshape(heads, 1, d)
-        bounds = [self.backend.product(together, held, "multiply") for held in representatives[0]]
+        bounds = [self.backend.product(together, extreme, "multiply") for extreme in representatives[0]]
         pairs = self.backend.concatenate([bound.reshape(*bound.shape[:2], 1, d) for bound in bounds], 2)
         return [self.backend.extremes(pairs)[0].sum(-1)]

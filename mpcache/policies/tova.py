@@ -34,10 +34,10 @@ class Tova(Policy):
             self._replace(layer, keys, values)
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        cached = self._append(layer, keys, values)
+        cached, held = self._enter(layer, queries, keys, values)
         if cached.tokens <= self.budget:
-            return self.backend.attend(queries, cached)
-        out, received = self.backend.attend_watched(queries, cached, None, torch.arange(queries.shape[1]))
+            return self.backend.attend(held, cached)
+        out, received = self.backend.attend_watched(held, cached, None, torch.arange(queries.shape[1]))
         choice = self.backend.lowest(self._over_heads(received))[:, :, : self.budget]
         choice = self.backend.concatenate([choice] * keys.shape[0], 0)
         slots = []

@@ -124,6 +124,11 @@ class CryptenBackend:
             keys, values = cat([cached.keys, keys], 1), cat([cached.values, values], 1)
         return KeyValues(keys, values, keys.shape[1])
 
+    def enter(
+        self, cached: KeyValues | None, queries: Secret, keys: Secret, values: Secret
+    ) -> tuple[KeyValues, Secret]:
+        return self.append(cached, keys, values), queries
+
     def attend(self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None = None) -> Secret:
         probabilities = self.softmax(self.product(queries, cached.keys, "matmul_transposed"), visible)
         return self.product(probabilities, cached.values, "matmul")
@@ -180,7 +185,9 @@ class CryptenBackend:
         return self._map(_PRODUCTS[operation], x, held)
 
     def similarity(self, queries: Secret, held: Sequence[Secret]) -> list[Secret]:
-        return [self.product(queries, rows, "matmul_transposed")[:, 0] for rows in held]
+        heads, _, d = queries.shape
+        together = queries.sum(1).reshape(heads, 1, d)
+        return [self.product(together, rows, "matmul_transposed")[:, 0] for rows in held]
 
     def best(self, scores: Secret, k: int) -> Secret:
         """By each score's rank: n (n - 1) / 2 comparisons and k n tests for equality a row. Nothing is revealed."""

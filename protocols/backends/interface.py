@@ -83,18 +83,20 @@ class Backend(Protocol):
     def append(self, cached: KeyValues | None, keys: Value, values: Value) -> KeyValues:
         """The cache with (key/value heads, m, d) more keys and values."""
 
-    def attend(self, queries: Value, cached: KeyValues, visible: torch.Tensor | None = None) -> Value:
-        """Attention of (key/value heads, queries, d), already scaled; `visible`: public (queries, tokens), or all."""
+    def enter(self, cached: KeyValues | None, queries: Value, keys: Value, values: Value) -> tuple[KeyValues, Held]:
+        """`append`, and the queries of the same tokens (key/value heads, queries, d), already scaled, for `similarity`
+        and then one of the `attend` below, which is their last use."""
+
+    def attend(self, queries: Held, cached: KeyValues, visible: torch.Tensor | None = None) -> Value:
+        """Attention of (key/value heads, queries, d); `visible`: public (queries, tokens), or all."""
 
     def attend_watched(
-        self, queries: Value, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
+        self, queries: Held, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
     ) -> tuple[Value, Value]:
         """(attention, attention received): the second is the sum of the probabilities that the `watched` queries
         (their public numbers) give to each token, (key/value heads, tokens)."""
 
-    def attend_selected(
-        self, queries: Value, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
-    ) -> Value:
+    def attend_selected(self, queries: Held, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]) -> Value:
         """Attention of (key/value heads, queries, d) to the tokens before `start` and from `end` on, and to the runs
         between them that the stages pick, each from what the stage before it left."""
 
@@ -115,8 +117,8 @@ class Backend(Protocol):
     def product(self, x: Value, held: Held, operation: str) -> Value:
         """'matmul_transposed' (x y^T) or 'multiply' (element by element, broadcast)."""
 
-    def similarity(self, queries: Value, held: Sequence[Held]) -> list[Scores]:
-        """(heads, 1, d) against rows (heads, n, d) of each: (heads, n) inner products."""
+    def similarity(self, queries: Held, held: Sequence[Held]) -> list[Scores]:
+        """(heads, r, d) against rows (heads, n, d) of each: (heads, n) inner products, summed over the queries."""
 
     def best(self, scores: Scores, k: int) -> Choice:
         """(heads, n) -> one-hot rows (heads, k, n) of the k largest, the largest first, ties by position."""

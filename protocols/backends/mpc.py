@@ -31,9 +31,10 @@ WEIGHTED_BITS = 56
 SCORE_BITS = PRODUCT_BITS - FRACTION_BITS
 """Scores are products whose low bits are dropped locally: scale 2^16, valid modulo 2^32, one unit off at most."""
 
-SELECT_FRACTION_BITS = 10
-SELECT_WIDTH = 25
-"""Clusters are compared with 10 fractional bits: differences up to 2^14 in size, twice the softmax's bound."""
+SELECT_FRACTION_BITS = 8
+SELECT_WIDTH = 22
+"""Clusters are compared with 8 fractional bits: differences up to 2^13 in size. Those that are nearer to each other
+than 1/128 may change places, which selection does not mind."""
 
 RECEIVED_INVERSE_BITS = RECIPROCAL_BITS - (RING_BITS - WEIGHTED_BITS)
 """Fractional bits of a softmax's inverse where probabilities are summed, over up to 2^10 queries at a time: what is
@@ -146,31 +147,45 @@ class MpcBackend:
         )
         return KeyValues(new_keys, new_values, new_keys.shape[-2])
 
-    def attend(self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None = None) -> Secret:
-        return self._run(self._attend(queries.share, cached, visible), "attention")
+    def enter(
+        self, cached: KeyValues | None, queries: Secret, keys: Secret, values: Secret
+    ) -> tuple[KeyValues, Masked]:
+        """Queries, keys and values are masked in one round."""
+        old_keys, old_values = (cached.keys, cached.values) if cached else (None, None)
+        new_keys, new_values, held = self.session.run(
+            together(
+                extend(self.session, old_keys, keys.share, -2, PRODUCT_BITS),
+                extend(self.session, old_values, values.share, -2, RING_BITS),
+                mask(self.session, queries.share),
+            ),
+            "attention",
+        )
+        return KeyValues(new_keys, new_values, new_keys.shape[-2]), held
+
+    def attend(self, queries: Masked, cached: KeyValues, visible: torch.Tensor | None = None) -> Secret:
+        return self._run(self._attend(queries, cached, visible), "attention")
 
     def attend_watched(
-        self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
+        self, queries: Masked, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
     ) -> tuple[Secret, Secret]:
-        out, received = self.session.run(self._attend_watched(queries.share, cached, visible, watched), "attention")
+        out, received = self.session.run(self._attend_watched(queries, cached, visible, watched), "attention")
         return self._secret(out), self._secret(received)
 
     def attend_selected(
-        self, queries: Secret, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
+        self, queries: Masked, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
     ) -> Secret:
-        return self._run(self._attend_selected(queries.share, cached, start, end, stages), "attention")
+        return self._run(self._attend_selected(queries, cached, start, end, stages), "attention")
 
-    async def _scores(self, q: torch.Tensor, keys: Masked) -> torch.Tensor:
-        masked_q = await mask(self.session, q)
-        scores = multiply_masked(self.session, masked_q, keys, "matmul_transposed", forget=(masked_q,))
+    def _scores(self, queries: Masked, keys: Masked) -> torch.Tensor:
+        scores = multiply_masked(self.session, queries, keys, "matmul_transposed", forget=(queries,))
         return drop_low_bits(scores, FRACTION_BITS, PRODUCT_BITS)
 
-    async def _attend(self, q: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None) -> torch.Tensor:
+    async def _attend(self, q: Masked, cached: KeyValues, visible: torch.Tensor | None) -> torch.Tensor:
         _, weighed, inverse = await self._weighed(q, cached, visible)
         return await divide(self.session, weighed, inverse)
 
     async def _attend_watched(
-        self, q: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
+        self, q: Masked, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         e, weighed, inverse = await self._weighed(q, cached, visible)
         watched = watched.to(self.session.device)
@@ -178,12 +193,12 @@ class MpcBackend:
         return await together(divide(self.session, weighed, inverse), received)
 
     async def _weighed(
-        self, q: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None
+        self, q: Masked, cached: KeyValues, visible: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(exponentials, their sums of values, inverses of their sums)."""
         session = self.session
         visible = None if visible is None else visible.to(session.device)
-        e, total = await exponentials(session, await self._scores(q, cached.keys), visible, WEIGHTED_BITS)
+        e, total = await exponentials(session, self._scores(q, cached.keys), visible, WEIGHTED_BITS)
         weighed, inverse = await together(self._weigh(e, cached.values), inverse_of_sum(session, total, cached.tokens))
         return e, weighed, inverse
 
@@ -194,14 +209,14 @@ class MpcBackend:
         return (await truncate(self.session, z, RECEIVED_INVERSE_BITS, WEIGHTED_BITS))[:, 0]
 
     async def _attend_selected(
-        self, q: torch.Tensor, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
+        self, q: Masked, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
     ) -> torch.Tensor:
         """The picked runs' scores, softmax, and the exponentials put back in place: keys and values never move.
 
         Opened: the scores of all runs, and the exponentials in place, under fresh masks (SCORE_BITS, WEIGHTED_BITS).
         """
         session, group = self.session, q.shape[1]
-        scores = await self._scores(q, cached.keys)
+        scores = self._scores(q, cached.keys)
         before, picked, after = scores[..., :start], scores[..., start:end], scores[..., end:]
         for stage in stages:
             held = await mask(session, _runs(picked, stage.size), SCORE_BITS)
@@ -245,16 +260,14 @@ class MpcBackend:
     def forget(self, *held: Masked) -> None:
         forget(self.session, *held)
 
-    def similarity(self, queries: Secret, held: Sequence[Masked]) -> list[Secret]:
-        """Rounds: 1, one opening of the queries for all."""
+    def similarity(self, queries: Masked, held: Sequence[Masked]) -> list[Secret]:
+        """Rounds: 0, all are masked already."""
 
         async def products() -> list[torch.Tensor]:
-            masked = await mask(self.session, queries.share)
-            out = [multiply_masked(self.session, masked, rows, "matmul_transposed")[:, 0] for rows in held]
-            forget(self.session, masked)
-            return [drop_low_bits(z, FRACTION_BITS, PRODUCT_BITS) for z in out]
+            return [multiply_masked(self.session, queries, rows, "matmul_transposed") for rows in held]
 
-        return [self._secret(z) for z in self.session.run(products(), "selection")]
+        found = self.session.run(products(), "selection")
+        return [self._secret(drop_low_bits(z.sum(1), FRACTION_BITS, PRODUCT_BITS)) for z in found]
 
     def product(self, x: Secret, held: Masked, operation: str) -> Secret:
         async def product() -> torch.Tensor:

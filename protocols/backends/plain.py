@@ -66,6 +66,11 @@ class PlainBackend:
             keys, values = torch.cat([cached.keys, keys], 1), torch.cat([cached.values, values], 1)
         return KeyValues(keys, values, keys.shape[1])
 
+    def enter(
+        self, cached: KeyValues | None, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[KeyValues, torch.Tensor]:
+        return self.append(cached, keys, values), queries
+
     def attend(self, queries: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None = None) -> torch.Tensor:
         return _probabilities(queries, cached.keys, visible) @ cached.values
 
@@ -105,7 +110,7 @@ class PlainBackend:
         return PRODUCTS[operation](x, held)
 
     def similarity(self, queries: torch.Tensor, held: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [(queries @ rows.transpose(-1, -2))[:, 0] for rows in held]
+        return [(queries @ rows.transpose(-1, -2)).sum(1) for rows in held]
 
     def best(self, scores: torch.Tensor, k: int) -> torch.Tensor:
         return F.one_hot(_ranked(scores)[:, :k], scores.shape[-1]).float()

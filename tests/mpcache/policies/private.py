@@ -21,8 +21,8 @@ from protocols.shares import Secret
 
 LOGIT_ERROR = 0.02
 """See docs/protocols.md."""
-SCORE_ERROR = {"best": 0.004, "retain": 0.001, "lowest": 0.001}
-"""How close two scores must be for another choice than plaintext's: clusters are compared with 10 fractional bits, each
+SCORE_ERROR = {"best": 0.01, "retain": 0.001, "lowest": 0.001}
+"""How close two scores must be for another choice than plaintext's: clusters are compared with 8 fractional bits, each
 score off by one unit; attention received has all 16, and the softmax's error."""
 
 
