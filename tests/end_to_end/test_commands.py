@@ -89,6 +89,7 @@ def test_policies_are_listed_with_what_they_cost() -> None:
         assert name in result.stdout and policy.summary in result.stdout and policy.mpc_cost in result.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_shows_what_a_full_cache_costs_planned_or_measured(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(DEMO_MODEL)
     sheet = sheet_of_tokens(3, "heldout", 90, tokenizer)
