@@ -9,6 +9,8 @@ import grpc
 import pytest
 
 from mpcache.checkpoint import load_tokenizer
+from mpcache.daysheet import sheet_of_tokens
+from mpcache.policies import PolicySettings, policies
 from parties.client import Request
 from parties.demo import DEMO_MODEL, local_parties, role_process
 from parties.gateway import GatewayServer
@@ -28,13 +30,17 @@ def test_three_commands_generate_from_three_files(stories: Path, tmp_path: Path)
         with role_process("owner", tmp_path / "owner.toml") as owner:
             (tmp_path / "client.toml").write_text(
                 f'owner = "{owner}"\ndealer = "{dealer}"\ntokenizer = "{stories}"\nmax_new_tokens = 4\n'
+                '[policy]\nname = "quest"\nbudget = 80\n'
             )
             prompt = ("--config", tmp_path / "client.toml", "--prompt", "Once upon a time")
-            result = mpcache("client", *prompt, "--json", tmp_path / "out.json")
+            policy = ("--policy", "mpcache", "--policy-option", "clusters=[8, 4]")
+            result = mpcache("client", *prompt, *policy, "--json", tmp_path / "out.json")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(", there was a")
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["answer"] == ", there was a" and written["prompt_tokens"] == 5 and written["rounds"] > 0
+    assert written["policy"] == "mpcache"
+    assert written["policy_settings"]["clusters"] == [8, 4] and written["policy_settings"]["budget"] == 80
 
 
 @pytest.mark.parametrize("role", ["owner", "client", "dealer"])
@@ -60,15 +66,63 @@ def test_the_demo_needs_a_prompt_for_another_model(tmp_path: Path) -> None:
     assert result.returncode == 1 and "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--policy", "mpcach"), "did you mean 'mpcache'?"),
+        (("--budget", "30"), "a budget of 30 tokens is below the 67"),
+        (("--policy-option", "clusters"), "'clusters' is no KEY=VALUE"),
+        (("--policy-option", "clusters=[24,16]"), "whole clusters of the next"),
+        (("--policy-option", "colour=1"), "unknown setting 'colour'"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused_at_once(options: tuple[str, str], message: str) -> None:
+    result = mpcache("demo", *options)
+    assert result.returncode == 1 and message in result.stderr
+    assert "Traceback" not in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_policies_are_listed_with_what_they_cost() -> None:
+    result = mpcache("policies")
+    assert result.returncode == 0
+    for name, policy in policies().items():
+        assert name in result.stdout and policy.summary in result.stdout and policy.mpc_cost in result.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_shows_what_a_full_cache_costs_planned_or_measured(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(DEMO_MODEL)
+    sheet = sheet_of_tokens(3, "heldout", 90, tokenizer)
+    (tmp_path / "prompt.txt").write_text(sheet.text + sheet.questions[0][0])
+    policy = ("--budget", "30", "--policy-option", "clusters=[8,4]", "--policy-option", "recent=8")
+    full = []
+    for compare in ((), ("--compare",)):
+        options = ("--prompt-file", tmp_path / "prompt.txt", "--max-new-tokens", 3, "--json", tmp_path / "out.json")
+        result = mpcache("demo", *options, *policy, *compare)
+        assert result.returncode == 0, result.stderr
+        written = json.loads((tmp_path / "out.json").read_text())
+        assert written["policy"] == "mpcache" and written["answer"] == written["plain_answer"]
+        full.append(written["full_cache"])
+        assert f"full cache, {full[-1]['kind']}" in result.stdout
+        assert full[-1]["phases"]["decode"]["online_bytes"] > written["phases"]["decode"]["online_bytes"]
+    planned, measured = full
+    assert (planned["kind"], measured["kind"]) == ("planned", "measured")
+    for phase in ("prefill", "decode"):
+        assert planned["phases"][phase].pop("seconds") is None and measured["phases"][phase].pop("seconds") > 0
+    assert planned["phases"] == measured["phases"]
+
+
 def test_every_command_explains_itself() -> None:
-    for command in ("certs", "owner", "client", "gateway", "dealer", "demo", "plan"):
+    for command in ("certs", "owner", "client", "gateway", "dealer", "demo", "plan", "policies"):
         result = mpcache(command, "--help")
         assert result.returncode == 0 and "Usage" in result.stdout
 
 
 def test_the_gateway_answers_an_application() -> None:
     with local_parties(DEMO_MODEL) as where:
-        server = GatewayServer("127.0.0.1:0", where, load_tokenizer(DEMO_MODEL), Request((), 3))
+        server = GatewayServer(
+            "127.0.0.1:0", where, load_tokenizer(DEMO_MODEL), Request((), 3, policy=PolicySettings("tova"))
+        )
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             stub = client_pb2_grpc.ClientStub(channel)
             replies = list(stub.Generate(client_pb2.GenerateRequest(prompt="Q: Which Dr does Jasdell see?")))
@@ -77,4 +131,4 @@ def test_the_gateway_answers_an_application() -> None:
         server.stop()
     summary = json.loads(replies[-1].summary)
     assert "".join(r.text for r in replies) == summary["answer"]
-    assert 1 <= summary["new_tokens"] <= 3
+    assert 1 <= summary["new_tokens"] <= 3 and summary["policy"] == "tova"

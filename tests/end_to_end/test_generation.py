@@ -24,7 +24,7 @@ def totals(*phases: Phase) -> tuple[int, int, int]:
     return cost.online_bytes, cost.correction_bytes, cost.rounds
 
 
-LONG_PROMPT = [(7 * i * i + 3 * i + 11) % 96 for i in range(70)]
+LONG_PROMPT = [(12 * i * i + 5 * i + 11) % 96 for i in range(70)]
 SMALL = PolicySettings(budget=24, sinks=2, recent=4, clusters=(8, 4), page=4)
 
 

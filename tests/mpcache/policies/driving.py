@@ -45,9 +45,12 @@ def random_case(
     return Case(settings, queries.astype(np.float32).astype(np.float64), keys.astype(np.float32).astype(np.float64), n)
 
 
-def attention(case: Case, backend: Any, share: Any = lambda x: x, block: int = 16) -> list[Any]:
+def attention(
+    case: Case, backend: Any, share: Any = lambda x: x, block: int = 16, announced: list[int] | None = None
+) -> list[Any]:
     """What the policy's attention gives for each generated token: (layers, heads, d) in the backend's own form.
 
+    announced: filled with what the policy says beforehand that each step attends to, in tokens.
     Values are the positions' unit vectors, so that in plaintext the result is the attention to each position.
     """
     layers, heads, total, d = case.queries.shape
@@ -61,6 +64,8 @@ def attention(case: Case, backend: Any, share: Any = lambda x: x, block: int = 1
     ends = [*range(block, case.n, block), case.n, *range(case.n + 1, total + 1)]
     out = []
     for start, end in zip([0, *ends], ends, strict=False):
+        if announced is not None and start >= case.n:
+            announced.append(cache.attended())
         step = []
         for layer in range(layers):
             q = queries[layer, :, :, start:end].reshape(case.groups, r * (end - start), d)

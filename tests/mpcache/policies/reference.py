@@ -312,7 +312,10 @@ def mpcache(case: Case) -> list[Array]:
     sizes = s.clusters
 
     def sharing(layer: int) -> int:
-        return -1 if layer < s.skip_layers else layer - (layer - s.skip_layers) % s.share_layers
+        alone = s.skip_layers + s.unshared_layers
+        if layer < alone:
+            return -1 if layer < s.skip_layers else layer
+        return layer - (layer - alone) % s.share_layers
 
     budget = case.budget(s.sinks + s.recent + (sizes[0] - 1 + sizes[-1] if sizes else 0))
     kept = max(budget, math.ceil(s.keep_ratio * n) if sizes else 0)

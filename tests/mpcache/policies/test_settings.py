@@ -23,6 +23,7 @@ from tests.mpcache.policies.matrix import SETTINGS
         ({"share_layers": 0}, "share_layers must be at least 1"),
         ({"sinks": -1}, "cannot be negative"),
         ({"skip_layers": -1}, "cannot be negative"),
+        ({"unshared_layers": -1}, "cannot be negative"),
         ({"keep_ratio": 0.0}, "keep_ratio must be above 0 and at most 1"),
         ({"keep_ratio": 1.5}, "keep_ratio must be above 0 and at most 1"),
         ({"observed_share": 1.5}, "between 0 and 1"),
