@@ -222,3 +222,18 @@ def everything(quick: bool, out: Path, json_path: Path | None) -> None:
 
     records = run_suite(QUICK if quick else FULL, DEMO_MODEL, Records(out), lambda part: click.echo(part, err=True))
     _finish(records, json_path)
+    _report(out)
+
+
+@bench.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """One HTML page and its Markdown twin of the records in FOLDER, written there."""
+    _report(folder)
+
+
+def _report(folder: Path) -> None:
+    from benchmarks.report import write_report
+
+    for path in write_report(folder):
+        click.echo(f"wrote {path}")
