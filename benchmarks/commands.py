@@ -29,7 +29,7 @@ from benchmarks.policies import parse_contenders
 from benchmarks.prefill import prefill_cases
 from benchmarks.quality import PLACEMENTS
 from benchmarks.quality_cases import QualityOptions, quality_tables, run_quality
-from benchmarks.records import Record, Records, write_json
+from benchmarks.records import Record, Records, read_records, write_json
 from benchmarks.runner import Case, ProcessPool, run_cases
 from benchmarks.show import show_records
 from benchmarks.suite import FULL, QUICK, run_suite
@@ -223,6 +223,19 @@ def everything(quick: bool, out: Path, json_path: Path | None) -> None:
     records = run_suite(QUICK if quick else FULL, DEMO_MODEL, Records(out), lambda part: click.echo(part, err=True))
     _finish(records, json_path)
     _report(out)
+
+
+@bench.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def calibrate(folder: Path) -> None:
+    """The constants of `mpcache plan`'s estimated seconds, fitted to the records in FOLDER."""
+    from benchmarks.calibration import fastest, fit
+
+    speed, estimates = fit(read_records(folder))
+    for record, estimate in estimates:
+        what = f"{record['bench']} {record['policy']} {record['tokens']}"
+        click.echo(f"{what:40} fastest {fastest(record):9.3f} s, estimated {estimate:9.3f} s")
+    click.echo(repr(speed))
 
 
 @bench.command()

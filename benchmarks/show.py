@@ -59,7 +59,7 @@ def _network(records: list[Record]) -> None:
         "A decode step on slower networks: medians",
         networks.HEADER,
         networks.network_rows(records),
-        "model: rounds x round-trip time + online bytes / bandwidth + CPU of the busier party",
+        "model: rounds x (RTT / 2 + 0.26 ms) + online bytes / bandwidth + CPU of the busier party; both send at a time",
     )
 
 

@@ -24,7 +24,8 @@ class Style:
 
     @staticmethod
     def of(index: int) -> Style:
-        return Style(OKABE_ITO[index % len(OKABE_ITO)], DASHES[index // len(OKABE_ITO) % len(DASHES)], index)
+        turn = index // len(OKABE_ITO)
+        return Style(OKABE_ITO[index % len(OKABE_ITO)], DASHES[turn % len(DASHES)], index + turn)
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def stacked_bars(bars: Sequence[Bar], styles: Sequence[Style], label: str, show:
     for tick in _ticks(0, most, False):
         a = scale(tick)
         out.append(f'<line x1="{a:.1f}" y1="{top}" x2="{a:.1f}" y2="{height - 32}" stroke="{GRID}"/>')
-        out.append(f'<text x="{a:.1f}" y="{height - 20}" text-anchor="middle">{show(tick)}</text>')
+        anchor = "middle" if tick else "start"
+        out.append(f'<text x="{a:.1f}" y="{height - 20}" text-anchor="{anchor}">{show(tick)}</text>')
     for i, bar in enumerate(bars):
         y, begin = top + i * step, 0.0
         out.append(f'<text x="6" y="{y + 11}">{escape(bar.name)}</text>')

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from benchmarks.commands import bench
 from benchmarks.decode import WARM_UP, Workload, decode_cases
 from benchmarks.delay import DelayedChannel
-from benchmarks.networks import model_seconds
+from benchmarks.networks import MESSAGE_SECONDS, bound_seconds, model_seconds
 from benchmarks.ops import OPERATIONS
 from benchmarks.policies import parse_contenders
 from benchmarks.prefill import prefill_cases
@@ -69,7 +69,8 @@ def test_a_prefill_and_a_head_on_a_slower_network() -> None:
         pool.close()
     assert private["rounds"] > 0 and private["parts"]["head"]["rounds"] > 0 and plain["online_bytes"] == 0
     terms = model_seconds(slow)
-    assert terms["round trips"] == pytest.approx(slow["rounds"] * 0.004)
+    assert terms["latency"] == pytest.approx(slow["rounds"] * (0.004 / 2 + MESSAGE_SECONDS))
+    assert bound_seconds(slow) > terms["latency"]
     assert slow["parts"]["head"]["rounds"] > 0
     two_way = slow["rounds"] - 4 - 1  # the linear layers' and the head's messages go one way
     assert slow["seconds"] > two_way * 0.004 / 2
