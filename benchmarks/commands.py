@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from benchmarks import tables
-from benchmarks.decode import Workload, decode_cases
+from benchmarks.decode import decode_cases
+from benchmarks.networks import network_cases
+from benchmarks.ops import OPERATIONS, operation_cases
+from benchmarks.options import (
+    BACKENDS,
+    backend_option,
+    json_option,
+    network_option,
+    numbers,
+    out_option,
+    policy_option,
+    repeat_option,
+    shape_options,
+    shares,
+    tokens_option,
+    words,
+    workload,
+)
 from benchmarks.policies import parse_contenders
-from benchmarks.program import Program
+from benchmarks.prefill import prefill_cases
 from benchmarks.quality import PLACEMENTS
 from benchmarks.quality_cases import QualityOptions, quality_tables, run_quality
-from benchmarks.records import Record, Records, write_json
+from benchmarks.records import Record, Records, read_records, write_json
 from benchmarks.runner import Case, ProcessPool, run_cases
+from benchmarks.show import show_records
+from benchmarks.suite import FULL, QUICK, run_suite
 from benchmarks.tasks import TASKS
-from mpcache.network import LOOPBACK, Network, parse_network
+from mpcache.network import parse_network
 from protocols.errors import ConfigError
-
-Command = Callable[..., None]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -31,73 +47,30 @@ def bench() -> None:
     """
 
 
-def _numbers(text: str) -> list[int]:
+def _run(cases: list[Case], pool: ProcessPool | None, out: Path | None, json_path: Path | None) -> None:
     try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{text!r} is not a list of whole numbers such as 512,1024") from None
-    if min(numbers) < 1:
-        raise ConfigError("numbers of tokens are 1 or more")
-    return numbers
+        records = run_cases(cases, Records(out))
+    finally:
+        if pool is not None:
+            pool.close()
+    _finish(records, json_path)
 
 
-def _words(text: str, known: tuple[str, ...], what: str) -> list[str]:
-    words = [part.strip() for part in text.split(",") if part.strip()]
-    for word in words:
-        if word not in known:
-            raise ConfigError(f"unknown {what} {word!r} (known: {', '.join(known)})")
-    return words
-
-
-BACKENDS = ("plain", "crypten", "mpc")
-
-_json = click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the records as a JSON list.")
-_out = click.option("--out", type=click.Path(path_type=Path), help="Keep records here, and resume from them.")
-_policy = click.option(
-    "--policy",
-    default="full,mpcache",
-    show_default=True,
-    help="Policies, joined by commas; 'all', 'ablations'; with settings: mpcache:keep_ratio=1:clusters=8+4.",
-)
-_tokens = click.option("--tokens", default="512,1024,2048", show_default=True, help="Lengths, joined by commas.")
-_backend = click.option("--backend", default="mpc", show_default=True, help="Of plain, crypten, mpc.")
-
-
-def _shape_options(command: Command) -> Command:
-    for option in (
-        click.option("--head", is_flag=True, help="Also final norm, logits and arg max."),
-        click.option("--embedding", is_flag=True, help="Also the lookup of the token's embedding."),
-        click.option("--layers", type=click.IntRange(1), help="Layers of the shape (default: all)."),
-        click.option("--model", type=click.Path(path_type=Path, exists=True), help="A model folder, for --shape."),
-        click.option("--shape", default="gpt2", show_default=True, help="gpt2, gpt2-medium, llama-7b."),
-    ):
-        command = option(command)
-    return command
-
-
-def _workload(
-    kind: str, shape: str, model: Path | None, layers: int | None, embedding: bool, head: bool, network: Network
-) -> Workload:
-    delayed = None if network == LOOPBACK else network
-    return Workload(str(model or shape), layers, Program(kind, embedding, head), delayed)
-
-
-def _finish(cases: list[Case], out: Path | None, json_path: Path | None) -> list[Record]:
-    records = run_cases(cases, Records(out))
+def _finish(records: list[Record], json_path: Path | None) -> None:
     if json_path is not None:
         write_json(json_path, records)
-    return records
+    show_records(records)
 
 
 @bench.command()
-@_shape_options
-@_tokens
-@_policy
-@_backend
-@click.option("--network", default="loopback", show_default=True, help="loopback, lan, wan or e.g. 5ms,100mbit.")
-@click.option("--repeat", type=click.IntRange(1), default=7, show_default=True, help="Steps measured.")
-@_out
-@_json
+@shape_options
+@tokens_option
+@policy_option("full,mpcache")
+@backend_option
+@network_option
+@repeat_option(7, "Steps measured.")
+@out_option
+@json_option
 def decode(
     shape: str,
     model: Path | None,
@@ -116,28 +89,94 @@ def decode(
 
     The cache is filled with random keys and values, so no prefill is run.
     """
-    workload = _workload("decode", shape, model, layers, embedding, head, parse_network(network))
-    pool = ProcessPool()
-    try:
-        cases = decode_cases(
-            workload, _numbers(tokens), parse_contenders(policy), _words(backend, BACKENDS, "backend"), repeat, pool
-        )
-        records = _finish(cases, out, json_path)
-    finally:
-        pool.close()
-    _show_decode(records)
+    work, pool = workload("decode", shape, model, layers, embedding, head, parse_network(network)), ProcessPool()
+    backends = words(backend, BACKENDS, "backend")
+    cases = decode_cases(work, numbers(tokens), parse_contenders(policy), backends, repeat, pool)
+    _run(cases, pool, out, json_path)
+
+
+@bench.command()
+@shape_options
+@tokens_option
+@policy_option("full")
+@backend_option
+@network_option
+@out_option
+@json_option
+def prefill(
+    shape: str,
+    model: Path | None,
+    layers: int | None,
+    embedding: bool,
+    head: bool,
+    tokens: str,
+    policy: str,
+    backend: str,
+    network: str,
+    out: Path | None,
+    json_path: Path | None,
+) -> None:
+    """A prompt's prefill over three real processes, by its length."""
+    work, pool = workload("prefill", shape, model, layers, embedding, head, parse_network(network)), ProcessPool()
+    backends = words(backend, BACKENDS, "backend")
+    cases = prefill_cases(work, numbers(tokens), parse_contenders(policy), backends, pool)
+    _run(cases, pool, out, json_path)
+
+
+@bench.command()
+@shape_options
+@tokens_option
+@policy_option("full,mpcache")
+@click.option("--network", default="loopback lan wan", show_default=True, help="Presets, or e.g. 5ms,100mbit; spaces.")
+@repeat_option(5, "Steps measured.")
+@out_option
+@json_option
+def network(
+    shape: str,
+    model: Path | None,
+    layers: int | None,
+    embedding: bool,
+    head: bool,
+    tokens: str,
+    policy: str,
+    network: str,
+    repeat: int,
+    out: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Decode steps on slower networks, beside what rounds, bytes and CPU predict.
+
+    Delays are made in both parties' processes, so no privileges are needed. Corrections are made ahead and arrive
+    undelayed.
+    """
+    work, pool = workload("decode", shape, model, layers, embedding, head), ProcessPool()
+    networks = [parse_network(text) for text in network.split()]
+    cases = network_cases(work, networks, numbers(tokens), parse_contenders(policy), repeat, pool)
+    _run(cases, pool, out, json_path)
+
+
+@bench.command()
+@click.option("--operation", help=f"Of {'; '.join(OPERATIONS)}.  Default: all.")
+@repeat_option(5, "Runs measured.")
+@out_option
+@json_option
+def ops(operation: str | None, repeat: int, out: Path | None, json_path: Path | None) -> None:
+    """Each protocol alone: both parties and the dealer in one process."""
+    if operation is not None and operation not in OPERATIONS:
+        raise ConfigError(f"unknown operation {operation!r} (known: {'; '.join(OPERATIONS)})")
+    _run(operation_cases(repeat, [operation] if operation else tuple(OPERATIONS)), None, out, json_path)
 
 
 @bench.command()
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="Model folder (default: the demo model).")
 @click.option("--task", default="day-sheet", show_default=True, help=f"Of {', '.join(TASKS)}; or all.")
-@_tokens
-@click.option("--policy", default="all", show_default=True, help="See `mpcache bench decode --help`.")
+@tokens_option
+@policy_option("all")
 @click.option("--budget", default="0.05,0.1,0.125,0.25", show_default=True, help="Tokens attended to, or their share.")
 @click.option("--placement", default="end,later", show_default=True, help="Of the question: end of prompt, or later.")
 @click.option("--documents", type=click.IntRange(1), default=50, show_default=True, help="Documents of each length.")
-@_out
-@_json
+@out_option
+@json_option
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
 def quality(
     model: Path | None,
@@ -159,51 +198,55 @@ def quality(
 
     options = QualityOptions(
         model or DEMO_MODEL,
-        list(TASKS) if task == "all" else _words(task, tuple(TASKS), "task"),
-        _numbers(tokens),
+        list(TASKS) if task == "all" else words(task, tuple(TASKS), "task"),
+        numbers(tokens),
         parse_contenders(policy),
-        _shares(budget),
-        _words(placement, PLACEMENTS, "placement"),
+        shares(budget),
+        words(placement, PLACEMENTS, "placement"),
         documents,
     )
     records = run_quality(options, Records(out))
-    if json_path is not None:
-        write_json(json_path, records)
-    written = []
-    for title, header, rows in quality_tables(records):
-        tables.show(title, header, rows)
-        written.append(f"### {title}\n\n{tables.markdown(header, rows)}")
+    _finish(records, json_path)
     if markdown is not None:
+        written = [f"### {title}\n\n{tables.markdown(head, rows)}" for title, head, rows in quality_tables(records)]
         markdown.write_text("\n".join(written))
 
 
-def _shares(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{text!r} is not a list of numbers such as 0.05,0.125") from None
+@bench.command("all")
+@click.option("--quick", is_flag=True, help="Fewer sizes and documents: within a quarter of an hour on two cores.")
+@click.option("--out", type=click.Path(path_type=Path), default="out/bench", show_default=True, help="As everywhere.")
+@json_option
+def everything(quick: bool, out: Path, json_path: Path | None) -> None:
+    """The whole suite, and its report."""
+    from parties.demo import DEMO_MODEL
+
+    records = run_suite(QUICK if quick else FULL, DEMO_MODEL, Records(out), lambda part: click.echo(part, err=True))
+    _finish(records, json_path)
+    _report(out)
 
 
-def _show_decode(records: list[Record]) -> None:
-    tables.show(
-        "A decode step: medians",
-        tables.COSTS,
-        tables.cost_rows(records),
-        "online: both directions; corr.: correlations, both parties; CPU: all three processes",
-    )
-    tables.show(
-        "By part (eviction: once, before the steps)",
-        ("policy", "tokens", "", *tables.PARTS, "eviction"),
-        tables.part_rows(records),
-    )
-    tables.show(
-        "By process: CPU seconds a step, peak MiB, and how long a step waited for the dealer",
-        (
-            "policy",
-            "tokens",
-            "backend",
-            *(f"{r} {w}" for w in ("CPU s", "MiB") for r in ("owner", "client", "dealer")),
-            "waited s",
-        ),
-        tables.process_rows(records),
-    )
+@bench.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def calibrate(folder: Path) -> None:
+    """The constants of `mpcache plan`'s estimated seconds, fitted to the records in FOLDER."""
+    from benchmarks.calibration import fastest, fit
+
+    speed, estimates = fit(read_records(folder))
+    for record, estimate in estimates:
+        what = f"{record['bench']} {record['policy']} {record['tokens']}"
+        click.echo(f"{what:40} fastest {fastest(record):9.3f} s, estimated {estimate:9.3f} s")
+    click.echo(repr(speed))
+
+
+@bench.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """One HTML page and its Markdown twin of the records in FOLDER, written there."""
+    _report(folder)
+
+
+def _report(folder: Path) -> None:
+    from benchmarks.report import write_report
+
+    for path in write_report(folder):
+        click.echo(f"wrote {path}")

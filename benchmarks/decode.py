@@ -106,7 +106,7 @@ def _measure(setup: Setup, tokens: int, contender: Contender, backend: str, repe
         "tokens": tokens,
         "backend": backend,
         **summary(steps[WARM_UP:]),
-        "eviction": _costs(eviction),
+        "eviction": costs(eviction),
         "dealer": {
             "ahead": sum(s.waited_seconds for s in steps[WARM_UP:]) == 0.0,
             "waited_seconds": statistics.mean(s.waited_seconds for s in steps[WARM_UP:]),
@@ -157,7 +157,7 @@ def _bytes(part: Part) -> dict[str, int]:
     }
 
 
-def _costs(stretch: Stretch) -> Record:
+def costs(stretch: Stretch) -> Record:
     return {
         "seconds": stretch.seconds,
         "cpu_seconds": stretch.all_cpu_seconds,

@@ -16,12 +16,13 @@ class Network:
     bandwidth: float
 
     def seconds(self, rounds: int, online_bytes: int) -> float:
-        """What the network alone takes: all round trips, and all bytes one after another."""
-        return rounds * self.round_trip + online_bytes / self.bandwidth
+        """What the network alone takes. A round takes half a round trip, as both parties send at the same time; all
+        bytes, of both directions, go one after another."""
+        return rounds * self.round_trip / 2 + online_bytes / self.bandwidth
 
 
-LOOPBACK = Network("loopback", 0.26e-3, 1e9)
-"""Nothing but gRPC with mutual TLS between processes of one machine: measured, a message in both directions a round."""
+LOOPBACK = Network("loopback", 0.0, 1e10)
+"""Processes of one machine: what a message costs there is computing (see `mpcache.pricing.Speed`)."""
 
 NETWORKS = {n.name: n for n in (LOOPBACK, Network("lan", 0.8e-3, 125e6), Network("wan", 20e-3, 50e6))}
 """lan: 1 Gbit/s; wan: 400 Mbit/s."""

@@ -195,7 +195,10 @@ class Speed:
     multiply_add: float
 
 
-MEASURED = Speed(round=0.7e-3, online_byte=10e-9, correlation_byte=8e-9, multiply_add=1.5e-9)
+MEASURED = Speed(round=1.6e-3, online_byte=2.4e-9, correlation_byte=8e-9, multiply_add=1.7e-9)
+"""Fitted to decode steps and prefills with `mpcache bench all --quick --out DIR` and `mpcache bench calibrate DIR`:
+three processes on two cores of an AMD EPYC, while other work ran there (load average 4 to 6), so rather too slow. A
+round's share is gRPC, TLS, and the operations on small tensors between two messages."""
 
 
 def seconds(price: Price, network: Network, speed: Speed = MEASURED) -> float:

@@ -63,7 +63,7 @@ def test_seconds_grow_with_each_of_rounds_bytes_and_distance() -> None:
 def test_networks_are_read_and_refused_in_words() -> None:
     network = parse_network("5ms,100mbit")
     assert (network.round_trip, network.bandwidth) == (0.005, 12.5e6)
-    assert network.seconds(10, 12_500_000) == pytest.approx(1.05)
+    assert network.seconds(10, 12_500_000) == pytest.approx(1.025)
     for text in ("moon", "5,100mbit", "5ms", "5ms,0mbit", "-1ms,1gbit"):
         with pytest.raises(ConfigError, match="the network"):
             parse_network(text)

@@ -1,0 +1,94 @@
+"""Decode steps on slower networks, and whether what they take is what a model of three terms says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from benchmarks.decode import Workload, decode_cases
+from benchmarks.policies import Contender
+from benchmarks.records import Record
+from benchmarks.runner import Case, ProcessPool
+from benchmarks.tables import Rows, megabytes, seconds
+from mpcache.network import LOOPBACK, Network
+
+
+def network_cases(
+    workload: Workload,
+    networks: Sequence[Network],
+    tokens: Sequence[int],
+    contenders: Sequence[Contender],
+    repeat: int,
+    pool: ProcessPool,
+) -> list[Case]:
+    """Loopback is the real one; others are delayed in both parties (see delay.py). The dealer's link is not."""
+    cases = []
+    for network in networks:
+        delayed = replace(workload, network=None if network == LOOPBACK else network)
+        cases += decode_cases(delayed, tokens, contenders, ("mpc",), repeat, pool, "network")
+    return cases
+
+
+def model_seconds(record: Record) -> dict[str, float]:
+    """What a step should take: for each round half a round trip (both parties send at the same time) and what gRPC
+    takes for a message, online bytes / bandwidth, and CPU: the busier party's, as the two work side by side."""
+    raw = record["settings"]["network"]
+    network = Network(**raw) if raw else LOOPBACK
+    cpu = record["cpu_seconds_by_process"]
+    return {
+        "latency": record["rounds"] * (network.round_trip / 2 + MESSAGE_SECONDS),
+        "bytes": record["online_bytes"] / network.bandwidth,
+        "CPU": max(cpu["owner"], cpu["client"]),
+    }
+
+
+MESSAGE_SECONDS = 0.26e-3
+"""A small message each way over gRPC with mutual TLS between idle processes of one machine: measured."""
+
+
+def bound_seconds(record: Record) -> float:
+    """rounds x round-trip time + online bytes / bandwidth + CPU: as if no two messages were under way at a time."""
+    terms, raw = model_seconds(record), record["settings"]["network"]
+    return record["rounds"] * (raw["round_trip"] if raw else MESSAGE_SECONDS) + terms["bytes"] + terms["CPU"]
+
+
+HEADER = (
+    "policy",
+    "tokens",
+    "network",
+    "measured s",
+    "rounds x RTT + bytes + CPU",
+    "ratio",
+    "model s",
+    "ratio",
+    "latency s",
+    "bytes s",
+    "CPU s",
+    "rounds",
+    "online MB",
+)
+
+
+def network_rows(records: Sequence[Record]) -> Rows:
+    out = []
+    for r in records:
+        if r["status"] != "done":
+            continue
+        terms = model_seconds(r)
+        model = sum(terms.values())
+        out.append(
+            [
+                r["policy"],
+                f"{r['tokens']:,}",
+                (r["settings"]["network"] or {"name": "loopback"})["name"],
+                seconds(r["seconds"]),
+                seconds(bound_seconds(r)),
+                f"{r['seconds'] / bound_seconds(r):.2f}",
+                seconds(model),
+                f"{r['seconds'] / model:.2f}",
+                *(seconds(value) for value in terms.values()),
+                str(r["rounds"]),
+                megabytes(r["online_bytes"]),
+            ]
+        )
+    return out

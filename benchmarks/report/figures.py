@@ -1,0 +1,494 @@
+"""The report's figures from records: each has a title that says what was found, a plot, and the numbers as a table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from benchmarks.networks import model_seconds
+from benchmarks.quality_cases import CAN, PLACED
+from benchmarks.records import Record
+from benchmarks.report.html import table
+from benchmarks.report.svg import (
+    Axis,
+    Bar,
+    Legend,
+    Point,
+    Series,
+    Style,
+    line_plot,
+    scatter_plot,
+    stacked_bars,
+)
+from benchmarks.tables import PARTS, Rows, megabytes, seconds
+
+
+@dataclass(frozen=True)
+class Figure:
+    """title: the finding. note: what is plotted, with units. plot: SVG or HTML."""
+
+    title: str
+    note: str
+    plot: str
+    header: Sequence[str]
+    rows: Rows
+    legend: str = ""
+
+
+Maker = Callable[[Sequence[Record], Legend], list[Figure]]
+
+
+def _decoded(records: Sequence[Record], backend: str = "mpc") -> list[Record]:
+    """Decode steps of one block on loopback, without embedding and head."""
+    return [
+        r
+        for r in records
+        if r["bench"] == "decode"
+        and r["backend"] == backend
+        and r["settings"]["layers"] == 1
+        and not r["settings"]["network"]
+        and not r["settings"]["program"]["head"]
+    ]
+
+
+def _by_policy(records: Sequence[Record]) -> dict[str, list[Record]]:
+    out: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda r: r["tokens"]):
+        out.setdefault(record["policy"], []).append(record)
+    return out
+
+
+def _bytes(record: Record) -> int:
+    return int(record["online_bytes"] + record["correlation_bytes"])
+
+
+def _tokens(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _token_axis(records: Sequence[Record]) -> Axis:
+    return Axis("cached tokens", True, ticks=sorted({r["tokens"] for r in records}), show=_tokens)
+
+
+# ------------------------------------------------------------ cost against cached tokens
+
+
+def time_per_token(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    found = _decoded(records)
+    if not found:
+        return []
+    series = [Series(name, [_timed(r) for r in own], legend.style(name)) for name, own in _by_policy(found).items()]
+    plot = line_plot(series, _token_axis(found), Axis("seconds a step", True, show=lambda v: f"{v:g}"))
+    title = _against_full(found, "seconds", lambda r: r["seconds"], "seconds a step")
+    note = (
+        "Median wall time of a decode step of one GPT-2-shaped block (hidden 768, 12 heads of 64), three processes, "
+        "gRPC with mutual TLS on loopback, one thread each. Bars: fastest and slowest step. Logarithmic axes."
+    )
+    rows = [[name, *_cells(own, found, lambda r: seconds(r["seconds"]))] for name, own in _by_policy(found).items()]
+    return [Figure(title, note, plot, _token_header(found), rows, legend.html([s.name for s in series]))]
+
+
+def _timed(record: Record) -> Point:
+    return Point(record["tokens"], record["seconds"], min(record["all_seconds"]), max(record["all_seconds"]))
+
+
+def bytes_per_token(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    found = _decoded(records)
+    if not found:
+        return []
+    series = [
+        Series(name, [Point(r["tokens"], _bytes(r) / 1e6) for r in own], legend.style(name))
+        for name, own in _by_policy(found).items()
+    ]
+    plot = line_plot(series, _token_axis(found), Axis("MB a step", True))
+    title = _against_full(found, "bytes", _bytes, "bytes a step")
+    note = (
+        "Online payload in both directions and correlations of both parties, together, of the same step. Exact: bytes "
+        "do not depend on the machine. Logarithmic axes."
+    )
+    rows = [
+        [name, *_cells(own, found, lambda r: f"{megabytes(r['online_bytes'])} + {megabytes(r['correlation_bytes'])}")]
+        for name, own in _by_policy(found).items()
+    ]
+    header = [h if i == 0 else f"{h}: online + correlations, MB" for i, h in enumerate(_token_header(found))]
+    return [Figure(title, note, plot, header, rows, legend.html([s.name for s in series]))]
+
+
+def _token_header(records: Sequence[Record]) -> list[str]:
+    return ["policy", *(f"{tokens:,} tokens" for tokens in sorted({r["tokens"] for r in records}))]
+
+
+def _cells(own: Sequence[Record], all_: Sequence[Record], show: Callable[[Record], str]) -> list[str]:
+    at = {r["tokens"]: r for r in own}
+    return [show(at[t]) if t in at else "" for t in sorted({r["tokens"] for r in all_})]
+
+
+def _against_full(records: Sequence[Record], what: str, value: Callable[[Record], float], plain: str) -> str:
+    """The finding at the most tokens: mpcache, and the policy that takes the least, against the full cache."""
+    tokens = max(r["tokens"] for r in records)
+    at = {r["policy"]: r for r in records if r["tokens"] == tokens}
+    if "full" not in at:
+        return f"{plain.capitalize()} by policy"
+    share = {name: value(r) / value(at["full"]) for name, r in at.items()}
+    least = min(share, key=lambda name: share[name])
+    title = f"At {tokens:,} tokens "
+    if "mpcache" in share:
+        title += f"mpcache takes {share['mpcache']:.2f} of the full cache's {what}"
+        return title if least == "mpcache" else f"{title}; {least}, the least, {share[least]:.2f}"
+    return f"{title}{least} takes the least: {share[least]:.2f} of the full cache's {what}"
+
+
+# ------------------------------------------------------------ parts
+
+
+PART_STYLES = [Style.of(i) for i in range(len(PARTS))]
+
+
+def parts(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    found = _decoded(records)
+    if not found:
+        return []
+    tokens = max(r["tokens"] for r in found)
+    at = sorted((r for r in found if r["tokens"] == tokens), key=_bytes)
+    used = [name for name in PARTS if any(name in r["parts"] for r in at)]
+    styles = [PART_STYLES[PARTS.index(name)] for name in used]
+
+    def figure(title: str, unit: str, value: Callable[[Record], float], show: Callable[[float], str]) -> Figure:
+        values = {r["policy"]: [value(r["parts"][n]) if n in r["parts"] else 0.0 for n in used] for r in at}
+        bars = [Bar(name, numbers) for name, numbers in values.items()]
+        rows = [[name, *(show(v) for v in numbers)] for name, numbers in values.items()]
+        note = f"{unit} of a decode step at {tokens:,} cached tokens, by what it is spent on."
+        return Figure(title, note, stacked_bars(bars, styles, unit, show), ["policy", *used], rows, _keys(used, styles))
+
+    return [
+        figure(
+            _parts_title(at, tokens), "MB, online and correlations", lambda p: _bytes(p) / 1e6, lambda v: f"{v:.2f}"
+        ),
+        figure(_seconds_title(at), "seconds", lambda p: p["seconds"], lambda v: f"{v:.3f}"),
+    ]
+
+
+def _keys(names: Sequence[str], styles: Sequence[Style]) -> str:
+    squares = (
+        '<span><svg width="12" height="12" aria-hidden="true">'
+        f'<rect width="12" height="12" fill="{style.colour}"/></svg> {name}</span>'
+        for name, style in zip(names, styles, strict=True)
+    )
+    return f'<div class="legend">{"".join(squares)}</div>'
+
+
+def _parts_title(at: Sequence[Record], tokens: int) -> str:
+    by_name = {r["policy"]: r for r in at}
+    if not {"full", "mpcache"} <= by_name.keys():
+        return f"Where the bytes of a step go, {tokens:,} tokens"
+    attention = {n: _bytes(by_name[n]["parts"]["attention"]) / 1e6 for n in ("full", "mpcache")}
+    selection = by_name["mpcache"]["parts"].get("selection")
+    spent = f", for {_bytes(selection) / 1e6:.2f} MB of selection" if selection else ""
+    return f"mpcache's attention moves {attention['mpcache']:.2f} MB instead of {attention['full']:.2f}{spent}"
+
+
+def _seconds_title(at: Sequence[Record]) -> str:
+    shares = [r["parts"]["linear"]["seconds"] / r["seconds"] for r in at if "linear" in r["parts"]]
+    return f"Linear layers, which no policy changes, are {statistics.median(shares):.0%} of a step's seconds"
+
+
+# ------------------------------------------------------------ quality
+
+
+def quality_by_budget(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    out = []
+    found = [r for r in records if r["bench"] == "quality" and r["task"] == "day-sheet"]
+    for tokens in sorted({r["tokens"] for r in found}):
+        for placement in ("end", "later"):
+            group = [r for r in found if (r["tokens"], r["placement"]) == (tokens, placement)]
+            if group:
+                out.append(_quality(group, tokens, placement, legend))
+    return out
+
+
+def _quality(group: Sequence[Record], tokens: int, placement: str, legend: Legend) -> Figure:
+    budgets = sorted({r["budget"] for r in group if r["budget"] is not None})
+    series = []
+    for name in dict.fromkeys(r["policy"] for r in group):
+        own = sorted((r for r in group if r["policy"] == name), key=lambda r: r["budget"] or 0)
+        if own[0]["budget"] is None:
+            points = [_match(own[0], budget) for budget in (budgets[0], budgets[-1])]
+        else:
+            points = [_match(r, r["budget"]) for r in own]
+        series.append(Series(name, points, legend.style(name)))
+    x = Axis("tokens attended to, share of the prompt", True, ticks=budgets, show=lambda v: f"{v:.3g}")
+    plot = line_plot(series, x, Axis("exact match", limits=(-0.03, 1.05), ticks=(0, 0.25, 0.5, 0.75, 1)))
+    rows = []
+    for one in series:
+        at = {p.x: p for p in one.points}
+        rows.append([one.name, *(f"{at[b].y:.3f}" if b in at else "" for b in budgets)])
+    note = (
+        f"Exact match of greedy answers on held-out day sheets of {tokens:,} tokens, {PLACED[placement]}, demo model, "
+        f"plaintext, {group[0]['asked']} questions. Bars: a standard error to either side."
+    )
+    header = ["policy", *(f"{b:.1%}" for b in budgets)]
+    title = _quality_title(group, tokens, placement, budgets)
+    return Figure(title, note, plot, header, rows, legend.html([s.name for s in series]))
+
+
+def _match(record: Record, x: float) -> Point:
+    y, error = record["exact_match"], record["standard_error"]
+    return Point(x, y, max(y - error, 0), min(y + error, 1))
+
+
+def _quality_title(group: Sequence[Record], tokens: int, placement: str, budgets: Sequence[float]) -> str:
+    middle = min(budgets, key=lambda b: abs(b - 0.125))
+    full = next((r["exact_match"] for r in group if r["budget"] is None), None)
+    at = {r["policy"]: r["exact_match"] for r in group if r["budget"] == middle}
+    where = "a question in the prompt" if placement == "end" else "a question that comes later"
+    if full is None or not at:
+        return f"{tokens:,} tokens, {where}"
+    good = sorted((n for n, y in at.items() if y >= 0.97 * full), key=lambda n: -at[n])
+    kept = ", ".join(good[:5]) + (f" and {len(good) - 5} more" if len(good) > 5 else "") if good else "no policy"
+    keep = "keep" if len(good) > 1 else "keeps"
+    return f"{tokens:,} tokens, {where}: at {middle:.1%}, {kept} {keep} 97% of the full cache's answers"
+
+
+def quality_against_cost(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    out = []
+    for placement in ("end", "later"):
+        for tokens in sorted({r["tokens"] for r in records if r["bench"] == "quality"}):
+            points = _priced(records, tokens, placement)
+            if len(points) >= 3:
+                out.append(_pareto(points, tokens, placement, legend))
+    return out
+
+
+def _priced(records: Sequence[Record], tokens: int, placement: str) -> dict[str, Point]:
+    """By policy: (MB a step, exact match), where both were measured at the same settings and length."""
+    cost = {
+        (r["policy"], str(r["settings"]["policy"]["budget"])): _bytes(r) / 1e6
+        for r in _decoded(records)
+        if r["tokens"] == tokens
+    }
+    out = {}
+    for r in records:
+        if r["bench"] != "quality" or (r["task"], r["tokens"], r["placement"]) != ("day-sheet", tokens, placement):
+            continue
+        key = (r["policy"], str(r["settings"]["policy"]["budget"]))
+        if key in cost:
+            match = _match(r, 0)
+            out[r["policy"]] = Point(cost[key], match.y, match.low, match.high, r["policy"])
+    return out
+
+
+def _pareto(points: dict[str, Point], tokens: int, placement: str, legend: Legend) -> Figure:
+    front: list[Point] = []
+    for point in sorted(points.values(), key=lambda p: (p.x, -p.y)):
+        if not front or point.y > front[-1].y:
+            front.append(point)
+    series = [Series(name, [point], legend.style(name)) for name, point in points.items()]
+    y = Axis("exact match", limits=(-0.05, 1.08), ticks=(0, 0.25, 0.5, 0.75, 1))
+    plot = scatter_plot(series, Axis("MB a decode step, online and correlations", True), y, front)
+    names = ", ".join(p.name for p in front)
+    note = (
+        f"Exact match ({tokens:,} tokens, {PLACED[placement]}, demo model) against the bytes of a decode step of a "
+        "GPT-2-shaped block with as many cached tokens, each policy at its default budget. Up and to the left is "
+        "better; the dashed line joins those that no other beats in both."
+    )
+    rows = [[p.name, f"{p.x:.2f}", f"{p.y:.3f}"] for p in sorted(points.values(), key=lambda p: p.x)]
+    where = "Question in the prompt" if placement == "end" else "Question after eviction"
+    return Figure(f"{where}, {tokens:,} tokens: unbeaten: {names}", note, plot, ["policy", "MB", "exact match"], rows)
+
+
+def needles(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    """Depth x length for each policy, as a table with shades."""
+    out = []
+    found = [r for r in records if r["bench"] == "quality" and r["task"] == "needle" and r["cells"]]
+    for placement in ("end", "later"):
+        group = [r for r in found if r["placement"] == placement and r["budget"] in (None, 0.125)]
+        if group:
+            out.append(_needles(group, placement))
+    return out
+
+
+def _needles(group: Sequence[Record], placement: str) -> Figure:
+    tokens = sorted({r["tokens"] for r in group})
+    depths = sorted({d for r in group for d in r["cells"]}, key=lambda d: int(d.split()[1].rstrip("%")))
+    columns = [(t, d) for t in tokens for d in depths]
+    head = "".join(f"<th>{t:,}<br>{d.removeprefix('depth ')}</th>" for t, d in columns)
+    body, rows = [], []
+    for name in dict.fromkeys(r["policy"] for r in group):
+        cells = {r["tokens"]: r["cells"] for r in group if r["policy"] == name}
+        shares = [cells[t][d][0] / cells[t][d][1] if t in cells and d in cells[t] else None for t, d in columns]
+        rows.append([name, *("" if s is None else f"{s:.2f}" for s in shares)])
+        body.append(f"<tr><th>{escape(name)}</th>{''.join(_shade(s) for s in shares)}</tr>")
+    table = f'<div class="wide"><table class="heat"><tr><th></th>{head}</tr>{"".join(body)}</table></div>'
+    whole = [row[0] for row in rows if all(cell in ("", "1.00") for cell in row[1:])]
+    note = (
+        "Share of needles found among fillers, by prompt length and depth (0%: at the beginning), at a budget of "
+        f"12.5%, {PLACED[placement]}. Darker is better."
+    )
+    where = "in the prompt" if placement == "end" else "after eviction"
+    title = f"Needles, question {where}: found at every depth by {', '.join(whole) or 'no policy'}"
+    return Figure(title, note, table, ["policy", *(f"{t:,}, {d}" for t, d in columns)], rows)
+
+
+def _shade(share: float | None) -> str:
+    if share is None:
+        return "<td></td>"
+    light = 97 - 55 * share
+    ink = "#fff" if light < 60 else "#222"
+    return f'<td style="background:hsl(202 80% {light:.0f}%);color:{ink}">{share:.2f}</td>'
+
+
+def other_tasks(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    """The full cache's result decides whether a task says anything of policies."""
+    found = [
+        r for r in records if r["bench"] == "quality" and r["budget"] in (None, 0.125) and r["placement"] == "later"
+    ]
+    tasks = dict.fromkeys((r["task"], r["tokens"]) for r in found)
+    if len({task for task, _ in tasks}) < 2:
+        return []
+    header = ["policy", *(f"{task}, {tokens:,}" for task, tokens in tasks)]
+    names = dict.fromkeys(r["policy"] for r in found)
+    at = {(r["policy"], r["task"], r["tokens"]): r for r in found}
+    rows = [[name, *(_result(at.get((name, *task))) for task in tasks)] for name in names]
+    beyond = dict.fromkeys(r["task"] for r in found if r["policy"] == "full" and r.get("exact_match", 1.0) < CAN)
+    title = "Tasks beyond day sheets"
+    if beyond:
+        title += f": {', '.join(beyond)} are more than this model does, whatever the policy"
+    note = (
+        "Exact match at a budget of 12.5%, question after eviction; perplexity (lower is better) where a task has no "
+        "answer to match. Read nothing into a column whose full cache fails."
+    )
+    return [Figure(title, note, table(header, rows), header, rows)]
+
+
+def _result(record: Record | None) -> str:
+    if record is None:
+        return ""
+    return f"{record['perplexity']:.2f}" if "perplexity" in record else f"{record['exact_match']:.2f}"
+
+
+# ------------------------------------------------------------ networks, CrypTen, prefill
+
+
+def networks(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    found = [r for r in records if r["bench"] == "network"]
+    if not found:
+        return []
+    terms = {id(r): model_seconds(r) for r in found}
+    names = ["latency", "bytes", "CPU"]
+    styles = [Style.of(i) for i in (0, 1, 2)]
+    bars = [Bar(_network_name(r), [terms[id(r)][n] for n in names], r["seconds"]) for r in found]
+    slow = [r for r in found if r["settings"]["network"]]
+    worst = max((r["seconds"] / sum(terms[id(r)].values()) for r in slow), default=None)
+    title = "On a slow network, rounds decide"
+    if worst is not None:
+        title += f": measured seconds are at most {worst:.2f} times the model's"
+    note = (
+        "A decode step of a GPT-2-shaped block on simulated networks. Bars: the model, rounds x (half a round trip "
+        "+ 0.26 ms) + online bytes / bandwidth + CPU of the busier party. Black mark: measured."
+    )
+    rows = [
+        [_network_name(r), *(seconds(terms[id(r)][n]) for n in names), seconds(r["seconds"]), str(r["rounds"])]
+        for r in found
+    ]
+    header = ["policy, tokens, network", *(f"{n}, s" for n in names), "measured, s", "rounds"]
+    plot = stacked_bars(bars, styles, "seconds a step", lambda v: f"{v:.2f}")
+    return [Figure(title, note, plot, header, rows, _keys(names, styles))]
+
+
+def _network_name(record: Record) -> str:
+    network = record["settings"]["network"]
+    return f"{record['policy']}, {record['tokens']:,}, {network['name'] if network else 'loopback'}"
+
+
+def against_crypten(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    theirs = _decoded(records, "crypten")
+    ours = {(r["policy"], r["tokens"]): r for r in _decoded(records)}
+    pairs = [(ours[r["policy"], r["tokens"]], r) for r in theirs if (r["policy"], r["tokens"]) in ours]
+    if not pairs:
+        return []
+    styles = [Style.of(0), Style.of(1)]
+    bars = []
+    for mine, other in pairs:
+        for name, r in (("mpc", mine), ("CrypTen", other)):
+            bars.append(
+                Bar(
+                    f"{name}, {r['policy']}, {r['tokens']:,} tokens",
+                    [r["online_bytes"] / 1e6, r["correlation_bytes"] / 1e6],
+                )
+            )
+    mine, other = pairs[-1]
+    title = (
+        f"CrypTen's own protocols take {other['seconds'] / mine['seconds']:.0f} times the seconds, "
+        f"{other['online_bytes'] / mine['online_bytes']:.0f} times the online bytes and "
+        f"{other['rounds'] / mine['rounds']:.1f} times the rounds"
+    )
+    rows = [
+        [
+            name,
+            r["policy"],
+            f"{r['tokens']:,}",
+            seconds(r["seconds"]),
+            megabytes(r["online_bytes"]),
+            megabytes(r["correlation_bytes"]),
+            str(r["rounds"]),
+        ]
+        for pair in pairs
+        for name, r in zip(("mpc", "CrypTen"), pair, strict=True)
+    ]
+    note = "The same decode step on CrypTen's protocols, over our transport and dealer, in the same run. MB a step."
+    header = ["protocols", "policy", "tokens", "s", "online MB", "correlation MB", "rounds"]
+    plot = stacked_bars(bars, styles, "MB a step", lambda v: f"{v:.1f}")
+    return [Figure(title, note, plot, header, rows, _keys(["online", "correlations"], styles))]
+
+
+def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    found = sorted((r for r in records if r["bench"] == "prefill" and r["backend"] == "mpc"), key=lambda r: r["tokens"])
+    if not found:
+        return []
+    names = [n for n in PARTS if any(n in r["parts"] for r in found)]
+    styles = [PART_STYLES[PARTS.index(n)] for n in names]
+    bars = [
+        Bar(
+            f"{r['tokens']:,} tokens, {r['settings']['layers']} layer{'s' if r['settings']['layers'] > 1 else ''}",
+            [_bytes(r["parts"][n]) / 1e6 if n in r["parts"] else 0.0 for n in names],
+        )
+        for r in found
+    ]
+    last = found[-1]
+    title = f"A prompt of {last['tokens']:,} tokens takes {last['seconds']:.0f} s and {_bytes(last) / 1e6:,.0f} MB"
+    rows = [
+        [
+            bar.name,
+            seconds(r["seconds"]),
+            megabytes(r["online_bytes"]),
+            megabytes(r["correlation_bytes"]),
+            f"{r['rounds']:,}",
+            *(f"{(r['peak_memory_bytes'][p] or 0) / 2**20:,.0f}" for p in ("owner", "client", "dealer")),
+        ]
+        for bar, r in zip(bars, found, strict=True)
+    ]
+    header = ["prompt", "s", "online MB", "correlation MB", "rounds", "owner MiB", "client MiB", "dealer MiB"]
+    note = "Prefill of a GPT-2 shape, embedding and head left out: MB, online and correlations, by part."
+    return [
+        Figure(title, note, stacked_bars(bars, styles, "MB", lambda v: f"{v:,.0f}"), header, rows, _keys(names, styles))
+    ]
+
+
+FIGURES: dict[str, Maker] = {
+    "Quality against cost": quality_against_cost,
+    "A decode step": lambda records, legend: [
+        *time_per_token(records, legend),
+        *bytes_per_token(records, legend),
+        *parts(records, legend),
+    ],
+    "Quality": lambda records, legend: [
+        *quality_by_budget(records, legend),
+        *needles(records, legend),
+        *other_tasks(records, legend),
+    ],
+    "Networks": networks,
+    "CrypTen": against_crypten,
+    "Prefill": prefills,
+}

@@ -1,0 +1,106 @@
+"""Put the figures together: one HTML file that needs nothing else, and a Markdown twin with the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from benchmarks.ops import HEADER, operation_rows
+from benchmarks.records import Record, read_records
+from benchmarks.report.figures import FIGURES, Figure
+from benchmarks.report.html import table
+from benchmarks.report.svg import Legend
+from benchmarks.tables import markdown
+from protocols.errors import ConfigError
+
+_STYLE = (Path(__file__).parent / "report.css").read_text()
+
+
+def write_report(folder: Path) -> tuple[Path, Path]:
+    """report.html and report.md of a folder's records, in that folder. Raises ConfigError if there are none."""
+    records = read_records(folder)
+    html, text = folder / "report.html", folder / "report.md"
+    try:
+        html.write_text(page(records))
+        text.write_text(twin(records))
+    except OSError as error:
+        raise ConfigError(f"the report cannot be written to {folder}: {error}") from None
+    return html, text
+
+
+def _sections(records: Sequence[Record], legend: Legend) -> list[tuple[str, list[Figure]]]:
+    done = [r for r in records if r["status"] == "done"]
+    made = [(title, make(done, legend)) for title, make in FIGURES.items()]
+    return [(title, figures) for title, figures in made if figures]
+
+
+def page(records: Sequence[Record]) -> str:
+    body = [f"<h1>{_TITLE}</h1>", f'<p class="note">{escape(_origin(records))}</p>']
+    for title, figures in _sections(records, Legend()):
+        body.append(f"<h2>{escape(title)}</h2>")
+        body.append(f'<div class="figures">{"".join(_figure(figure) for figure in figures)}</div>')
+    rows = operation_rows([r for r in records if r["bench"] == "ops"])
+    if rows:
+        body.append(f"<h2>Protocols alone</h2>{table(HEADER, rows)}")
+    body.append(_failures(records))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_TITLE}</title><style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+    )
+
+
+_TITLE = "MPCache: cache policies under secure computation"
+
+
+def _figure(figure: Figure) -> str:
+    return (
+        f"<figure><h3>{escape(figure.title)}</h3>{figure.plot}{figure.legend}"
+        f"<figcaption>{escape(figure.note)}</figcaption>"
+        f"<details><summary>Numbers</summary>{table(figure.header, figure.rows)}</details></figure>"
+    )
+
+
+def _origin(records: Sequence[Record]) -> str:
+    """What ran the records, and when."""
+    machines = {(r["machine"]["processor"], r["machine"]["cores"]) for r in records}
+    versions = {f"{r['versions']['mpcache']} ({r['versions']['commit'] or 'no commit'})" for r in records}
+    times = sorted(r["measured_at"] for r in records)
+    loads = sorted(r["load_average"] for r in records if r["load_average"] is not None)
+    where = "; ".join(f"{processor}, {cores} cores" for processor, cores in sorted(machines))
+    load = f", load average {loads[0]:.1f} to {loads[-1]:.1f}" if loads else ""
+    return (
+        f"{len(records)} records, measured {times[0]} to {times[-1]} with MPCache {', '.join(sorted(versions))} "
+        f"on {where}{load}. Seconds vary with the load; bytes and rounds are exact. Every record has its full settings."
+    )
+
+
+def _failures(records: Sequence[Record]) -> str:
+    failed = [r for r in records if r["status"] != "done"]
+    if not failed:
+        return ""
+    items = "".join(f"<li>{escape(_failure(r))}</li>" for r in failed)
+    return f"<h2>Failed or absent</h2><ul>{items}</ul>"
+
+
+def _failure(record: Record) -> str:
+    settings = record["settings"]
+    what = " ".join(str(settings[k]) for k in ("bench", "label", "operation", "tokens", "backend") if k in settings)
+    return f"{what}: {record.get('error') or record.get('reason') or record['status']}"
+
+
+def twin(records: Sequence[Record]) -> str:
+    """The same figures as tables."""
+    out = [f"# {_TITLE}\n", f"{_origin(records)}\n"]
+    for title, figures in _sections(records, Legend()):
+        out.append(f"## {title}\n")
+        for figure in figures:
+            out.append(f"### {figure.title}\n\n{figure.note}\n\n{markdown(figure.header, figure.rows)}")
+    rows = operation_rows([r for r in records if r["bench"] == "ops"])
+    if rows:
+        out.append(f"## Protocols alone\n\n{markdown(HEADER, rows)}")
+    failed = [r for r in records if r["status"] != "done"]
+    if failed:
+        out.append("## Failed or absent\n\n" + "".join(f"- {_failure(r)}\n" for r in failed))
+    return "\n".join(out)

@@ -1,0 +1,105 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.policies import parse_contenders
+from benchmarks.quality import Outcome, Score, score
+from benchmarks.quality_cases import QualityOptions, quality_tables, run_quality
+from benchmarks.recorded import record
+from benchmarks.records import Records
+from benchmarks.tasks import TASKS
+from mpcache.checkpoint import load_checkpoint, load_tokenizer
+from mpcache.decoder import Decoder
+from mpcache.generate import GenerationPlan, prefill, steps
+from mpcache.policies import PolicySettings, policies
+from parties.demo import DEMO_MODEL
+from protocols.backends.plain import PlainBackend
+
+TOKENIZER = load_tokenizer(DEMO_MODEL)
+SMALL = dict(budget=40, sinks=2, recent=8, page=4, clusters=(8, 4), window=8)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    checkpoint = load_checkpoint(DEMO_MODEL)
+    return Decoder(checkpoint.config, PlainBackend(), checkpoint.tensors)
+
+
+@pytest.mark.parametrize("name", policies())
+def test_a_recorded_prefill_gives_every_policy_the_cache_of_its_own(decoder: Decoder, name: str) -> None:
+    """Generation goes on from it with the same tokens and logits as after a prefill under the policy."""
+    policy = PolicySettings(name, **SMALL)  # type: ignore[arg-type]
+    ids = TASKS["day-sheet"].generate(TOKENIZER, 150, 0)[0].document
+    plan = GenerationPlan(len(ids), 1, policy=policy)
+    own = decoder.new_cache(policy, len(ids))
+    for _ in prefill(decoder, plan, ids, own):
+        pass
+    given = record(decoder, ids[50:], record(decoder, ids[:50])).cache(decoder, policy)
+    assert given.attended() == own.attended()
+    for token in (5, 17, 90):
+        expected, x = (decoder.forward([token], 1, cache) for cache in (own, given))
+        assert (x - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_the_full_cache_scores_as_generation_does(decoder: Decoder) -> None:
+    samples = [TASKS["day-sheet"].generate(TOKENIZER, 256, seed) for seed in range(3)]
+    results = score(decoder, samples, {"full": PolicySettings("full")})
+    right = 0
+    for sample in (s for group in samples for s in group):
+        prompt = [*sample.document, *sample.turns[0][0]]
+        answer = sample.turns[0][1]
+        right += list(steps(decoder, GenerationPlan(len(prompt), len(answer)), prompt)) == list(answer)
+    assert results["full", "end"].right == results["full", "later"].right == right > 0
+    assert results["full", "end"].attended == 1.0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_fits_its_length_and_follows_from_its_seed(task: str) -> None:
+    for tokens in (200, 400):
+        samples = TASKS[task].generate(TOKENIZER, tokens, 3)
+        assert samples == TASKS[task].generate(TOKENIZER, tokens, 3) != TASKS[task].generate(TOKENIZER, tokens, 4)
+        for sample in samples:
+            used = len(sample.document) + sum(len(q) + len(a) for q, a in sample.turns)
+            assert tokens - 120 <= used <= tokens + 40
+            assert all(q and a for q, a in sample.turns)
+
+
+def test_a_needle_lies_where_its_label_says() -> None:
+    for seed in range(5):
+        (sample,) = TASKS["needle"].generate(TOKENIZER, 400, seed)
+        value = list(sample.turns[0][1][:-1])
+        place = next(i for i in range(len(sample.document)) if list(sample.document[i : i + len(value)]) == value)
+        assert sample.label is not None
+        depth = int(sample.label.removeprefix("depth ").rstrip("%")) / 100
+        assert abs(place / len(sample.document) - depth) < 0.1
+
+
+def test_scores_have_errors_that_are_not_zero() -> None:
+    result = Score([Outcome(True, 0.5)] * 10)
+    assert result.exact_match == 1.0 and 0 < result.standard_error < 0.1 and result.perplexity is None
+    likely = Score([Outcome(True, 1.0, -6.0, 3), Outcome(True, 1.0, -2.0, 1)])
+    assert likely.perplexity == pytest.approx(7.389, abs=1e-3)
+
+
+def test_records_resume_by_policy_and_tables_say_what_the_model_cannot_do(tmp_path: Path) -> None:
+    def run(policies: str, budgets: tuple[float, ...]) -> list:
+        options = QualityOptions(DEMO_MODEL, ["count"], [150], parse_contenders(policies), budgets, ["end"], 2)
+        return run_quality(options, Records(tmp_path))
+
+    run("full", (0.5,))
+    records = run("full,streaming", (0.25, 0.5))
+    assert len(records) == 3
+    before = {r["measured_at"] for r in records if r["policy"] == "full"}
+    again = run("full,streaming", (0.25, 0.5))
+    assert {r["measured_at"] for r in again if r["policy"] == "full"} == before
+    ((title, header, rows),) = quality_tables(again)
+    assert "beyond this model" in title and header == ["policy", "25.0%", "50.0%"]
+    assert [row[0] for row in rows] == ["full", "streaming"]

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+from benchmarks.records import FILE, Records, make_record, read_records, write_json
+from benchmarks.runner import Case, run_cases
+from protocols.errors import ConfigError, PeerLost
+
+
+def case(name: str, calls: list[str], error: Exception | None = None) -> Case:
+    def run() -> dict[str, object]:
+        calls.append(name)
+        if error is not None:
+            raise error
+        return {"seconds": 1.0}
+
+    return Case(name, {"bench": "test", "name": name}, run)
+
+
+def test_an_interrupted_run_resumes_and_skips_what_is_done(tmp_path: Path) -> None:
+    calls: list[str] = []
+    run_cases([case("a", calls)], Records(tmp_path))
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"bench": "test", "settings"')  # killed in the middle of a line
+    records = run_cases([case("a", calls), case("b", calls)], Records(tmp_path))
+    assert calls == ["a", "b"]
+    assert [r["status"] for r in records] == ["done", "done"]
+
+
+def test_a_failing_case_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
+    calls: list[str] = []
+    failing = case("a", calls, PeerLost("the owner went away"))
+    first, second = run_cases([failing, case("b", calls)], Records(tmp_path))
+    assert (first["status"], first["error"], second["status"]) == ("failed", "the owner went away", "done")
+    (again,) = run_cases([case("a", calls)], Records(tmp_path))
+    assert again["status"] == "done" and len(read_records(tmp_path)) == 2
+
+
+def test_a_record_says_what_ran_it_and_what_was_run() -> None:
+    record = make_record({"bench": "test", "tokens": 5}, "done", {"seconds": 2.0})
+    assert record["settings"] == {"bench": "test", "tokens": 5} and record["seconds"] == 2.0
+    assert record["versions"]["torch"] and record["machine"]["cores"] >= 1 and record["measured_at"]
+
+
+def test_unusable_folders_are_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no records"):
+        read_records(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_json(tmp_path / "nowhere" / "records.json", [])

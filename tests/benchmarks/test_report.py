@@ -1,0 +1,143 @@
+"""The report, from records as the suite writes them."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.records import Record, Records, make_record
+from benchmarks.report import write_report
+from benchmarks.report.svg import Axis, Bar, Legend, Point, Series, Style, line_plot, stacked_bars
+from protocols.errors import ConfigError
+
+
+class Balanced(HTMLParser):
+    """Fails on an element that is not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attributes: Any) -> None:
+        pass
+
+
+def part(share: float) -> Record:
+    return {
+        "seconds": 0.1 * share,
+        "cpu_seconds": 0.1 * share,
+        "online_bytes": int(1e6 * share),
+        "correlation_bytes": int(3e6 * share),
+        "rounds": 10,
+    }
+
+
+def decoded(policy: str, tokens: int, share: float, bench: str = "decode", **changes: Any) -> Record:
+    settings = {
+        "bench": bench,
+        "label": policy,
+        "tokens": tokens,
+        "layers": 1,
+        "network": None,
+        "backend": "mpc",
+        "program": {"head": False},
+        "policy": {"name": policy, "budget": 0.125},
+        **changes,
+    }
+    figures = {
+        **part(share),
+        "policy": policy,
+        "tokens": tokens,
+        "backend": settings["backend"],
+        "all_seconds": [0.09 * share, 0.1 * share, 0.2 * share],
+        "cpu_seconds_by_process": {"owner": 0.02, "client": 0.03, "dealer": 0.01},
+        "parts": {"linear": part(share / 2), "attention": part(share / 2)},
+    }
+    return make_record(settings, "done", figures)
+
+
+def answered(policy: str, budget: float | None, match: float, placement: str, task: str = "day-sheet") -> Record:
+    settings = {
+        "bench": "quality",
+        "label": policy,
+        "task": task,
+        "tokens": 512,
+        "placement": placement,
+        "policy": {"name": policy, "budget": budget or 0.125},
+    }
+    figures = {
+        "policy": policy,
+        "task": task,
+        "tokens": 512,
+        "placement": placement,
+        "budget": budget,
+        "exact_match": match,
+        "standard_error": 0.01,
+        "asked": 40,
+        "cells": {"depth 0%": [1, 2], "depth 50%": [2, 2]} if task == "needle" else {},
+    }
+    return make_record(settings, "done", figures)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    records = Records(tmp_path)
+    for tokens in (512, 1024):
+        for policy, share in (("full", 1.0), ("mpcache", 0.5), ("h2o <b>", 0.8)):
+            records.add(decoded(policy, tokens, share * tokens / 512))
+    wan = {"name": "wan", "round_trip": 0.02, "bandwidth": 5e7}
+    records.add(decoded("full", 512, 1.0, "network", network=wan))
+    records.add(decoded("full", 512, 7.0, backend="crypten"))
+    for placement in ("end", "later"):
+        records.add(answered("full", None, 1.0, placement))
+        for policy, match in (("mpcache", 0.99), ("h2o <b>", 0.4)):
+            for budget in (0.125, 0.25):
+                records.add(answered(policy, budget, match, placement))
+        records.add(answered("full", None, 1.0, placement, "needle"))
+        records.add(answered("full", None, 0.1, placement, "count"))
+    records.add(make_record({"bench": "decode", "label": "quest", "tokens": 9}, "failed", {"error": "it <died>"}))
+    return tmp_path
+
+
+def test_the_page_is_whole_and_its_titles_say_the_finding(folder: Path) -> None:
+    html, text = (path.read_text() for path in write_report(folder))
+    parser = Balanced()
+    parser.feed(html)
+    assert parser.open == []
+    for finding in (
+        "At 1,024 tokens mpcache takes 0.50 of the full cache's bytes",
+        "CrypTen's own protocols take 7 times the seconds",
+        "at 12.5%, mpcache keeps 97% of the full cache's answers",
+        "count are more than this model does",
+    ):
+        assert finding.replace("'", "&#x27;") in html and finding in text
+    assert "src=" not in html and "href=" not in html, "it must need nothing else"
+    assert "<b>" not in html and "it &lt;died&gt;" in html and "it <died>" in text
+
+
+def test_a_report_of_nothing_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no records"):
+        write_report(tmp_path)
+
+
+def test_plots_keep_to_their_frame_and_show_what_they_are_given() -> None:
+    points = [Point(512, 0.001), Point(2048, 10.0, 5.0, 20.0)]
+    svg = line_plot([Series("one", points, Style.of(3))], Axis("x", True), Axis("y", True))
+    assert svg.count("<polyline") == 1 and "nan" not in svg
+    bars = stacked_bars([Bar("none", [0.0, 0.0]), Bar("some", [1.0, 2.0], 4.0)], [Style.of(0), Style.of(1)], "s", str)
+    assert bars.count("<rect") == 4 and 'width="-' not in bars
+
+
+def test_a_name_has_one_style_and_no_two_names_the_same() -> None:
+    legend = Legend()
+    styles = [legend.style(f"policy {i}") for i in range(20)]
+    assert legend.style("policy 3") == styles[3]
+    assert len({(s.colour, s.dash) for s in styles}) == 20
