@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from protocols.growing import Growing
 from protocols.randomness import Stream, derive_key
 from protocols.ring import pack, packed_bytes, reduce_bits, unpack
 
@@ -89,6 +90,7 @@ class Dealer:
         self._weight_key = weight_key
         self._kept: dict[int, torch.Tensor] = {}
         self._weight_masks: dict[str, torch.Tensor] = {}
+        self._growing: dict[int, Growing] = {}
         self._number = 0
 
     def correction(self, correlation: Correlation) -> bytes:
@@ -115,6 +117,19 @@ class Dealer:
     def own_stream(self) -> Stream:
         """Randomness of the dealer's own for the correlation being made (noise that neither party may know)."""
         return Stream(self._own_key, self._number)
+
+    def grow(self, handle: int, rows: torch.Tensor, dim: int) -> torch.Tensor:
+        """The mask kept under `handle` with more rows, or these as its first."""
+        if handle not in self._kept:
+            return rows
+        if handle not in self._growing:
+            self._growing[handle] = Growing(self._kept[handle], dim)
+        return self._growing[handle].append(rows)
+
+    def forget(self, handle: int) -> None:
+        """No later correlation refers to this mask."""
+        self._kept.pop(handle, None)
+        self._growing.pop(handle, None)
 
     def weight_mask(self, name: str, shape: Shape) -> torch.Tensor:
         """The fixed mask of a named weight; the owner derives the same from its weight key."""

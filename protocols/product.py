@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from protocols.growing import Growing
 from protocols.ring import PRODUCT_BITS
 from protocols.session import Session, together
 
@@ -33,16 +34,23 @@ class Mask(Correlation):
         self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer
     ) -> Sequence[torch.Tensor]:
         mask = randoms[0]
-        if self.append is not None and self.handle in kept:
-            mask = torch.cat([kept[self.handle], mask], self.append)
+        if self.append is not None:
+            mask = dealer.grow(self.handle, mask, self.append)
         kept[self.handle] = mask
         return ()
+
+
+def _matmul_transposed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """x y^T. With one row of x a head, matrix times vector is four times faster than torch's batches of integers."""
+    if x.dim() == 3 and x.shape[1] == 1 and x.shape[0] == y.shape[0] and not x.is_meta:
+        return torch.stack([torch.mv(rows, row[0]) for rows, row in zip(y, x, strict=True)])[:, None]
+    return torch.matmul(x, y.transpose(-1, -2))
 
 
 PRODUCTS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "multiply": torch.mul,
     "matmul": torch.matmul,
-    "matmul_transposed": lambda x, y: torch.matmul(x, y.transpose(-1, -2)),
+    "matmul_transposed": _matmul_transposed,
     "transposed_matmul": lambda x, y: torch.matmul(x.transpose(-1, -2), y),
 }
 
@@ -66,7 +74,7 @@ class MaskProduct(Correlation):
     ) -> list[torch.Tensor]:
         product = PRODUCTS[self.operation](kept[self.left], kept[self.right])
         for handle in self.forget:
-            kept.pop(handle, None)
+            dealer.forget(handle)
         return [product]
 
 
@@ -103,7 +111,7 @@ class Forget(Correlation):
         self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer
     ) -> Sequence[torch.Tensor]:
         for handle in self.handles:
-            kept.pop(handle, None)
+            dealer.forget(handle)
         return ()
 
 
@@ -132,6 +140,8 @@ class Masked:
     mask: torch.Tensor
     handle: int
     bits: int
+    growing: tuple[Growing, Growing] | None = None
+    """The storage of both, if rows are appended."""
 
     @property
     def shape(self) -> torch.Size:
@@ -151,13 +161,15 @@ async def mask(session: Session, x: torch.Tensor, bits: int = PRODUCT_BITS) -> M
 async def extend(
     session: Session, masked: Masked | None, x: torch.Tensor, dim: int, bits: int = PRODUCT_BITS
 ) -> Masked:
-    """Append rows to a masked value along `dim`: only the new rows are opened, under new masks. Costs as `mask`."""
+    """Append rows to a masked value along `dim`, for good: only the new rows are opened, under new masks. Costs as
+    `mask`."""
     handle = masked.handle if masked else session.new_handle()
     (a,) = session.take(Mask(tuple(x.shape), bits, handle, dim if dim >= 0 else x.dim() + dim))
     opened = await session.open(x - a, bits)
     if masked is None:
         return Masked(opened, a, handle, bits)
-    return Masked(torch.cat([masked.opened, opened], dim), torch.cat([masked.mask, a], dim), handle, bits)
+    growing = masked.growing or (Growing(masked.opened, dim), Growing(masked.mask, dim))
+    return Masked(growing[0].append(opened), growing[1].append(a), handle, bits, growing)
 
 
 def rows(session: Session, parts: Sequence[tuple[Masked, int, int]]) -> Masked:

@@ -8,6 +8,7 @@ never meet before 2^64 blocks.
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -54,6 +55,6 @@ class Stream:
     def elements(self, shape: tuple[int, ...], bits: int = 64) -> torch.Tensor:
         """Ring elements, uniform modulo 2^bits (the bits above are not meaningful: reduce before use as integers)."""
         width = next(w for w in _DTYPES if 8 * w >= bits)
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         out = torch.from_numpy(self.raw(count * width)).view(_DTYPES[width])
         return out.to(torch.int64).reshape(shape)

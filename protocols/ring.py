@@ -6,6 +6,8 @@ is sent as ceil(k/8) bytes (k = 1: eight elements a byte).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -69,7 +71,7 @@ def pack(x: torch.Tensor, bits: int) -> bytes:
 
 def unpack(data: bytes | bytearray | memoryview, shape: torch.Size | tuple[int, ...], bits: int) -> torch.Tensor:
     """Inverse of `pack`: elements in [0, 2^bits)."""
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     raw = np.frombuffer(data, dtype=np.uint8)
     if bits == 1:
         out = np.unpackbits(raw, count=count, bitorder="little").astype(np.int64)
