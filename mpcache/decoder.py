@@ -64,8 +64,8 @@ class Decoder:
     def _norm(self, x: Value) -> Value:
         return self.backend.rms_norm(x, self.config.norm_epsilon)  # LayerNorm's mean is folded away, see checkpoint.py
 
-    def _linear(self, x: Value, name: str) -> Value:
-        return self.backend.linear(x, self._weights[name], self._tensors.get(f"{name}.bias"))
+    def _linear(self, x: Value, name: str, narrow: bool = False) -> Value:
+        return self.backend.linear(x, self._weights[name], self._tensors.get(f"{name}.bias"), narrow)
 
     def _attention(self, x: Value, i: int, past: int, cache: Policy) -> Value:
         c, m = self.config, x.shape[0]
@@ -82,7 +82,7 @@ class Decoder:
 
     def _feed_forward(self, x: Value, i: int) -> Value:
         c = self.config
-        inner = self._linear(self._norm(x), f"layers.{i}.feed_forward_in")
+        inner = self._linear(self._norm(x), f"layers.{i}.feed_forward_in", narrow=True)
         if c.family == "llama":
             gate, up = inner[:, : c.intermediate], inner[:, c.intermediate :]
             inner = self.backend.multiply(self.backend.activation(gate, c.activation), up)

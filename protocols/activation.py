@@ -3,7 +3,7 @@
 x is opened once under a mask. Digit tables of its upper bits tell whether x is below -L, 0 and L; the dealer knows the
 random bits that these are opened under, so their products with x, and with them max(x, 0) and y = min(|x|, L), need no
 message. y indexes a table of polynomials for h (polynomial.py), half as long as one for f would be and in a narrower
-ring. The sign is found up to 1/16: either way f(x) = x - h(x) = -h(-x), if h is not cut at zero.
+ring. The sign is found up to 1/8: either way f(x) = x - h(x) = -h(-x), if h is not cut at zero.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from protocols.ring import FRACTION_BITS, PRODUCT_BITS
 from protocols.session import Session
 from protocols.truncation import Truncation, drop_low_bits
 
-COMPARED_FRACTION = 4
-COMPARED_BITS = 18
-"""x is compared with 4 fractional bits on 18 bits: |x| < 2^12."""
+COMPARED_FRACTION = 3
+COMPARED_BITS = 16
+"""x is compared with 3 fractional bits on 16 bits: |x| < 2^12 - 2^4."""
 _DROPPED = FRACTION_BITS - COMPARED_FRACTION
 _ARGUMENT_BITS = 16
-_VALUE_RING = 24
 _BELOW = 2.0**-COMPARED_FRACTION
 """y may lie so much below zero."""
 
@@ -42,18 +41,22 @@ class Gate:
     index_bits: int
     degree: int
     value_bits: int
+    power_bits: int
+    ring_bits: int
 
     def pieces(self, kind: str) -> Pieces:
         width = 2.0 ** (_ARGUMENT_BITS + self.dropped - FRACTION_BITS - self.index_bits) / self.multiplier
         middle = (f"{kind}_tail", -_BELOW, width, self.index_bits, self.degree, -_BELOW, self.limit + _BELOW)
-        return Pieces(*middle, self.value_bits, power_bits=11, out_bits=_VALUE_RING)
+        return Pieces(*middle, self.value_bits, self.power_bits, self.ring_bits)
 
 
-_GELU = Gate(limit=3.8125, multiplier=3, dropped=4, index_bits=2, degree=6, value_bits=13)
+_GELU = Gate(limit=3.75, multiplier=3, dropped=4, index_bits=2, degree=6, value_bits=13, power_bits=11, ring_bits=24)
 GATES = {
     "gelu": _GELU,
     "gelu_tanh": _GELU,
-    "silu": Gate(limit=10.0, multiplier=11, dropped=7, index_bits=3, degree=5, value_bits=12),
+    "silu": Gate(
+        limit=9.875, multiplier=11, dropped=7, index_bits=3, degree=5, value_bits=16, power_bits=13, ring_bits=32
+    ),
 }
 
 
@@ -78,7 +81,7 @@ class ActivationMask(Correlation):
         return LessThan(self.shape, COMPARED_BITS - 1, 3)
 
     def truncation(self) -> Truncation:
-        return Truncation(self.shape, _VALUE_RING, self.pieces.scale_bits - FRACTION_BITS, self.out_bits)
+        return Truncation(self.shape, self.gate.ring_bits, self.pieces.scale_bits - FRACTION_BITS, self.out_bits)
 
     def fields(self) -> Sequence[Random | Corrected]:
         many = (*self.shape, 3)
@@ -97,10 +100,10 @@ class ActivationMask(Correlation):
 
 
 async def activation(session: Session, x: torch.Tensor, kind: str, out_bits: int = PRODUCT_BITS) -> torch.Tensor:
-    """Shares modulo 2^out_bits of SiLU ('silu') or GELU ('gelu', 'gelu_tanh'), scale 2^16; x at scale 2^16, |x| < 2^12.
+    """Shares modulo 2^out_bits of SiLU ('silu') or GELU ('gelu', 'gelu_tanh'), scale 2^16.
 
-    Rounds: 5. Online: 14 bytes and 3 bits an element and direction. Correction: the table, 84 bytes (GELU) or 144
-    (SiLU), and 90. Absolute error below 1e-3 everywhere.
+    x: shares at scale 2^16, |x| < 2^12 - 2^4. Rounds: 5. Online: 14 bytes (GELU) or 15 (SiLU) and 3 bits an element and
+    direction. Correction: the table, 84 bytes or 192, and about 85. Absolute error below 1e-3 everywhere.
     Opened: x, the table's argument and its value, each under a mask of its own, and what comparisons open.
     """
     correlation = ActivationMask(tuple(x.shape), kind, out_bits)
@@ -128,5 +131,5 @@ async def activation(session: Session, x: torch.Tensor, kind: str, out_bits: int
     argument = drop_low_bits(y * gate.multiplier + session.constant(offset), gate.dropped, out_bits)
     opened = await session.open(argument + argument_mask, _ARGUMENT_BITS)
     value = evaluate(table, opened, _ARGUMENT_BITS, pieces.power_bits)
-    value = await session.open(value + rho + session.constant(truncation.offset), _VALUE_RING)
+    value = await session.open(value + rho + session.constant(truncation.offset), gate.ring_bits)
     return positive - truncation.result(session, value, truncated)

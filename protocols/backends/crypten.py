@@ -87,7 +87,7 @@ class CryptenBackend:
     def add_known(self, x: Secret, known: torch.Tensor | None) -> Secret:
         return x if known is None or self.session.party != 0 else Secret(x.share + encode(known), 0)
 
-    def linear(self, x: Secret, weight: Secret, bias: torch.Tensor | None = None) -> Secret:
+    def linear(self, x: Secret, weight: Secret, bias: torch.Tensor | None = None, narrow: bool = False) -> Secret:
         return self.add_known(self._map(lambda a, w: a.matmul(w.t()), x, weight), bias)
 
     def rms_norm(self, x: Secret, epsilon: float) -> Secret:

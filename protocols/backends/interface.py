@@ -53,8 +53,8 @@ class Backend(Protocol):
     def add_known(self, x: Value, known: torch.Tensor | None) -> Value:
         """x + known, which only the model owner has (positions, biases)."""
 
-    def linear(self, x: Value, weight: Weight, bias: torch.Tensor | None = None) -> Value:
-        """x W^T + b for (m, in) -> (m, out)."""
+    def linear(self, x: Value, weight: Weight, bias: torch.Tensor | None = None, narrow: bool = False) -> Value:
+        """x W^T + b for (m, in) -> (m, out). narrow: the result is for `activation` and `multiply` alone."""
 
     def rms_norm(self, x: Value, epsilon: float) -> Value:
         """x over its root mean square, no gain."""
@@ -66,7 +66,7 @@ class Backend(Protocol):
         """Rotary positions on (heads, m, d) with public tables (m, d), halves rotated (Su et al., 2021)."""
 
     def activation(self, x: Value, kind: str) -> Value:
-        """'silu', 'gelu' or 'gelu_tanh', element by element."""
+        """'silu', 'gelu' or 'gelu_tanh', element by element. The result is for `multiply` and `linear` alone."""
 
     def multiply(self, x: Value, y: Value) -> Value:
         """Element by element."""

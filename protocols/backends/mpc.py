@@ -25,6 +25,9 @@ from protocols.softmax import divide, exponentials, inverse_of_sum
 from protocols.threshold import keep_largest, score_bits
 from protocols.truncation import drop_low_bits, truncate
 
+EMBED_BITS = 32
+"""Ring of an embedding: values below 2^14. It is lifted afterwards; a one-hot of the vocabulary is what costs."""
+
 WEIGHTED_BITS = 56
 """Ring of exponentials times values: sums of up to 2^14 of them, not yet divided."""
 
@@ -87,19 +90,25 @@ class MpcBackend:
         one_hot = torch.zeros((count, table.shape[1]), dtype=torch.int64, device=self.session.device)
         if tokens is not None:
             one_hot[torch.arange(count), torch.as_tensor(tokens)] = 1
-        return self._run(linear(self.session, one_hot, table, RING_BITS))
+        return self._run(self._embed(one_hot, table))
+
+    async def _embed(self, one_hot: torch.Tensor, table: MaskedWeight) -> torch.Tensor:
+        rows = await linear(self.session, one_hot, table, EMBED_BITS)
+        return await truncate(self.session, rows, 0, EMBED_BITS)
 
     def add_known(self, x: Secret, known: torch.Tensor | None) -> Secret:
         return x if known is None else self._secret(x.share + encode(known))
 
-    def linear(self, x: Secret, weight: MaskedWeight, bias: torch.Tensor | None = None) -> Secret:
-        return self._run(self._linear(x.share, weight, bias), "linear")
+    def linear(self, x: Secret, weight: MaskedWeight, bias: torch.Tensor | None = None, narrow: bool = False) -> Secret:
+        return self._run(self._linear(x.share, weight, bias, PRODUCT_BITS if narrow else RING_BITS), "linear")
 
-    async def _linear(self, x: torch.Tensor, weight: MaskedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    async def _linear(
+        self, x: torch.Tensor, weight: MaskedWeight, bias: torch.Tensor | None, out_bits: int
+    ) -> torch.Tensor:
         z = await linear(self.session, x, weight)
         if bias is not None and self.session.party == 0:
             z = z + encode(bias, 2 * FRACTION_BITS).to(z.device)
-        return await truncate(self.session, z)
+        return await truncate(self.session, z, out_bits=out_bits)
 
     def rms_norm(self, x: Secret, epsilon: float) -> Secret:
         return self._run(rms_norm(self.session, x.share, epsilon))
@@ -197,7 +206,6 @@ class MpcBackend:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(exponentials, their sums of values, inverses of their sums)."""
         session = self.session
-        visible = None if visible is None else visible.to(session.device)
         e, total = await exponentials(session, self._scores(q, cached.keys), visible, WEIGHTED_BITS)
         weighed, inverse = await together(self._weigh(e, cached.values), inverse_of_sum(session, total, cached.tokens))
         return e, weighed, inverse

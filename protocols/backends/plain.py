@@ -31,7 +31,9 @@ class PlainBackend:
     def add_known(self, x: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
         return x if known is None else x + known
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, narrow: bool = False
+    ) -> torch.Tensor:
         return F.linear(x, weight, bias)
 
     def rms_norm(self, x: torch.Tensor, epsilon: float) -> torch.Tensor:
