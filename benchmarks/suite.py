@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.decode import Workload, decode_cases
 from benchmarks.networks import network_cases
 from benchmarks.ops import operation_cases
+from benchmarks.peer_cases import peer_cases
 from benchmarks.policies import Contender, parse_contenders
 from benchmarks.prefill import prefill_cases
 from benchmarks.program import Program
@@ -27,6 +28,7 @@ class Suite:
     repeat: int
     decode_tokens: tuple[int, ...]
     crypten_tokens: tuple[int, ...]
+    peer_tokens: tuple[int, ...]
     policies: str
     prefill_tokens: tuple[int, ...]
     prefill_layers: int | None
@@ -45,6 +47,7 @@ FULL = Suite(
     repeat=7,
     decode_tokens=(256, 512, 1024, 2048),
     crypten_tokens=(512, 1024),
+    peer_tokens=(512, 1024, 2048),
     policies=EVERY,
     prefill_tokens=(128, 512),
     prefill_layers=None,
@@ -60,6 +63,7 @@ QUICK = Suite(
     repeat=3,
     decode_tokens=(512, 1024, 2048),
     crypten_tokens=(512,),
+    peer_tokens=(1024,),
     policies="all,mpcache-static,mpcache-dynamic",
     prefill_tokens=(64, 128),
     prefill_layers=1,
@@ -104,6 +108,7 @@ def _parts(suite: Suite, pool: ProcessPool) -> list[tuple[str, list[Case]]]:
         ("ops", operation_cases(suite.repeat)),
         ("decode", decode_cases(block, suite.decode_tokens, contenders, ("mpc",), suite.repeat, pool)),
         ("decode, crypten", _crypten(block, suite, pool)),
+        ("peers", peer_cases(suite.peer_tokens, ("full", "mpcache"), suite.repeat)),
         ("network", network_cases(block, list(NETWORKS.values()), suite.network_tokens, few, suite.repeat, pool)),
         ("prefill", prefill_cases(prompt, suite.prefill_tokens, parse_contenders("full"), ("mpc",), pool)),
     ]

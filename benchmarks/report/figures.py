@@ -476,6 +476,43 @@ def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
     ]
 
 
+def peers(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    """Others' systems beside ours, from the records of `python -m benchmarks.peers`."""
+    found = [r for r in records if "system" in r and r["what"] == "block"]
+    out = []
+    for tokens in sorted({r["tokens"] for r in found}):
+        bars = {f"{r['system']} {r['protocol']}, {r['policy']}": r for r in found if r["tokens"] == tokens}
+        ours = {f"MPCache, {r['policy']}": r for r in _decoded(records) if r["tokens"] == tokens}
+        bars |= {name: r for name, r in ours.items() if r["policy"] in ("full", "mpcache")}
+        out.append(_peers(bars, tokens))
+    return out
+
+
+def _peers(records: dict[str, Record], tokens: int) -> Figure:
+    ordered = sorted(records.items(), key=lambda item: item[1]["seconds"])
+    (first, fastest), (last, slowest) = ordered[0], ordered[-1]
+    title = f"{tokens:,} tokens: {first} takes {fastest['seconds']:.2f} s a block, {last} {slowest['seconds']:.2f} s"
+    note = (
+        "A decode step of a GPT-2-shaped block, median seconds, real processes on loopback; what is secret and who "
+        "computes differs: see benchmarks/peers/README.md."
+    )
+    rows = [
+        [
+            name,
+            seconds(r["seconds"]),
+            megabytes(r["online_bytes"]),
+            "" if r["correlation_bytes"] is None else megabytes(r["correlation_bytes"]),
+            str(r.get("rounds") or r.get("messages_per_party") or ""),
+        ]
+        for name, r in ordered
+    ]
+    header = ["system", "s", "online MB", "correlation MB", "rounds, or messages of a party"]
+    plot = stacked_bars(
+        [Bar(n, [r["seconds"]]) for n, r in ordered], [Style.of(0)], "seconds a step", lambda v: f"{v:.2f}"
+    )
+    return Figure(title, note, plot, header, rows)
+
+
 FIGURES: dict[str, Maker] = {
     "Quality against cost": quality_against_cost,
     "A decode step": lambda records, legend: [
@@ -490,5 +527,6 @@ FIGURES: dict[str, Maker] = {
     ],
     "Networks": networks,
     "CrypTen": against_crypten,
+    "Peers": peers,
     "Prefill": prefills,
 }
