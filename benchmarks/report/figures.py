@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from benchmarks.agreement import HEADER as AGREEMENT
+from benchmarks.agreement import agreement_rows
 from benchmarks.networks import model_seconds
 from benchmarks.quality_cases import CAN, PLACED
 from benchmarks.records import Record
@@ -476,6 +478,17 @@ def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
     ]
 
 
+def agreements(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    found = [r for r in records if r["bench"] == "agreement"]
+    if not found:
+        return []
+    same, asked = sum(r["same"] for r in found), sum(r["asked"] for r in found)
+    rows = agreement_rows(found)
+    title = f"Secure decoding gives the answers of plaintext in {same} of {asked} cases"
+    note = "The same samples in plaintext and on shares, question after eviction. Right or wrong, answers should agree."
+    return [Figure(title, note, table(AGREEMENT, rows), AGREEMENT, rows)]
+
+
 def peers(records: Sequence[Record], legend: Legend) -> list[Figure]:
     """Others' systems beside ours, from the records of `python -m benchmarks.peers`."""
     found = [r for r in records if "system" in r and r["what"] == "block"]
@@ -525,6 +538,7 @@ FIGURES: dict[str, Maker] = {
         *needles(records, legend),
         *other_tasks(records, legend),
     ],
+    "Plaintext and MPC": agreements,
     "Networks": networks,
     "CrypTen": against_crypten,
     "Peers": peers,

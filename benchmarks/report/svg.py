@@ -116,10 +116,8 @@ class _Names:
         free = [box for box in boxes if self._is_free(box)] or boxes[:1]
         left, top, right, _ = free[0]
         self._boxes.append(free[0])
-        return (
-            f'<text x="{left:.1f}" y="{top + 9.5:.1f}" textLength="{right - left:.1f}" lengthAdjust="spacingAndGlyphs" '
-            f'fill="{colour}">{escape(name)}</text>'
-        )
+        x, anchor = (left, "start") if left > a else (right, "end")
+        return f'<text x="{x:.1f}" y="{top + 9.5:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(name)}</text>'
 
     def _is_free(self, box: tuple[float, float, float, float]) -> bool:
         inside = box[0] > LEFT and box[1] > 0 and box[2] < WIDTH and box[3] < self._bottom
@@ -221,7 +219,7 @@ class _Drawing:
 def _svg(shapes: Sequence[str], height: int) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" xmlns="http://www.w3.org/2000/svg" role="img" '
-        f'font-family="system-ui, sans-serif" font-size="11" fill="{TEXT}">{"".join(shapes)}</svg>'
+        f'font-family="system-ui, sans-serif" font-size="12" fill="{TEXT}">{"".join(shapes)}</svg>'
     )
 
 
