@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from benchmarks import tables
+from benchmarks.agreement import agreement_cases
 from benchmarks.decode import decode_cases
 from benchmarks.networks import network_cases
 from benchmarks.ops import OPERATIONS, operation_cases
@@ -210,6 +211,22 @@ def quality(
     if markdown is not None:
         written = [f"### {title}\n\n{tables.markdown(head, rows)}" for title, head, rows in quality_tables(records)]
         markdown.write_text("\n".join(written))
+
+
+@bench.command()
+@click.option("--task", default="day-sheet,needle", show_default=True, help=f"Of {', '.join(TASKS)}.")
+@click.option("--tokens", default="256", show_default=True, help="Lengths, joined by commas.")
+@policy_option("full,mpcache")
+@click.option("--documents", type=click.IntRange(1), default=3, show_default=True, help="Documents of each length.")
+@out_option
+@json_option
+def agreement(task: str, tokens: str, policy: str, documents: int, out: Path | None, json_path: Path | None) -> None:
+    """Quality tasks on a sample under MPC: the same answers as in plaintext, case by case?"""
+    from parties.demo import DEMO_MODEL
+
+    tasks = words(task, tuple(TASKS), "task")
+    cases = agreement_cases(DEMO_MODEL, tasks, numbers(tokens), parse_contenders(policy), documents)
+    _run(cases, None, out, json_path)
 
 
 @bench.command("all")

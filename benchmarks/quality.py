@@ -119,13 +119,13 @@ def _outcome(decoder: Decoder, cache: Policy, sample: Sample, placement: str) ->
         if sample.scored == "likelihood":
             likelihood, tokens = likelihood + _likelihood(decoder, cache, x, answer), tokens + len(answer)
         else:
-            right = _greedy(decoder, cache, x, len(answer)) == list(answer) and right
+            right = greedy(decoder, cache, x, len(answer)) == list(answer) and right
             if i + 1 < len(sample.turns):
                 decoder.forward(answer[-1:], 1, cache)
     return Outcome(right, attended, likelihood, tokens)
 
 
-def _greedy(decoder: Decoder, cache: Policy, x: Value, tokens: int) -> list[int]:
+def greedy(decoder: Decoder, cache: Policy, x: Value, tokens: int) -> list[int]:
     """The next tokens after the hidden states `x`; the last of them does not join the cache."""
     answer: list[int] = []
     while True:

@@ -4,7 +4,7 @@ policy, so that it need not be repeated for each."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from mpcache.decoder import Decoder
 from mpcache.generate import FULL
 from mpcache.policies import Policy, PolicySettings
 from mpcache.policies.full import Full
+from protocols.backends.interface import Value
 
 
 class Recorder(Full):
@@ -65,11 +66,17 @@ class Recorded:
     hidden: torch.Tensor
     recorder: Recorder
 
-    def cache(self, decoder: Decoder, policy: PolicySettings, again: int = 0) -> Policy:
+    def cache(
+        self,
+        decoder: Decoder,
+        policy: PolicySettings,
+        again: int = 0,
+        share: Callable[[torch.Tensor], Value] = lambda known: known,
+    ) -> Policy:
         """The policy's cache after this prompt, eviction done.
 
         again: so many last tokens are left out of the cache, to be computed again as decode steps; eviction has seen
-        their attention all the same, as it would after this prompt.
+        their attention all the same, as it would after this prompt. share: makes tensors the backend's values.
         """
         tokens = self.tokens - again
         cache = decoder.new_cache(policy, tokens)
@@ -77,8 +84,9 @@ class Recorded:
             heads, r, _, d = layer.queries.shape
             queries = layer.queries[:, :, :tokens].reshape(heads, r * tokens, d)
             received = layer.received(cache.observed_queries())
-            cut = None if received is None else received[:, :tokens]
-            cache.preset(i, queries, layer.keys[:, :tokens], layer.values[:, :tokens], cut)
+            cut = None if received is None else share(received[:, :tokens])
+            keys, values = share(layer.keys[:, :tokens]), share(layer.values[:, :tokens])
+            cache.preset(i, share(queries), keys, values, cut)
         cache.advance(tokens)
         return cache
 

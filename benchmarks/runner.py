@@ -21,7 +21,8 @@ log = logging.getLogger("mpcache.bench")
 
 @dataclass(frozen=True)
 class Case:
-    """settings: everything that decides the figures, `bench` among it. run: measures, and returns the figures."""
+    """settings: everything that decides the figures, `bench` among it. run: measures, and returns the figures, with a
+    `status` and an `error` if they are not there to be had."""
 
     name: str
     settings: Record
@@ -40,8 +41,8 @@ def run_cases(cases: Sequence[Case], records: Records) -> list[Record]:
             if record is None:
                 record = _run(case)
                 records.add(record)
-            if record["status"] == "failed":
-                bar.console.print(f"failed: {case.name}: {record['error']}")
+            if record["status"] != "done":
+                bar.console.print(f"{record['status']}: {case.name}: {record['error']}")
             out.append(record)
             bar.advance(task)
     return out
@@ -55,7 +56,8 @@ def _run(case: Case) -> Record:
         log.info("case %s failed", case.name, exc_info=True)
         reason = str(error) if isinstance(error, MpcacheError) else f"{type(error).__name__}: {error}"
         return make_record(case.settings, "failed", {"error": reason})
-    return make_record(case.settings, "done", {**figures, "case_seconds": time.perf_counter() - begun})
+    figures = {"status": "done", **figures, "case_seconds": time.perf_counter() - begun}
+    return make_record(case.settings, figures.pop("status"), figures)
 
 
 class ProcessPool:

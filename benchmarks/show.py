@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks import networks, ops, prefill, tables
+from benchmarks import agreement, networks, ops, prefill, tables
 from benchmarks.quality_cases import quality_tables
 from benchmarks.records import Record
 
@@ -14,6 +14,7 @@ PROCESSES = ("owner", "client", "dealer")
 def show_records(records: Sequence[Record]) -> None:
     """A table, or several, for each part that there are records of."""
     shown = {"ops": _ops, "decode": _decode, "prefill": _prefill, "network": _network, "quality": _quality}
+    shown["agreement"] = _agreement
     for bench, show in shown.items():
         chosen = [r for r in records if r["bench"] == bench]
         if chosen:
@@ -61,6 +62,10 @@ def _network(records: list[Record]) -> None:
         networks.network_rows(records),
         "model: rounds x (RTT / 2 + 0.26 ms) + online bytes / bandwidth + CPU of the busier party; both send at a time",
     )
+
+
+def _agreement(records: list[Record]) -> None:
+    tables.show("Plaintext and mpc, case by case", agreement.HEADER, agreement.agreement_rows(records))
 
 
 def _quality(records: list[Record]) -> None:

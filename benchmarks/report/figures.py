@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from benchmarks.agreement import HEADER as AGREEMENT
+from benchmarks.agreement import agreement_rows
 from benchmarks.networks import model_seconds
 from benchmarks.quality_cases import CAN, PLACED
 from benchmarks.records import Record
@@ -476,6 +478,54 @@ def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
     ]
 
 
+def agreements(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    found = [r for r in records if r["bench"] == "agreement"]
+    if not found:
+        return []
+    same, asked = sum(r["same"] for r in found), sum(r["asked"] for r in found)
+    rows = agreement_rows(found)
+    title = f"Secure decoding gives the answers of plaintext in {same} of {asked} cases"
+    note = "The same samples in plaintext and on shares, question after eviction. Right or wrong, answers should agree."
+    return [Figure(title, note, table(AGREEMENT, rows), AGREEMENT, rows)]
+
+
+def peers(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    """Others' systems beside ours, from the records of `python -m benchmarks.peers`."""
+    found = [r for r in records if "system" in r and r["what"] == "block"]
+    out = []
+    for tokens in sorted({r["tokens"] for r in found}):
+        bars = {f"{r['system']} {r['protocol']}, {r['policy']}": r for r in found if r["tokens"] == tokens}
+        ours = {f"MPCache, {r['policy']}": r for r in _decoded(records) if r["tokens"] == tokens}
+        bars |= {name: r for name, r in ours.items() if r["policy"] in ("full", "mpcache")}
+        out.append(_peers(bars, tokens))
+    return out
+
+
+def _peers(records: dict[str, Record], tokens: int) -> Figure:
+    ordered = sorted(records.items(), key=lambda item: item[1]["seconds"])
+    (first, fastest), (last, slowest) = ordered[0], ordered[-1]
+    title = f"{tokens:,} tokens: {first} takes {fastest['seconds']:.2f} s a block, {last} {slowest['seconds']:.2f} s"
+    note = (
+        "A decode step of a GPT-2-shaped block, median seconds, real processes on loopback; what is secret and who "
+        "computes differs: see benchmarks/peers/README.md."
+    )
+    rows = [
+        [
+            name,
+            seconds(r["seconds"]),
+            megabytes(r["online_bytes"]),
+            "" if r["correlation_bytes"] is None else megabytes(r["correlation_bytes"]),
+            str(r.get("rounds") or r.get("messages_per_party") or ""),
+        ]
+        for name, r in ordered
+    ]
+    header = ["system", "s", "online MB", "correlation MB", "rounds, or messages of a party"]
+    plot = stacked_bars(
+        [Bar(n, [r["seconds"]]) for n, r in ordered], [Style.of(0)], "seconds a step", lambda v: f"{v:.2f}"
+    )
+    return Figure(title, note, plot, header, rows)
+
+
 FIGURES: dict[str, Maker] = {
     "Quality against cost": quality_against_cost,
     "A decode step": lambda records, legend: [
@@ -488,7 +538,9 @@ FIGURES: dict[str, Maker] = {
         *needles(records, legend),
         *other_tasks(records, legend),
     ],
+    "Plaintext and MPC": agreements,
     "Networks": networks,
     "CrypTen": against_crypten,
+    "Peers": peers,
     "Prefill": prefills,
 }

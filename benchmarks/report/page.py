@@ -86,8 +86,9 @@ def _failures(records: Sequence[Record]) -> str:
 
 def _failure(record: Record) -> str:
     settings = record["settings"]
-    what = " ".join(str(settings[k]) for k in ("bench", "label", "operation", "tokens", "backend") if k in settings)
-    return f"{what}: {record.get('error') or record.get('reason') or record['status']}"
+    names = ("bench", "system", "label", "operation", "tokens", "backend")
+    what = " ".join(str(settings[k]) for k in names if k in settings)
+    return f"{what}: {record['status']}: {record['error']}"
 
 
 def twin(records: Sequence[Record]) -> str:

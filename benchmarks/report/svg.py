@@ -91,23 +91,38 @@ def scatter_plot(series: Sequence[Series], x: Axis, y: Axis, front: Sequence[Poi
     if front:
         path = " ".join(f"{drawing.x(p.x):.1f},{drawing.y(p.y):.1f}" for p in front)
         drawing.add(f'<polyline points="{path}" fill="none" stroke="#999999" stroke-dasharray="3 3"/>')
-    taken: list[tuple[float, float]] = []
+    places = [(drawing.x(p.x), drawing.y(p.y)) for one in series for p in one.points]
+    names = _Names(places, height)
     for one in series:
         for point in one.points:
             a, b = drawing.x(point.x), drawing.y(point.y)
             drawing.error_bar(point, a, one.style)
             drawing.add(marker(a, b, one.style))
-            right = a < WIDTH * 0.6
-            at = b + 3.5
-            while any(abs(at - other) < 11 and abs(a - where) < 130 for where, other in taken):
-                at += 11
-            taken.append((a, at))
-            anchor, shift = ("start", 8) if right else ("end", -8)
-            drawing.add(
-                f'<text x="{a + shift:.1f}" y="{at:.1f}" text-anchor="{anchor}" fill="{one.style.colour}">'
-                f"{escape(point.name or one.name)}</text>"
-            )
+            drawing.add(names.beside(a, b, point.name or one.name, one.style.colour))
     return drawing.text()
+
+
+class _Names:
+    """Finds each name a place near its point where it covers neither another name nor another point."""
+
+    def __init__(self, points: Sequence[tuple[float, float]], height: int) -> None:
+        self._boxes = [(a - 4, b - 4, a + 4, b + 4) for a, b in points]
+        self._bottom = height - BOTTOM
+
+    def beside(self, a: float, b: float, name: str, colour: str) -> str:
+        width = 6.2 * len(name)
+        places = [(side, down) for down in (0, -12, 12, -24, 24, -36, 36, 48) for side in (8, -8 - width)]
+        boxes = [(a + side, b + down - 6, a + side + width, b + down + 6) for side, down in places]
+        free = [box for box in boxes if self._is_free(box)] or boxes[:1]
+        left, top, right, _ = free[0]
+        self._boxes.append(free[0])
+        x, anchor = (left, "start") if left > a else (right, "end")
+        return f'<text x="{x:.1f}" y="{top + 9.5:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(name)}</text>'
+
+    def _is_free(self, box: tuple[float, float, float, float]) -> bool:
+        inside = box[0] > LEFT and box[1] > 0 and box[2] < WIDTH and box[3] < self._bottom
+        apart = (box[2] < o[0] or o[2] < box[0] or box[3] < o[1] or o[3] < box[1] for o in self._boxes)
+        return inside and all(apart)
 
 
 @dataclass(frozen=True)
@@ -204,7 +219,7 @@ class _Drawing:
 def _svg(shapes: Sequence[str], height: int) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" xmlns="http://www.w3.org/2000/svg" role="img" '
-        f'font-family="system-ui, sans-serif" font-size="11" fill="{TEXT}">{"".join(shapes)}</svg>'
+        f'font-family="system-ui, sans-serif" font-size="12" fill="{TEXT}">{"".join(shapes)}</svg>'
     )
 
 

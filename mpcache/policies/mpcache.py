@@ -119,4 +119,5 @@ class MPCache(ClusterPolicy):
 
     def compare(self, queries: Value, held: Held, representatives: list[list[Held]]) -> list[Scores]:
         # the sum over a group's queries is as good as their mean: only the order counts
-        return self.backend.similarity(held, [level[0] for level in representatives])
+        scores = self.backend.similarity(held, [level[0] for level in representatives])
+        return [score.sum(0).reshape(1, -1) for score in scores] if self.settings.share_heads else scores

@@ -28,7 +28,8 @@ class PolicySettings:
     level, coarse to fine (none: static eviction alone, down to the budget); widening: how many times the next level's
     tokens a level picks; representative of a cluster: 'extremes' (alpha max + (1 - alpha) min) or 'mean';
     share_layers: neighbouring layers that share a selection; skip_layers: first layers that keep everything;
-    unshared_layers: the next ones after those, which select each for itself.
+    unshared_layers: the next ones after those, which select each for itself; share_heads: all heads of a layer pick the
+    same clusters, by the sum of their scores, so that ranks cost as if there were one.
     quest, infllm: page tokens a page or block; infllm: representatives tokens a block stand for it.
     snapkv, infllm: window queries observe; snapkv: kernel tokens are pooled. random: seed.
     """
@@ -46,6 +47,7 @@ class PolicySettings:
     alpha: float = 0.6
     share_layers: int = 2
     unshared_layers: int = 0
+    share_heads: bool = False
     skip_layers: int = 0
     page: int = 16
     representatives: int = 4

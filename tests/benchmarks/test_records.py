@@ -36,6 +36,19 @@ def test_a_failing_case_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None
     assert again["status"] == "done" and len(read_records(tmp_path)) == 2
 
 
+def test_what_is_absent_is_named_as_absent_and_tried_again(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def run() -> dict[str, object]:
+        calls.append("a")
+        return {"status": "absent", "error": "it is not installed"}
+
+    for _ in range(2):
+        (record,) = run_cases([Case("a", {"bench": "test"}, run)], Records(tmp_path))
+        assert (record["status"], record["error"]) == ("absent", "it is not installed")
+    assert calls == ["a", "a"]
+
+
 def test_a_record_says_what_ran_it_and_what_was_run() -> None:
     record = make_record({"bench": "test", "tokens": 5}, "done", {"seconds": 2.0})
     assert record["settings"] == {"bench": "test", "tokens": 5} and record["seconds"] == 2.0

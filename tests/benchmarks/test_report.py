@@ -104,6 +104,11 @@ def folder(tmp_path: Path) -> Path:
         records.add(answered("full", None, 1.0, placement, "needle"))
         records.add(answered("full", None, 0.1, placement, "count"))
     records.add(make_record({"bench": "decode", "label": "quest", "tokens": 9}, "failed", {"error": "it <died>"}))
+    settings = {"bench": "peers", "system": "spu-aby3", "label": "full", "tokens": 1024}
+    spu = {"system": "spu", "protocol": "ABY3", "what": "block", "policy": "full", "tokens": 1024, "messages": 9}
+    records.add(make_record(settings, "done", {**spu, **part(9.0), "correlation_bytes": None, "rounds": None}))
+    absent = {**settings, "system": "spu-semi2k"}
+    records.add(make_record(absent, "absent", {"error": "SPU is not installed"}))
     return tmp_path
 
 
@@ -117,6 +122,8 @@ def test_the_page_is_whole_and_its_titles_say_the_finding(folder: Path) -> None:
         "CrypTen's own protocols take 7 times the seconds",
         "at 12.5%, mpcache keeps 97% of the full cache's answers",
         "count are more than this model does",
+        "MPCache, mpcache takes 0.10 s a block, spu ABY3, full 0.90 s",
+        "peers spu-semi2k full 1024: absent: SPU is not installed",
     ):
         assert finding.replace("'", "&#x27;") in html and finding in text
     assert "src=" not in html and "href=" not in html, "it must need nothing else"

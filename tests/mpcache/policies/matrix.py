@@ -27,6 +27,7 @@ SETTINGS: dict[str, PolicySettings] = {name: small(name) for name in policies()}
     "mpcache, all layers share": small("mpcache", share_layers=3),
     "mpcache, a layer skipped": small("mpcache", skip_layers=1),
     "mpcache, a layer alone": small("mpcache", unshared_layers=1),
+    "mpcache, heads share": small("mpcache", share_heads=True),
     "mpcache, extremes": small("mpcache", representative="extremes"),
     "mpcache, per head": small("mpcache", per_head=True),
     "mpcache, per head, static only": small("mpcache", per_head=True, clusters=()),

@@ -332,6 +332,10 @@ def mpcache(case: Case) -> list[Array]:
             caches[layer] = [keep(scores[head], kept, s.sinks, s.recent) for head in range(case.groups)]
 
     def similarity(layer: int, head: int, token: int, run: Cache) -> float:
+        heads = range(case.groups) if s.share_heads else [head]
+        return sum(alone(layer, h, token, run) for h in heads)
+
+    def alone(layer: int, head: int, token: int, run: Cache) -> float:
         q, keys = case.queries_of(layer, head)[:, token].sum(0), case.keys[layer, head, run]
         mixed = s.alpha * keys.max(0) + (1 - s.alpha) * keys.min(0)
         return float(q @ (keys.mean(0) if s.representative == "mean" else mixed))

@@ -1,0 +1,55 @@
+"""Decode steps and prefills over three real processes: `pytest benchmarks/test_decode.py`. Costs go along."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from benchmarks.decode import Workload
+from benchmarks.policies import parse_contenders
+from benchmarks.prefill import total
+from benchmarks.processes import Processes, Stretch
+from benchmarks.program import Program
+from benchmarks.runner import ProcessPool
+from mpcache.policies import policies
+
+TOKENS = 512
+BLOCK = Workload("gpt2", 1, Program("decode"))
+PROMPT = Workload("gpt2", 1, Program("prefill"))
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPool]:
+    pool = ProcessPool()
+    yield pool
+    pool.close()
+
+
+def note(benchmark: Any, stretch: Stretch) -> None:
+    benchmark.extra_info.update(
+        online_bytes=stretch.cost.online_bytes,
+        correlation_bytes=stretch.cost.correction_bytes,
+        rounds=stretch.cost.rounds,
+        cpu_seconds=stretch.all_cpu_seconds,
+    )
+
+
+@pytest.mark.parametrize("policy", policies())
+def test_decode_steps(benchmark: Any, pool: ProcessPool, policy: str) -> None:
+    """A session of 5 steps, its start and the filling of its cache included; a step alone is in the extra info."""
+    (contender,) = parse_contenders(policy)
+    with pool.processes(BLOCK.setup(TOKENS)) as processes:
+        run = benchmark.pedantic(_session, args=(processes, contender.settings, 5), rounds=3)
+    note(benchmark, run.stretches[-1])
+    benchmark.extra_info["seconds_per_step"] = min(s.seconds for s in run.stretches[3:])
+
+
+def test_prefill(benchmark: Any, pool: ProcessPool) -> None:
+    (contender,) = parse_contenders("full")
+    with pool.processes(PROMPT.setup(128)) as processes:
+        run = benchmark.pedantic(_session, args=(processes, contender.settings, 1, 128), rounds=1)
+    note(benchmark, total(run.stretches))
+
+
+def _session(processes: Processes, policy: Any, steps: int, tokens: int = TOKENS) -> Any:
+    return processes.run([0] * tokens, steps, policy)

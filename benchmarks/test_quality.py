@@ -1,0 +1,25 @@
+"""Answers by cache policy, in the clear: `pytest benchmarks/test_quality.py`. The exact match goes along."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks.policies import parse_contenders
+from benchmarks.quality import PLACEMENTS, score
+from benchmarks.tasks import TASKS
+from mpcache.checkpoint import load_checkpoint, load_tokenizer
+from mpcache.decoder import Decoder
+from mpcache.policies import policies
+from parties.demo import DEMO_MODEL
+from protocols.backends.plain import PlainBackend
+
+CHECKPOINT, TOKENIZER = load_checkpoint(DEMO_MODEL), load_tokenizer(DEMO_MODEL)
+DOCUMENTS = [TASKS["day-sheet"].generate(TOKENIZER, 512, seed) for seed in range(5)]
+
+
+@pytest.mark.parametrize("policy", policies())
+def test_quality(benchmark: Any, policy: str) -> None:
+    decoder = Decoder(CHECKPOINT.config, PlainBackend(), CHECKPOINT.tensors)
+    (contender,) = parse_contenders(policy)
+    results = benchmark.pedantic(score, args=(decoder, DOCUMENTS, {policy: contender.settings}), rounds=1)
+    benchmark.extra_info.update({placement: results[policy, placement].exact_match for placement in PLACEMENTS})

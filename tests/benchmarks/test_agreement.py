@@ -1,0 +1,13 @@
+from benchmarks.agreement import agreement_cases, agreement_rows
+from benchmarks.policies import parse_contenders
+from benchmarks.records import Records
+from benchmarks.runner import run_cases
+from parties.demo import DEMO_MODEL
+
+
+def test_secure_decoding_answers_as_plaintext_does() -> None:
+    contenders = parse_contenders("full,mpcache:budget=40:sinks=2:recent=8:clusters=8+4")
+    records = run_cases(agreement_cases(DEMO_MODEL, ["day-sheet"], [100], contenders, 1), Records())
+    assert [r.get("error") for r in records] == [None, None]
+    assert [r["same"] for r in records] == [1, 1]
+    assert agreement_rows(records)[0][3:] == ["1 of 1", "1 of 1", "1 of 1"]
