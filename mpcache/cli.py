@@ -170,6 +170,7 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
 @_policy_options
 @_backend
 @click.option("--temperature", type=click.FloatRange(0, 100), help="0 takes the likeliest token.")
+@click.option("--network", help="What protocols are chosen for: loopback, lan, wan or e.g. 5ms,100mbit.")
 def client(
     path: Path,
     insecure: bool,
@@ -182,6 +183,7 @@ def client(
     assignments: tuple[str, ...],
     backend: str,
     temperature: float | None,
+    network: str | None,
 ) -> None:
     """Run the data owner: generate from a private prompt."""
     from mpcache.checkpoint import load_tokenizer
@@ -203,6 +205,7 @@ def client(
         _chosen_policy(settings.policy, policy_name, budget, assignments),
         backend,
         settings.model_digest,
+        network or settings.network,
     )
     result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, len(ids))
     result.backend, result.policy = backend, request.policy
@@ -226,7 +229,12 @@ def gateway(path: Path, insecure: bool, listen: str) -> None:
     identity = _identity(settings.certificates, "client", insecure or settings.insecure)
     connection = Connection(settings.owner, settings.dealer, identity, settings.state, settings.timeout_seconds)
     defaults = Request(
-        (), settings.max_new_tokens, settings.temperature, settings.policy, model_digest=settings.model_digest
+        (),
+        settings.max_new_tokens,
+        settings.temperature,
+        settings.policy,
+        model_digest=settings.model_digest,
+        network=settings.network,
     )
     _serve(GatewayServer(listen, connection, load_tokenizer(settings.tokenizer), defaults), "gateway", listen)
 
@@ -299,7 +307,7 @@ def plan(
 
     where, policies = parse_network(network), [(c.label, c.settings) for c in parse_contenders(policy)]
     config = model_shape(model or shape, positions=tokens + max_new_tokens)
-    records = plan_policies(Generation(config, tokens, max_new_tokens - 1), policies, where)
+    records = plan_policies(Generation(config, tokens, max_new_tokens - 1, network=where), policies, where)
     show_plan(records, where)
     if json_path is not None:
         write_json(json_path, records)

@@ -20,6 +20,18 @@ class Network:
         bytes, of both directions, go one after another."""
         return rounds * self.round_trip / 2 + online_bytes / self.bandwidth
 
+    @property
+    def round_bytes(self) -> int:
+        """How many bytes cost as much time as a round: what protocols choose their shapes by."""
+        round_seconds = ROUND_SECONDS + self.round_trip / 2
+        return round(round_seconds / (1 / self.bandwidth + BYTE_SECONDS))
+
+
+ROUND_SECONDS = 0.4e-3
+BYTE_SECONDS = 8e-9
+"""What a round, and a byte online or of correlations, takes besides the network: about what `mpcache bench calibrate`
+finds on a 2-core machine."""
+
 
 LOOPBACK = Network("loopback", 0.0, 1e10)
 """Processes of one machine: what a message costs there is computing (see `mpcache.pricing.Speed`)."""

@@ -11,6 +11,7 @@ from mpcache.backends import PRIVATE_BACKENDS, plan_session, private_backend
 from mpcache.decoder import Decoder
 from mpcache.generate import FULL, PREFILL_BLOCK, GenerationPlan, Program, decode, prefill
 from mpcache.model_config import ModelConfig
+from mpcache.network import LOOPBACK, parse_network
 from mpcache.policies import PolicySettings, check_policy, policy_settings
 from protocols.correlation import Correlation
 from protocols.errors import ConfigError, HandshakeError
@@ -35,6 +36,12 @@ class PublicParameters:
     policy: PolicySettings = FULL
     precision: str = PRECISION
     block: int = PREFILL_BLOCK
+    network: str = LOOPBACK.name
+
+    @property
+    def round_bytes(self) -> int:
+        """What a session's protocols choose by, see `Network.round_bytes`."""
+        return parse_network(self.network).round_bytes
 
     def generation(self) -> GenerationPlan:
         return GenerationPlan(self.prompt_tokens, self.max_new_tokens, self.temperature, self.block, policy=self.policy)
@@ -58,6 +65,7 @@ class PublicParameters:
             raise HandshakeError(f"unknown backend {self.backend[:40]!r} (known: {', '.join(PRIVATE_BACKENDS)})")
         try:
             check_policy(self.policy)
+            parse_network(self.network)
         except ConfigError as error:
             raise HandshakeError(str(error)) from None
         total = self.prompt_tokens + self.max_new_tokens
@@ -76,6 +84,7 @@ def plan_parts(parameters: PublicParameters, program: Program | None = None) -> 
     program: another one than a generation; a part for each value that it yields.
     """
     session = plan_session(parameters.backend)
+    session.round_bytes = parameters.round_bytes
     with private_backend(parameters.backend, session) as backend:
         decoder = Decoder(parameters.model, backend)
         if program is not None:

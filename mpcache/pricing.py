@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from mpcache.decoder import Decoder
 from mpcache.generate import FULL, PREFILL_BLOCK, GenerationPlan
 from mpcache.model_config import ModelConfig
-from mpcache.network import Network
+from mpcache.network import LOOPBACK, Network
 from mpcache.policies import Policy, PolicySettings, policy_class
 from mpcache.prefilled import prefilled_cache
 from protocols.backends.mpc import MpcBackend
@@ -68,6 +68,7 @@ class Generation:
     policy: PolicySettings = FULL
     block: int = PREFILL_BLOCK
     temperature: float = 0.0
+    network: Network = LOOPBACK
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def _scaled(generation: Generation, offset: int, period: int, program: Program) 
 
 def _planned(generation: Generation, layers: int, program: Program) -> list[Price]:
     session = PlanSession()
+    session.round_bytes = generation.network.round_bytes
     model = replace(generation.model, layers=layers)
     decoder = Decoder(model, MpcBackend(session))
     return list(program(replace(generation, model=model), decoder, _Counter(session, model)))

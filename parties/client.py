@@ -13,6 +13,7 @@ from mpcache.backends import private_backend
 from mpcache.checkpoint import weight_shapes
 from mpcache.decoder import Decoder
 from mpcache.generate import FULL, Meter, Program, steps
+from mpcache.network import LOOPBACK
 from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, plan_digest
 from mpcache.policies import PolicySettings
 from parties.certificates import Identity
@@ -49,6 +50,7 @@ class Request:
     policy: PolicySettings = FULL
     backend: str = "mpc"
     model_digest: str = ""
+    network: str = LOOPBACK.name
 
 
 class Generation:
@@ -95,6 +97,7 @@ class Generation:
             dealer.wait_started()
             channel = self._transport(link) if self._transport else link
             session = self.session = Session(1, channel, PartyCorrelations(1, seed, dealer.read))
+            session.round_bytes = parameters.round_bytes
             self.meter = Meter(lambda: session.cost)
             with private_backend(parameters.backend, session, masked_weights=weights) as backend:
                 for token in self._steps(Decoder(parameters.model, backend), parameters):
@@ -135,6 +138,7 @@ class Generation:
                     max_new_tokens=wanted.max_new_tokens,
                     temperature=wanted.temperature,
                     backend=wanted.backend,
+                    network=wanted.network,
                 )
             )
         )
@@ -161,6 +165,7 @@ class Generation:
             self._request.temperature,
             self._request.backend,
             self._request.policy,
+            network=self._request.network,
         )
         if replace(offered) != wanted:
             raise HandshakeError("the owner answered with other lengths or settings than were asked for")

@@ -107,6 +107,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             dealer.wait_started()
             channel = self._transport(link) if self._transport else link
             session = Session(0, channel, PartyCorrelations(0, seed, dealer.read))
+            session.round_bytes = parameters.round_bytes
             with private_backend(parameters.backend, session, weight_key=key) as backend:
                 decoder = Decoder(self._checkpoint.config, backend, self._checkpoint.tensors)
                 generated = sum(1 for _ in (self._program or steps)(decoder, parameters.generation(), None))
@@ -147,6 +148,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             max_new_tokens=hello.max_new_tokens,
             temperature=hello.temperature,
             backend=hello.backend,
+            network=hello.network,
             policy=PolicySettings.from_json(hello.policy),
         )
         parameters.check()

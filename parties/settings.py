@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mpcache.network import LOOPBACK, parse_network
 from mpcache.policies import PolicySettings, check_policy, policy_settings
 from protocols.errors import ConfigError
 
@@ -35,7 +36,7 @@ class OwnerSettings:
 @dataclass(frozen=True)
 class ClientSettings:
     """The data owner. tokenizer: folder with tokenizer.json; model_digest: accept this model alone; policy: a name, or
-    a table of settings (mpcache/policies/settings.py)."""
+    a table of settings (mpcache/policies/settings.py); network: what protocols are chosen for."""
 
     owner: str
     dealer: str
@@ -47,7 +48,11 @@ class ClientSettings:
     max_new_tokens: int = 32
     temperature: float = 0.0
     model_digest: str = ""
+    network: str = LOOPBACK.name
     policy: PolicySettings = DEFAULT_POLICY
+
+    def __post_init__(self) -> None:
+        parse_network(self.network)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,21 @@ def test_crypten_runs_between_the_same_processes(connection: Connection, model: 
     )
 
 
+def test_protocols_follow_the_network_and_stay_as_planned(connection: Connection, model: Path) -> None:
+    """A slow network is given fewer rounds and more bytes."""
+    rounds = []
+    for network in ("loopback", "200ms,1gbit"):
+        generation = Generation(connection, Request(PROMPT * 9, 2, network=network))
+        assert list(generation) == plain_answer(model, PROMPT * 9, 2)
+        parameters = PublicParameters(read_model_config(model), "", len(PROMPT) * 9, 2, network=network)
+        planned = sum(phase_costs(parameters), Cost())
+        assert generation.meter is not None
+        measured = totals(generation.meter.prefill, generation.meter.decode)
+        assert measured == (planned.online_bytes, planned.correction_bytes, planned.rounds)
+        rounds.append(planned.rounds)
+    assert rounds[1] < rounds[0]
+
+
 def test_masked_weights_are_sent_once(connection: Connection, tmp_path: Path) -> None:
     own_state = replace(connection, state=tmp_path)
     first, second = Generation(own_state, Request(PROMPT, 1)), Generation(own_state, Request(PROMPT, 1))
@@ -98,6 +113,7 @@ def test_an_answer_ends_with_its_end_token(model: Path, tmp_path: Path) -> None:
         (Request(PROMPT, 5, backend="magic"), "unknown backend 'magic'"),
         (Request(PROMPT, 5, policy=PolicySettings("magic")), "unknown cache policy 'magic'"),
         (Request(PROMPT, 5, policy=PolicySettings(budget=30)), "a budget of 30 tokens is below the 67"),
+        (Request(PROMPT, 5, network="moon"), "the network 'moon' is none of"),
         (Request(PROMPT, 500), "allows 256 new tokens"),
         (Request([1] * 125, 5), "do not fit the model's 128 positions"),
         (Request([1] * 3000, 5), "allows 2048 prompt tokens"),
