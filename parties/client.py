@@ -187,6 +187,7 @@ class Generation:
         for name, shape in shapes.items():
             nbytes = packed_bytes(shape[0] * shape[1], RING_BITS)
             weights[name] = unpack(link.receive(nbytes), shape, RING_BITS)
+            link.send(b"\x01")
             self.setup_bytes += nbytes
         save_masked_weights(state, fingerprint, parameters.model_digest, weights)
         return weights

@@ -89,8 +89,9 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             )
         )
         if link.receive(1) == b"\x01":
-            for tensor in masked_weights(self._checkpoint.config, key, self._checkpoint.tensors).values():
+            for tensor in masked_weights(self._checkpoint.config, key, self._checkpoint.tensors):
                 link.send(pack(tensor, RING_BITS))
+                link.receive(1)  # the next one is made when this one has arrived: not all of them wait in memory
         seed = new_key()
         request = dealer_pb2.DealRequest(
             protocol_version=PROTOCOL_VERSION,

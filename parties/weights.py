@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -43,9 +43,10 @@ def weights_fingerprint(key: bytes) -> str:
     return derive_key(key, "fingerprint").hex()
 
 
-def masked_weights(config: ModelConfig, key: bytes, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """All weights W - B, in the order in which they are sent."""
-    return {name: masked_weight(key, name, tensors[name]) for name in weight_shapes(config)}
+def masked_weights(config: ModelConfig, key: bytes, tensors: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The weights W - B, one at a time, in the order in which they are sent."""
+    for name in weight_shapes(config):
+        yield masked_weight(key, name, tensors[name])
 
 
 def save_masked_weights(state: Path, fingerprint: str, model_digest: str, tensors: dict[str, torch.Tensor]) -> None:
