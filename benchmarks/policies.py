@@ -11,25 +11,23 @@ from mpcache.policies import PolicySettings, policies, policy_settings
 from protocols.errors import ConfigError
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "mpcache-static": {"clusters": (), "keep_ratio": 0.5},
+    "mpcache-static": {"clusters": ()},
     "mpcache-dynamic": {"keep_ratio": 1.0},
     "mpcache-half": {"keep_ratio": 0.5},
-    "mpcache-quarter": {"keep_ratio": 0.25},
-    "mpcache-one-level": {"clusters": (8,)},
-    "mpcache-fine": {"clusters": (4,)},
+    "mpcache-two-levels": {"clusters": (8, 4), "widening": 3.0},
+    "mpcache-coarse": {"clusters": (8,)},
+    "mpcache-extremes": {"representative": "extremes"},
+    "mpcache-unshared": {"share_layers": 1},
+    "mpcache-shared-first": {"unshared_layers": 0},
+    "mpcache-by-head": {"share_heads": False},
+    "mpcache-evict-by-head": {"per_head": True},
     "mpcache-paper": {
         "clusters": (32, 16),
         "keep_ratio": 0.5,
         "representative": "extremes",
-        "share_layers": 2,
         "unshared_layers": 0,
-        "observed_share": 0.2,
-        "per_head": False,
+        "share_heads": False,
     },
-    "mpcache-unshared": {"share_layers": 1},
-    "mpcache-shared-first": {"unshared_layers": 0, "share_layers": 2},
-    "mpcache-extremes": {"representative": "extremes"},
-    "mpcache-per-head": {"per_head": True},
 }
 """What differs from mpcache's defaults. mpcache-paper: the clusters, representative and sharing of arXiv 2501.06807."""
 

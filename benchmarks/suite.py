@@ -43,7 +43,7 @@ class Suite:
     whole_model: bool
 
 
-EVERY = "all,mpcache-static,mpcache-dynamic,mpcache-one-level,mpcache-unshared,mpcache-extremes,mpcache-paper"
+EVERY = "all,mpcache-static,mpcache-dynamic,mpcache-half,mpcache-by-head,mpcache-extremes,mpcache-paper"
 
 FULL = Suite(
     repeat=7,

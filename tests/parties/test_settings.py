@@ -74,7 +74,7 @@ def test_a_policy_is_a_name_or_a_table(tmp_path: Path, text: str, expected: Poli
     [
         ('policy = "mpcach"', "client.toml: unknown cache policy 'mpcach' .did you mean 'mpcache'"),
         ("policy.budgett = 1", "client.toml: cache policy: unknown setting 'budgett' .did you mean 'budget'"),
-        ("policy.budget = 30", r"client.toml: cache policy 'mpcache': a budget of 30 tokens is below the 67"),
+        ("policy.budget = 26", r"client.toml: cache policy 'mpcache': a budget of 26 tokens is below the 27"),
         ("policy = 7", "client.toml: a cache policy is a name or a table"),
     ],
 )

@@ -13,7 +13,18 @@ from mpcache.policies import PolicySettings, policies
 def small(name: str, **changes: object) -> PolicySettings:
     """A policy at the scale of a few tens of tokens."""
     settings = PolicySettings(
-        name, budget=16, sinks=2, recent=3, clusters=(4, 2), page=4, representatives=2, window=6, kernel=3
+        name,
+        budget=16,
+        sinks=2,
+        recent=3,
+        keep_ratio=0.5,
+        clusters=(4, 2),
+        unshared_layers=0,
+        share_heads=False,
+        page=4,
+        representatives=2,
+        window=6,
+        kernel=3,
     )
     return replace(settings, **changes)  # type: ignore[arg-type]
 
