@@ -187,7 +187,7 @@ def test_compaction_opens_nothing_but_noise_and_destinations() -> None:
 
 
 def test_what_a_party_sees_of_a_cache_and_of_choices_in_it_is_noise() -> None:
-    """Everything a policy does, on a cache of four tokens of which two runs of two are compared, picked and replaced."""
+    """What policies do, on a cache of four tokens: two runs of two are compared, picked and replaced."""
 
     def program(session: Session) -> list[Seen]:
         seen, backend = watch(session), MpcBackend(session)
