@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mpcache import __version__
+from mpcache.files import written_whole
 from protocols.errors import ConfigError
 
 Record = dict[str, Any]
@@ -90,9 +91,8 @@ def make_record(settings: Record, status: str, figures: Record) -> Record:
 def write_json(path: Path, records: list[Record]) -> None:
     """All records as one JSON list, whole or not at all."""
     try:
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(records, indent=2) + "\n")
-        partial.replace(path)
+        with written_whole(path) as partial:
+            partial.write_text(json.dumps(records, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"the records cannot be written to {path}: {error}") from None
 

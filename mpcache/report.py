@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
+from mpcache.files import written_whole
 from mpcache.generate import FULL, Meter, Phase
 from mpcache.policies import PolicySettings
 from protocols.errors import ConfigError
@@ -84,9 +84,8 @@ class Result:
     def write(self, path: Path) -> None:
         """As JSON, whole or not at all."""
         try:
-            partial = path.with_name(f"{path.name}.{os.getpid()}")
-            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-            partial.replace(path)
+            with written_whole(path) as partial:
+                partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
         except OSError as error:
             raise ConfigError(f"the result cannot be written to {path}: {error}") from None
 

@@ -7,7 +7,6 @@ the client's.
 from __future__ import annotations
 
 import datetime
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from mpcache.files import written_whole
 from protocols.errors import ConfigError, IdentityError
 
 ROLES = ("owner", "client", "dealer")
@@ -99,11 +99,8 @@ def _write_pair(folder: Path, name: str, certificate: x509.Certificate, key: ec.
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-    partial.replace(path)
+    with written_whole(path, mode) as partial:
+        partial.write_bytes(data)
 
 
 def load_identity(folder: Path, role: str) -> Identity:

@@ -20,7 +20,7 @@ from parties.generated import dealer_pb2, owner_pb2, owner_pb2_grpc
 from parties.link import Frame, Link
 from parties.settings import OwnerSettings
 from parties.tls import open_server, require_role
-from parties.weights import masked_weights, weight_key, weights_fingerprint
+from parties.weights import encoded_digest, masked_weights, weight_key, weights_fingerprint
 from protocols.correlation import PartyCorrelations
 from protocols.errors import HandshakeError, MpcacheError
 from protocols.randomness import new_key
@@ -44,6 +44,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
     ) -> None:
         self._settings, self._identity, self._checkpoint = settings, identity, checkpoint
         self._program, self._transport = program, transport
+        self._encoded = encoded_digest(checkpoint.config, checkpoint.tensors)
         self._places = threading.BoundedSemaphore(settings.max_sessions)
 
     def Converse(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
@@ -79,7 +80,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         hello = frame.hello
         link.session = hello.session
         parameters = self._agree(hello)
-        key = weight_key(self._settings.state, self._checkpoint.digest, client)
+        key = weight_key(self._settings.state, self._encoded, client)
         digest = plan_digest(parameters, self._program)
         link.put(
             Frame(

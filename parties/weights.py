@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,24 +13,41 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from mpcache.checkpoint import weight_shapes
+from mpcache.files import written_whole
 from mpcache.model_config import ModelConfig
 from protocols.backends.mpc import masked_weight
 from protocols.errors import ConfigError
 from protocols.randomness import KEY_BYTES, derive_key, new_key
+from protocols.ring import FRACTION_BITS
 
 
-def weight_key(state: Path, model_digest: str, client: str) -> bytes:
-    """The owner's key of this model and client (a certificate's fingerprint), made when first asked for."""
-    path = state / "weight-keys" / f"{model_digest[:32]}-{client[:32]}.key"
+def encoded_digest(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Fingerprint of the weights as they are masked: folded, and with so many fractional bits.
+
+    A weight key is for these alone. Two versions of MPCache may fold the same checkpoint differently, and one mask
+    for two weights would give their difference away.
+    """
+    digest = hashlib.sha256(f"{FRACTION_BITS}\n".encode())
+    for name in weight_shapes(config):
+        digest.update(hashlib.sha256(tensors[name].contiguous().numpy().data).digest())
+    return digest.hexdigest()
+
+
+def weight_key(state: Path, encoded: str, client: str) -> bytes:
+    """The owner's key of these weights (`encoded_digest`) and this client (a certificate's fingerprint), made when
+    first asked for."""
+    path = state / "weight-keys" / f"{encoded[:32]}-{client[:32]}.key"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             partial = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(new_key())
-            with contextlib.suppress(FileExistsError):  # whoever comes first wins
-                os.link(partial, path)
-            partial.unlink()
+            try:
+                with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    file.write(new_key())
+                with contextlib.suppress(FileExistsError):  # whoever comes first wins
+                    os.link(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
         key = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"the weight keys in {state} cannot be read or written: {error}") from None
@@ -54,9 +72,8 @@ def save_masked_weights(state: Path, fingerprint: str, model_digest: str, tensor
     try:
         path = _path(state, model_digest)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        save_file(tensors, partial, {"fingerprint": fingerprint})
-        partial.replace(path)
+        with written_whole(path) as partial:
+            save_file(tensors, partial, {"fingerprint": fingerprint})
     except OSError as error:
         raise ConfigError(f"the masked weights cannot be kept in {state}: {error}") from None
 

@@ -1,0 +1,23 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """A file to write in the place of `path`, which it replaces when the block ends; if that fails it is removed.
+
+    It has the permissions `mode` from the start. Raises OSError.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
+    try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
