@@ -118,7 +118,7 @@ def _prompt_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--prompt-file",
             type=click.Path(path_type=Path),
-            help="File with the private prompt.",
+            help="File with the private prompt; a newline at its end is left out.",
         ),
         click.option("--max-new-tokens", type=click.IntRange(1), help="Tokens to generate at most."),
         click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the result as JSON."),
@@ -158,7 +158,7 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
         return prompt
     assert prompt_file is not None
     try:
-        return prompt_file.read_text()
+        return prompt_file.read_text().removesuffix("\n")  # an editor's last newline is no part of the prompt
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the prompt in {prompt_file} cannot be read: {error}") from None
 

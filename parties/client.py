@@ -17,16 +17,19 @@ from mpcache.network import LOOPBACK
 from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, plan_digest
 from mpcache.policies import PolicySettings
 from parties.certificates import Identity
-from parties.dealing import DealerLink
+from parties.dealing import DealerLink, left
 from parties.generated import dealer_pb2, owner_pb2
 from parties.link import ClientLink, Frame
 from parties.weights import load_masked_weights, save_masked_weights
 from protocols.correlation import PartyCorrelations
-from protocols.errors import HandshakeError, MpcacheError
+from protocols.errors import HandshakeError, MpcacheError, PeerLost
 from protocols.randomness import new_key
 from protocols.ring import RING_BITS, packed_bytes, unpack
 from protocols.session import Session
 from protocols.transport import Transport
+
+_LAST_WORD = 2.0
+"""Seconds that an owner's own reason may come later than the dealer's word that it left."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Generation:
             )
             dealer = DealerLink(connection.dealer, connection.identity, request, connection.timeout)
             link.check = dealer.check
-            dealer.wait_started()
+            dealer.wait_started(link.check_peer)
             channel = self._transport(link) if self._transport else link
             session = self.session = Session(1, channel, PartyCorrelations(1, seed, dealer.read))
             session.round_bytes = parameters.round_bytes
@@ -105,17 +108,20 @@ class Generation:
                     self.waited_for_dealer = dealer.waited_seconds
                     assert token is not None
                     yield token
-            link.disconnect()
         except GeneratorExit:
             link.abort("the client stopped")
             raise
         except MpcacheError as error:
-            link.abort(str(error))
+            reason = link.reason(_LAST_WORD) if dealer is not None and dealer.told == left("owner") else None
+            link.abort(reason or str(error))
+            if reason is not None:
+                raise PeerLost(reason) from None
             raise
         except BaseException as error:
             link.abort(f"the client failed: {type(error).__name__}")
             raise
         finally:
+            link.disconnect()
             if dealer is not None:
                 dealer.close()
 

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import grpc
@@ -16,13 +16,19 @@ from mpcache.planning import PROTOCOL_VERSION, PublicParameters, correlations, p
 from parties.certificates import Identity
 from parties.generated import dealer_pb2, dealer_pb2_grpc
 from parties.link import explain_error, printable
-from parties.tls import open_channel, open_server, require_role
+from parties.threads import start_thread
+from parties.tls import on_end, open_channel, open_server, require_role
 from protocols.correlation import Dealer
 from protocols.errors import HandshakeError, MpcacheError, PeerLost
 
 Corrections = dealer_pb2.Corrections
 CHUNK_BYTES = 1 << 20
 PARTIES = ("owner", "client")
+
+
+def left(role: str) -> str:
+    """What the dealer tells a party when the other one has gone."""
+    return f"the {role} left"
 
 
 @dataclass
@@ -38,6 +44,7 @@ class _Pairing:
         if not self.ended.is_set():
             self.failure = failure
             self.ended.set()
+            self.complete.set()  # whoever waits for the second party hears of it
 
 
 class DealerService(dealer_pb2_grpc.DealerServicer):
@@ -56,7 +63,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         role = require_role(context, (request.role,) if request.role in PARTIES else PARTIES, self._insecure)
         pairing = self._join(role, request)
         other = next(p for p in PARTIES if p != role)
-        context.add_callback(lambda: pairing.end(f"the {role} left"))
+        on_end(context, lambda: pairing.end(left(role)))
         try:
             if not pairing.complete.wait(self._timeout):
                 pairing.end(f"the {other} did not come within {self._timeout:g} seconds")
@@ -71,7 +78,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             else:
                 yield Corrections(failure=pairing.failure)
         finally:
-            pairing.end(f"the {role} left")
+            pairing.end(left(role))
             with self._lock:
                 self._sessions.pop(request.session, None)
 
@@ -92,8 +99,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     def _corrections(self, pairing: _Pairing) -> Iterator[dealer_pb2.Corrections]:
         """Chunks made by a thread that runs ahead by at most the allowed memory."""
         ahead = _BoundedChunks(self._memory_bytes)
-        maker = threading.Thread(target=_make, args=(pairing, ahead, self._program), daemon=True)
-        maker.start()
+        start_thread("dealer: corrections", _make, pairing, ahead, self._program)
         try:
             while (chunk := ahead.get(pairing.ended)) is not None:
                 yield Corrections(chunk=chunk)
@@ -205,7 +211,7 @@ class DealerServer:
 class DealerLink:
     """A party's link to the dealer: a byte stream of corrections, read ahead by at most `memory_bytes`.
 
-    waited_seconds: how long `read` stood still because the dealer was not ahead.
+    waited_seconds: how long `read` stood still because the dealer was not ahead. told: why the dealer ended it.
     """
 
     def __init__(
@@ -221,6 +227,7 @@ class DealerLink:
         self._chunks: queue.Queue[bytes] = queue.Queue(maxsize=max(2, memory_bytes // CHUNK_BYTES))
         self._current = memoryview(b"")
         self._failure: str | None = None
+        self.told: str | None = None
         self._closed = False
         self.finished = threading.Event()
         self.started = threading.Event()
@@ -231,7 +238,7 @@ class DealerLink:
         def explain(error: grpc.RpcError) -> str:
             return explain_error(error, address, identity, "dealer")
 
-        threading.Thread(target=self._feed, args=(explain,), daemon=True).start()
+        start_thread(f"{request.role}: corrections from the dealer", self._feed, explain)
 
     def _feed(self, explain: object) -> None:
         try:
@@ -242,7 +249,8 @@ class DealerLink:
                 elif kind == "started":
                     self.started.set()
                 elif kind == "failure":
-                    self._failure = f"the dealer ended the session: {printable(reply.failure)}"
+                    self.told = printable(reply.failure)
+                    self._failure = f"the dealer ended the session: {self.told}"
                     break
             else:
                 if self._failure is None and not self._closed:
@@ -265,10 +273,16 @@ class DealerLink:
         if self._failure is not None:
             raise PeerLost(self._failure)
 
-    def wait_started(self) -> None:
-        """Until both parties are there. Raises PeerLost."""
-        if not self.started.wait(self._timeout):
-            raise PeerLost(f"the dealer did not start within {self._timeout:g} seconds")
+    def wait_started(self, check_peer: Callable[[], None] = lambda: None) -> None:
+        """Until both parties are there. check_peer: called meanwhile, raises if the other party is gone.
+
+        Raises PeerLost.
+        """
+        deadline = time.monotonic() + self._timeout
+        while not self.started.wait(0.2):
+            check_peer()
+            if time.monotonic() > deadline:
+                raise PeerLost(f"the dealer did not start within {self._timeout:g} seconds")
         self.check()
 
     def read(self, nbytes: int) -> bytes | memoryview:

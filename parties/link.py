@@ -10,6 +10,7 @@ import grpc
 
 from parties.certificates import Identity
 from parties.generated import owner_pb2, owner_pb2_grpc
+from parties.threads import start_thread
 from parties.tls import explain_failure, open_channel
 from protocols.errors import MpcacheError, PeerLost, ProtocolError
 
@@ -35,6 +36,8 @@ class Link:
         self._outbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._sent = self._received = 0
         self._ended: str | None = None
+        self._lost: str | None = None
+        self._is_lost = threading.Event()
         self.check: Callable[[], None] = lambda: None  # called while waiting: raises if another peer is lost
 
     # ------------------------------------------------------------ Channel
@@ -90,10 +93,16 @@ class Link:
             self._ended = frame
             raise PeerLost(frame)
         assert isinstance(frame, Frame)
-        if frame.WhichOneof("kind") == "abort":
-            self._ended = f"the {self.peer} ended the session: {printable(frame.abort.reason)}"
-            raise PeerLost(self._ended)
         return frame
+
+    def check_peer(self) -> None:
+        """While waiting for somebody else. Raises PeerLost if the peer is gone."""
+        if self._lost is not None:
+            raise PeerLost(self._lost)
+
+    def reason(self, within: float) -> str | None:
+        """Why the peer is gone, if that shows within so many seconds."""
+        return self._lost if self._is_lost.wait(within) else None
 
     def abort(self, reason: str) -> None:
         """Tell the peer why the session ends, and end it."""
@@ -105,13 +114,18 @@ class Link:
 
     def lost(self, reason: str) -> None:
         """No more frames will come, for this reason."""
+        self._lost = self._lost or reason
+        self._is_lost.set()
         self._inbox.put(reason)
 
     def feed(self, frames: Iterator[owner_pb2.Frame], explain: Callable[[grpc.RpcError], str]) -> None:
         """Read the stream to its end; runs in a thread of its own."""
         try:
             for frame in frames:
-                self._inbox.put(frame)
+                if frame.WhichOneof("kind") == "abort":
+                    self.lost(f"the {self.peer} ended the session: {printable(frame.abort.reason)}")
+                else:
+                    self._inbox.put(frame)
             self.lost(f"the {self.peer} closed the connection")
         except grpc.RpcError as error:
             self.lost(explain(error))
@@ -135,10 +149,10 @@ class ClientLink(Link):
         def explain(error: grpc.RpcError) -> str:
             return explain_error(error, address, identity, "owner")
 
-        threading.Thread(target=self.feed, args=(frames, explain), daemon=True).start()
+        start_thread("client: frames from the owner", self.feed, frames, explain)
 
     def disconnect(self) -> None:
-        """Let the owner end the stream, then close the connection."""
+        """Let the owner end the stream, if it answers, then close the connection."""
         self.close()
         try:
             while True:

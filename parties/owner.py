@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import grpc
 
@@ -19,7 +20,8 @@ from parties.dealing import DealerLink
 from parties.generated import dealer_pb2, owner_pb2, owner_pb2_grpc
 from parties.link import Frame, Link
 from parties.settings import OwnerSettings
-from parties.tls import open_server, require_role
+from parties.threads import start_thread
+from parties.tls import on_end, open_server, require_role
 from parties.weights import encoded_digest, masked_weights, weight_key, weights_fingerprint
 from protocols.correlation import PartyCorrelations
 from protocols.errors import HandshakeError, MpcacheError
@@ -52,28 +54,28 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         certificate = context.auth_context().get("x509_pem_cert", [b""])[0]
         client = fingerprint(bytes(certificate)) if certificate else "plaintext"
         link = Link("owner", "client", b"", self._settings.timeout_seconds)
-        context.add_callback(lambda: link.lost("lost the client: its process ended or the connection broke"))
-        threading.Thread(target=link.feed, args=(frames, _explain), daemon=True).start()
-        threading.Thread(target=self._serve, args=(link, client), daemon=True).start()
+        on_end(context, lambda: link.lost("lost the client: its process ended or the connection broke"))
+        start_thread("owner: frames from a client", link.feed, frames, _explain)
+        start_thread("owner: a session", self._serve, link, client)
         yield from link.outgoing()
 
     def _serve(self, link: Link, client: str) -> None:
         if not self._places.acquire(blocking=False):
             link.abort(f"the owner serves {self._settings.max_sessions} sessions already: try again later")
             return
-        try:
-            self._session(link, client)
-            link.close()
-        except MpcacheError as error:
-            log.warning("session ended: %s", error)
-            link.abort(str(error))
-        except Exception as error:  # a thread of its own: the client must not be left waiting
-            log.exception("session failed")
-            link.abort(f"the owner failed: {type(error).__name__}")
-        finally:
-            self._places.release()
+        with ExitStack() as at_end:  # the client is told why before the dealer hears that the owner left
+            at_end.callback(self._places.release)
+            try:
+                self._session(link, client, at_end)
+                link.close()
+            except MpcacheError as error:
+                log.warning("session ended: %s", error)
+                link.abort(str(error))
+            except Exception as error:  # a thread of its own: the client must not be left waiting
+                log.exception("session failed")
+                link.abort(f"the owner failed: {type(error).__name__}")
 
-    def _session(self, link: Link, client: str) -> None:
+    def _session(self, link: Link, client: str, at_end: ExitStack) -> None:
         frame = link.next_frame()
         if frame.WhichOneof("kind") != "hello" or len(frame.hello.session) != 16:
             raise HandshakeError("a session begins with a hello")
@@ -104,18 +106,16 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             weight_key=key,
         )
         dealer = DealerLink(self._settings.dealer, self._identity, request, self._settings.timeout_seconds)
+        at_end.callback(dealer.close)
         link.check = dealer.check
-        try:
-            dealer.wait_started()
-            channel = self._transport(link) if self._transport else link
-            session = Session(0, channel, PartyCorrelations(0, seed, dealer.read))
-            session.round_bytes = parameters.round_bytes
-            with private_backend(parameters.backend, session, weight_key=key) as backend:
-                decoder = Decoder(self._checkpoint.config, backend, self._checkpoint.tensors)
-                generated = sum(1 for _ in (self._program or steps)(decoder, parameters.generation(), None))
-            log.info("session done: %d prompt tokens, %d new tokens", parameters.prompt_tokens, generated)
-        finally:
-            dealer.close()
+        dealer.wait_started(link.check_peer)
+        channel = self._transport(link) if self._transport else link
+        session = Session(0, channel, PartyCorrelations(0, seed, dealer.read))
+        session.round_bytes = parameters.round_bytes
+        with private_backend(parameters.backend, session, weight_key=key) as backend:
+            decoder = Decoder(self._checkpoint.config, backend, self._checkpoint.tensors)
+            generated = sum(1 for _ in (self._program or steps)(decoder, parameters.generation(), None))
+        log.info("session done: %d prompt tokens, %d new tokens", parameters.prompt_tokens, generated)
 
     def _agree(self, hello: owner_pb2.Hello) -> PublicParameters:
         """The session's public parameters, or a HandshakeError that says what to change."""

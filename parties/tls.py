@@ -6,6 +6,7 @@ import ipaddress
 import socket
 import ssl
 import tempfile
+from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
 
@@ -78,6 +79,12 @@ def open_channel(address: str, identity: Identity | None, role: str) -> grpc.Cha
         return grpc.insecure_channel(address, options=_OPTIONS)
     credentials = grpc.ssl_channel_credentials(identity.authority, identity.key, identity.certificate)
     return grpc.secure_channel(address, credentials, [*_OPTIONS, ("grpc.ssl_target_name_override", host_name(role))])
+
+
+def on_end(context: grpc.ServicerContext, callback: Callable[[], None]) -> None:
+    """Call back when the call ends, whyever: at once if it has ended."""
+    if not context.add_callback(callback):
+        callback()
 
 
 def require_role(context: grpc.ServicerContext, roles: tuple[str, ...], insecure: bool) -> str:

@@ -1,0 +1,202 @@
+"""A session that is aborted, by whomever, leaves nothing behind: no thread, no connection, no half-written file; and
+owner and dealer serve on. Servers and client run in one process here, so that all their threads show."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from parties import client as client_module
+from parties.certificates import load_identity, write_development_certificates
+from parties.client import Connection, Generation, Request
+from parties.dealing import DealerLink, DealerServer
+from parties.generated import dealer_pb2
+from parties.owner import OwnerServer
+from parties.settings import OwnerSettings
+from parties.threads import session_threads
+from protocols.errors import ConfigError, MpcacheError, PeerLost, ProtocolError
+from tests.end_to_end.test_generation import PROMPT
+
+TIMEOUT = 60.0
+"""Of every wait: what ends sooner than `ENDS_WITHIN` did not wait for it."""
+ENDS_WITHIN = 10.0
+
+
+@dataclass
+class Servers:
+    owner: OwnerServer
+    dealer: DealerServer
+    connection: Connection
+
+    def client(self, new_tokens: int = 20, **changes: object) -> Generation:
+        return Generation(replace(self.connection, **changes), Request(PROMPT, new_tokens))  # type: ignore[arg-type]
+
+
+@contextmanager
+def serving(model: Path, folder: Path) -> Iterator[Servers]:
+    write_development_certificates(folder / "certificates")
+    identities = {role: load_identity(folder / "certificates", role) for role in ("owner", "client", "dealer")}
+    dealer = DealerServer("127.0.0.1:0", identities["dealer"], TIMEOUT)
+    settings = OwnerSettings("127.0.0.1:0", f"127.0.0.1:{dealer.port}", model, state=folder / "owner-state")
+    owner = OwnerServer(settings, identities["owner"])
+    where = (f"127.0.0.1:{owner.port}", f"127.0.0.1:{dealer.port}")
+    try:
+        yield Servers(owner, dealer, Connection(*where, identities["client"], folder / "client-state", TIMEOUT))
+    finally:
+        owner.stop()
+        dealer.stop()
+
+
+@pytest.fixture(scope="module")
+def servers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    with serving(model, tmp_path_factory.mktemp("servers")) as running:
+        yield running
+
+
+def assert_all_threads_end() -> None:
+    for thread in session_threads():
+        thread.join(ENDS_WITHIN)
+    assert not session_threads(), "threads of an aborted session are left"
+
+
+def stops_early(servers: Servers) -> None:
+    generation = iter(servers.client())
+    next(generation)
+    generation.close()  # type: ignore[attr-defined]
+
+
+def fails_in_the_middle(servers: Servers) -> None:
+    """The client's own code raises between two tokens."""
+    generation = servers.client()
+    with pytest.raises(ZeroDivisionError):
+        for _ in generation:
+            assert generation.session is not None
+            generation.session._round = lambda requests: 1 // 0  # type: ignore[assignment,return-value]
+
+
+def is_refused(servers: Servers) -> None:
+    with pytest.raises(PeerLost, match="allows 256 new tokens"):
+        list(servers.client(new_tokens=1000))
+
+
+def finds_no_dealer(servers: Servers) -> None:
+    with pytest.raises(PeerLost, match="dealer"):
+        list(servers.client(dealer="127.0.0.1:9"))
+
+
+def sends_a_short_message(servers: Servers) -> None:
+    """The owner refuses it, and says so."""
+    generation = servers.client()
+    with pytest.raises(PeerLost, match=r"the owner ended the session: the client's message .* were due"):
+        for _ in generation:
+            assert generation.session is not None
+            channel = generation.session._channel
+            channel.send(b"too short")
+
+
+def repeats_a_message(servers: Servers) -> None:
+    generation = servers.client()
+    with pytest.raises(PeerLost, match=r"the client sent message .* was due"):
+        for _ in generation:
+            assert generation.session is not None
+            generation.session._channel._sent -= 1  # type: ignore[attr-defined]
+
+
+def hears_a_message_of_the_wrong_length(servers: Servers) -> None:
+    generation = servers.client()
+    with pytest.raises(ProtocolError, match="the owner's message"):
+        for _ in generation:
+            assert generation.session is not None
+            channel = generation.session._channel
+            channel.receive = partial(_expecting_more, channel.receive)  # type: ignore[method-assign]
+
+
+def _expecting_more(receive: Callable[[int], object], expected: int) -> object:
+    return receive(expected + 1)
+
+
+ENDINGS = [
+    stops_early,
+    fails_in_the_middle,
+    is_refused,
+    finds_no_dealer,
+    sends_a_short_message,
+    repeats_a_message,
+    hears_a_message_of_the_wrong_length,
+]
+
+
+@pytest.mark.parametrize("ending", ENDINGS, ids=lambda ending: ending.__name__)
+def test_nothing_is_left_of_an_aborted_session(servers: Servers, ending: Callable[[Servers], None]) -> None:
+    ending(servers)
+    assert_all_threads_end()
+    assert len(list(servers.client(new_tokens=2))) == 2, "owner and dealer serve on"
+    assert_all_threads_end()
+
+
+@pytest.mark.parametrize("victim", ["owner", "dealer"])
+def test_nothing_is_left_when_a_server_stops_mid_generation(model: Path, tmp_path: Path, victim: str) -> None:
+    with serving(model, tmp_path) as servers:
+        generation = iter(servers.client(new_tokens=100))
+        next(generation)
+        getattr(servers, victim).stop()
+        with pytest.raises(PeerLost, match=f"the {victim}"):
+            for _ in generation:
+                pass
+        assert_all_threads_end()
+
+
+def test_a_party_that_waits_at_the_dealer_hears_that_the_other_left(servers: Servers) -> None:
+    identity = servers.connection.identity
+    request = dealer_pb2.DealRequest(role="client", session=bytes(16))
+    lost = threading.Event()
+
+    def check_peer() -> None:
+        if lost.is_set():
+            raise PeerLost("lost the owner")
+
+    link = DealerLink(servers.connection.dealer, identity, request, TIMEOUT)
+    lost.set()
+    with pytest.raises(PeerLost, match="lost the owner"):
+        link.wait_started(check_peer)
+    link.close()
+    assert_all_threads_end()
+
+
+def test_masked_weights_that_cannot_be_kept_leave_no_half_of_them(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("parties.weights.save_file", full_disk)
+    with pytest.raises(ConfigError, match=r"cannot be kept in .*No space left"):
+        list(servers.client(state=tmp_path))
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert_all_threads_end()
+
+
+def test_masked_weights_that_do_not_all_arrive_are_not_kept(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = client_module.unpack
+    calls: list[int] = []
+
+    def broken(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise PeerLost("lost the owner")
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client_module, "unpack", broken)
+    with pytest.raises(MpcacheError, match="lost the owner"):
+        list(servers.client(state=tmp_path))
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert_all_threads_end()
