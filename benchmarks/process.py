@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from mpcache.generate import Program
 
+ROLES = ("owner", "dealer")
+"""Who runs as a process of its own; the client is the benchmark."""
 BEGIN = -1
 """The mark of a program's beginning; each value that it yields has its number."""
 
@@ -22,6 +25,20 @@ def peak_memory() -> int | None:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def peak_memory_of_roles() -> dict[str, int]:
+    """The same of this process's children that run a role's command, by role; empty where the system does not say."""
+    peaks: dict[str, int] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, KeyError):  # one that ended meanwhile, or a thread of the kernel's
+            lines = (line.partition(":") for line in (process / "status").read_text().splitlines())
+            status = {name: value.split() for name, _, value in lines}
+            words = (process / "cmdline").read_text().split("\0")
+            role = next((role for role in ROLES if role in words), None)
+            if role is not None and int(status["PPid"][0]) == os.getpid():
+                peaks[role] = int(status["VmHWM"][0]) * 1024
+    return peaks
 
 
 def forget_peak() -> None:

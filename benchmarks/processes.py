@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.delay import delaying
-from benchmarks.process import forget_peak, peak_memory, read_notes, seconds_between
+from benchmarks.process import ROLES, forget_peak, peak_memory, read_notes, seconds_between
 from benchmarks.roles import Setup
 from mpcache.policies import PolicySettings
 from parties.certificates import load_identity, write_development_certificates
 from parties.client import Connection, Generation, Request
 from parties.demo import role_process
 from protocols.session import Cost, Part
-
-ROLES = ("owner", "dealer")
 
 
 @dataclass
