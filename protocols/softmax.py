@@ -2,11 +2,15 @@
 
 exp(x - m) needs m near the maximum. m is the maximum of the scores with 1 fractional bit, within 1/2 of the true one,
 so the largest exponent lies in [-1/2, 1/2] and the sum in [0.6, 1.65 n]: no later step can overflow or vanish, whatever
-the scores are. Differences below -11.5 become exactly 0 (exp(-11.1) is 2^-16).
+the scores are. Differences far below become exactly 0: how far depends on the public number of scores, as what many of
+them weigh together must stay below the error bound.
 
-One opening of d = x - m serves three ends. Its low 20 bits (a domain of 16) index a table of exp(u - R), which times
-the public exp(C) is exp(d). Its upper bits tell by digit tables whether d is in the domain at all: a bit. And the
-product of that bit with the truncated exp(d) needs no message of its own, see truncation.py.
+One opening of d = x - m serves three ends. Its low 20 or 21 bits (a domain of 16 or 32) index a table of exp(u - R),
+which times the public exp(C) is exp(d). Its upper bits tell by digit tables whether d is in the domain at all: a bit.
+And the product of that bit with the truncated exp(d) needs no message of its own, see truncation.py.
+
+Many small exponentials add up, so none may be off to one side: truncation rounds up as often as a value's fraction
+says, and the dealer rounds the table's entries likewise, by randomness of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from protocols.comparison import sign
 from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
 from protocols.digits import LessThan
 from protocols.product import multiply
+from protocols.randomness import Stream
 from protocols.rank import maximum
 from protocols.reciprocal import RECIPROCAL_BITS, reciprocal_untruncated
 from protocols.ring import FRACTION_BITS, RING_BITS, shift_right
@@ -34,11 +39,8 @@ MASKED = -(1 << 13)
 """What a publicly masked score counts as in the maximum."""
 DIFFERENCE_BITS = COARSE_WIDTH + FRACTION_BITS - COARSE_BITS
 """Ring of d, as the maximum is known modulo 2^COARSE_WIDTH: 2^14 in size at scale 2^16."""
-FIRST = -13.4
-"""Where the table's domain of 16 begins: its last segment is not used, as a segment is found up to one above."""
-LOWEST = -11.25
-"""d below this counts as minus infinity (the comparison may still keep d down to -11.5)."""
-INDEX_BITS = 3
+NARROW = 384
+"""Up to so many scores the table has 8 segments, above 16: exp(-13.1) times 384 is 8e-4."""
 WIDTH_BITS = FRACTION_BITS + 1
 """Segments of 2."""
 EXP_BITS = 32
@@ -46,16 +48,45 @@ EXP_VALUE_BITS = 18
 EXP_POWER_BITS = 11
 _COARSE_DROPPED = FRACTION_BITS - COARSE_BITS
 _LOWEST_DROPPED = FRACTION_BITS - 2
-"""d is compared to LOWEST with 2 fractional bits."""
+"""d is compared to the lowest with 2 fractional bits."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Of d, [first, first + 2^(index_bits + 1)) in segments of 2; `lowest`: d below it counts as minus infinity.
+
+    The last segment is not used, as a segment is found up to one above: so the highest d is 0.6.
+    """
+
+    index_bits: int
+
+    @property
+    def segments(self) -> int:
+        return 1 << self.index_bits
+
+    @property
+    def first(self) -> float:
+        return 2.6 - 2 * self.segments
+
+    @property
+    def lowest(self) -> float:
+        """The comparison may still keep d down to 1/4 below."""
+        return max(self.first + 0.3, -18.0)
+
+
+def domain(scores: int) -> Domain:
+    """For rows of so many scores: those below the lowest weigh 1e-3 of the largest at most, all together."""
+    return Domain(3 if scores <= NARROW else 4)
 
 
 @dataclass(frozen=True)
 class ExponentialMask(Correlation):
-    """r modulo 2^31; the table over c_hi of exp(2 u - 2 R) at scale 2^18, modulo 2^32; a truncation modulo 2^out_bits,
-    also times a random bit b; digit tables of r's upper bits; b in both forms."""
+    """For exponentials in rows of `scores`: r modulo 2^31; the table over c_hi of exp(2 u - 2 R) at scale 2^18, modulo
+    2^32; a truncation modulo 2^out_bits, also times a random bit b; digit tables of r's upper bits; b in both forms."""
 
     shape: Shape
     out_bits: int
+    scores: int
 
     def tables(self) -> LessThan:
         return LessThan(self.shape, DIFFERENCE_BITS - _LOWEST_DROPPED - 1)
@@ -66,7 +97,7 @@ class ExponentialMask(Correlation):
     def fields(self) -> Sequence[Random | Corrected]:
         many, truncated = (*self.shape, 1), self.truncation().fields()
         own = [Random(self.shape, DIFFERENCE_BITS), self.truncation().mask(), Random(many, 1, xor=True)]
-        table = Corrected((*self.shape, 1 << INDEX_BITS), EXP_BITS)
+        table = Corrected((*self.shape, domain(self.scores).segments), EXP_BITS)
         bit = [Corrected(many, 1, xor=True), Corrected(many, self.out_bits)]
         return [*own, table, *truncated, *truncated, *self.tables().fields(), *bit]
 
@@ -77,15 +108,17 @@ class ExponentialMask(Correlation):
         truncated = self.truncation().deal(rho)
         times_b = [b[..., 0] * value for value in truncated]
         below = self.tables().deal(coarse, index_masks)
-        return [_exponential_table(r), *truncated, *times_b, *below, top[..., None], b]
+        table = _exponential_table(r, domain(self.scores), dealer.own_stream())
+        return [table, *truncated, *times_b, *below, top[..., None], b]
 
 
-def _exponential_table(r: torch.Tensor) -> torch.Tensor:
-    segments = 1 << INDEX_BITS
-    at_segment = torch.from_numpy(np.exp(FIRST + 2.0 * np.arange(segments)) * 2.0**EXP_VALUE_BITS)
+def _exponential_table(r: torch.Tensor, within: Domain, own: Stream) -> torch.Tensor:
+    at_segment = torch.from_numpy(np.exp(within.first + 2.0 * np.arange(within.segments)) * 2.0**EXP_VALUE_BITS)
     rest = torch.exp((r & ((1 << WIDTH_BITS) - 1)).double() * (-(2.0**-FRACTION_BITS)))
-    u = (torch.arange(segments) - shift_right(r, WIDTH_BITS, WIDTH_BITS + INDEX_BITS)[..., None]) % segments
-    return (at_segment[u] * rest[..., None]).round().to(torch.int64)
+    r_hi = shift_right(r, WIDTH_BITS, WIDTH_BITS + within.index_bits)
+    u = (torch.arange(within.segments) - r_hi[..., None]) % within.segments
+    rounding = (own.elements(tuple(r.shape), 16) & 0xFFFF).double() * 2.0**-16
+    return (at_segment[u] * rest[..., None] + rounding[..., None]).floor().to(torch.int64)
 
 
 async def exponentials(
@@ -95,7 +128,9 @@ async def exponentials(
 
     x: (..., n) scores at scale 2^16, |x| <= 2^13. visible: public bool, of x's last two dimensions; False gives
     exactly 0, and costs the maximum alone. Rounds: the maximum's, and 3. Correction: 91 bytes a score at 56 bits,
-    and the maximum's. Relative error of e: 2^-11. Absolute error of e / sum below 5e-4.
+    32 more in rows of more than 384, and the maximum's. Error of e: 2^-11 relative, and a unit. Absolute error of
+    e / sum: 5e-4, what is below the domain (at most 1e-3, if all of it lies just there), and the rounding of n small
+    terms, which has no bias: sqrt(n) / 2 units, 3.5e-4 at 2,048.
     Opened: d and the exponential, each once under masks of their own, and what a comparison opens.
     """
     if visible is not None:
@@ -105,27 +140,28 @@ async def exponentials(
     m = await maximum(session, drop_low_bits(x, _COARSE_DROPPED), COARSE_WIDTH) + session.constant(1)
     d = x - (m << _COARSE_DROPPED)
     if visible is None:
-        e = await _exponentials(session, d, out_bits)
+        e = await _exponentials(session, d, x.shape[-1], out_bits)
     else:  # only those that are seen
         places = visible.flatten().nonzero()[:, 0].to(session.device)
-        seen = await _exponentials(session, d.flatten(-2).index_select(-1, places), out_bits)
+        seen = await _exponentials(session, d.flatten(-2).index_select(-1, places), x.shape[-1], out_bits)
         e = torch.zeros_like(d.flatten(-2)).index_copy(-1, places, seen).reshape(d.shape)
     return e, e.sum(-1, keepdim=True)
 
 
-async def _exponentials(session: Session, d: torch.Tensor, out_bits: int) -> torch.Tensor:
-    """exp(d), and 0 for d below LOWEST. Rounds: 3."""
-    correlation = ExponentialMask(tuple(d.shape), out_bits)
+async def _exponentials(session: Session, d: torch.Tensor, scores: int, out_bits: int) -> torch.Tensor:
+    """exp(d), and 0 for d below the lowest. Rounds: 3."""
+    correlation, within = ExponentialMask(tuple(d.shape), out_bits, scores), domain(scores)
     truncation, tables = correlation.truncation(), correlation.tables()
     r, rho, bit_mask, table, *rest = session.take(correlation)
     count = len(truncation.fields())
     truncated, times_b, material = rest[:count], rest[count : 2 * count], iter(rest[2 * count :])
 
-    c = await session.open(d + r - session.constant(round(FIRST * 2**FRACTION_BITS)), DIFFERENCE_BITS)
+    c = await session.open(d + r - session.constant(round(within.first * 2**FRACTION_BITS)), DIFFERENCE_BITS)
     power = torch.exp((c & ((1 << WIDTH_BITS) - 1)).double() * 2.0**-FRACTION_BITS)
-    index = shift_right(c, WIDTH_BITS, WIDTH_BITS + INDEX_BITS)[..., None]
+    index = shift_right(c, WIDTH_BITS, WIDTH_BITS + within.index_bits)[..., None]
     e = table.gather(-1, index)[..., 0] * (power * 2.0**EXP_POWER_BITS).round().to(torch.int64)
-    from_lowest = shift_right(c - round((LOWEST - FIRST) * 2**FRACTION_BITS), _LOWEST_DROPPED, DIFFERENCE_BITS)
+    lowest = round((within.lowest - within.first) * 2**FRACTION_BITS)
+    from_lowest = shift_right(c - lowest, _LOWEST_DROPPED, DIFFERENCE_BITS)
     (flip, b), opened = await together(
         sign(session, tables, material, from_lowest[..., None], bit_mask),
         session.open(e + rho + session.constant(truncation.offset), EXP_BITS),

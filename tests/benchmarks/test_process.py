@@ -9,7 +9,7 @@ def test_the_peak_memory_of_each_roles_process_is_told() -> None:
     if own is None:
         assert peak_memory_of_roles() == {}
         return
-    code = "x = bytes(50_000_000); del x; print('ready', flush=True); input()"
+    code = "x = bytearray(b'x') * 50_000_000; del x; print('ready', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code, "dealer"], stdin=-1, stdout=-1, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

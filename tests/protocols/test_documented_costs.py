@@ -1,0 +1,133 @@
+"""The table of costs in docs/protocols.md, row by row, against what the plan counts."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from protocols.activation import activation
+from protocols.comparison import is_negative, less_than, negative_part
+from protocols.linear import MaskedWeight, linear
+from protocols.normalisation import layer_norm, rms_norm
+from protocols.plan import PlanSession
+from protocols.product import extend, mask, multiply, multiply_masked, square_sum
+from protocols.rank import argmax, maximum, one_hot, ranks, top_k
+from protocols.reciprocal import reciprocal, rsqrt
+from protocols.ring import RING_BITS
+from protocols.sampling import GumbelNoise
+from protocols.session import Cost, Session
+from protocols.shuffle import compact, shuffle
+from protocols.softmax import divide, exponentials, softmax
+from protocols.threshold import keep_largest
+from protocols.truncation import truncate
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocols.md"
+MANY = 800
+"""So that single bits count as what they are."""
+
+Protocol = Callable[[Session, torch.Tensor], Awaitable[Any]]
+
+
+def empty(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.int64, device="meta")
+
+
+async def masked_products(session: Session, x: torch.Tensor) -> None:
+    """A product of values that are masked already: what the cache saves."""
+    held = await mask(session, x)
+    session.cost = Cost()
+    multiply_masked(session, held, held)
+
+
+async def square_sums(session: Session, x: torch.Tensor) -> None:
+    held = await mask(session, x, RING_BITS)
+    session.cost = Cost()
+    square_sum(session, held)
+
+
+async def noise(session: Session, x: torch.Tensor) -> None:
+    session.take(GumbelNoise(tuple(x.shape), 1.0, 12))
+
+
+def known_weight(session: Session, x: torch.Tensor) -> Awaitable[torch.Tensor]:
+    return linear(session, x, MaskedWeight("w", empty(3072, 768)))
+
+
+def divided(session: Session, x: torch.Tensor) -> Awaitable[torch.Tensor]:
+    return divide(session, x, empty(*x.shape[:-1], 1))
+
+
+def with_(protocol: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Protocol:
+    return lambda session, x: protocol(session, x, *arguments, **options)
+
+
+CASES: dict[str, tuple[Protocol, tuple[int, ...], int]] = {
+    "truncation, 48 bits by 16": (truncate, (MANY,), MANY),
+    "product of two values, 48 bits": (lambda s, x: multiply(s, x, x), (MANY,), MANY),
+    "product of two masked values": (masked_products, (MANY,), MANY),
+    "a row that enters a cache, an element": (lambda s, x: extend(s, None, x, 1), (1, MANY), MANY),
+    "sum of squares of a masked row": (square_sums, (MANY, 5), MANY),
+    "linear layer, 768 to 3,072": (known_weight, (1, 768), 1),
+    "sign, 19 bits": (with_(is_negative, 19), (MANY,), MANY),
+    "sign, 55 bits": (with_(is_negative, 55), (MANY,), MANY),
+    "three thresholds, 36 bits": (with_(less_than, 36, (1, 2, 3)), (MANY,), MANY),
+    "sign and negative part, 22 bits": (with_(negative_part, 22), (MANY,), MANY),
+    "1/x, 6e-5 to 2^30": (reciprocal, (MANY,), MANY),
+    "1/sqrt(x), 6e-5 to 2^30": (rsqrt, (MANY,), MANY),
+    "exponentials and their sum, rows of 1,024": (with_(exponentials, out_bits=56), (12, 1024), 12 * 1024),
+    "division by the sum, rows of 64": (divided, (MANY, 64), MANY * 64),
+    "softmax, rows of 1,024": (softmax, (12, 1024), 12 * 1024),
+    "RMSNorm, a row of 768": (with_(rms_norm, 1e-5), (64, 768), 64),
+    "LayerNorm, a row of 768": (with_(layer_norm, 1e-5), (64, 768), 64),
+    "SiLU": (with_(activation, "silu"), (MANY,), MANY),
+    "GELU": (with_(activation, "gelu"), (MANY,), MANY),
+    "ranks of 16, 22 bits": (with_(ranks, 22), (MANY, 16), MANY),
+    "top 8 of 64, 22 bits": (with_(top_k, 8, 22), (MANY, 64), MANY),
+    "maximum of 1,024, 16 bits": (with_(maximum, 16), (12, 1024), 12),
+    "arg max of 50,257, 25 bits": (with_(argmax, 25), (1, 50_257), 1),
+    "one-hot of 256": (with_(one_hot, 256), (MANY,), MANY),
+    "keep 512 of 1,024, 28 bits": (with_(keep_largest, 512, 28), (8, 1024), 8),
+    "shuffle, an element": (shuffle, (1, 100, 8), 800),
+    "compaction of 1,024 rows of 128 to 512": (
+        lambda s, x: compact(s, x, empty(1, 1024), 512),
+        (1, 1024, 128),
+        1,
+    ),
+    "Gumbel noise": (noise, (MANY,), MANY),
+}
+
+
+def documented() -> dict[str, tuple[str, str, str]]:
+    """Rounds, online bytes and correction bytes, as written, by the row's name."""
+    rows = re.findall(r"^\| [^|]*\| ([^|]+) \| (\d+) \| ([\d.,]+) \| ([\d.,]+) \|", PAGE.read_text(), re.M)
+    return {name: (rounds, online, correction) for name, rounds, online, correction in rows}
+
+
+def written(value: float) -> str:
+    """Three significant digits, or whole."""
+    if value == int(value) or value >= 1000:
+        return f"{round(value):,}" if value < 1000 else f"{round(value, 2 - int(math.log10(value))):,.0f}"
+    return f"{value:.3g}"
+
+
+def counted(name: str) -> tuple[str, str, str]:
+    protocol, shape, elements = CASES[name]
+    session = PlanSession()
+    session.run(protocol(session, empty(*shape)))
+    cost = session.cost
+    return str(cost.rounds), written(cost.online_bytes / elements), written(cost.correction_bytes / elements)
+
+
+def test_every_row_is_counted() -> None:
+    assert list(documented()) == list(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_documented_costs_are_those_that_are_counted(name: str) -> None:
+    assert documented()[name] == counted(name)
