@@ -27,8 +27,8 @@ class Network:
         return round(round_seconds / (1 / self.bandwidth + BYTE_SECONDS))
 
 
-ROUND_SECONDS = 0.4e-3
-BYTE_SECONDS = 8e-9
+ROUND_SECONDS = 0.7e-3
+BYTE_SECONDS = 4e-9
 """What a round, and a byte online or of correlations, takes besides the network: about what `mpcache bench calibrate`
 finds on a 2-core machine."""
 

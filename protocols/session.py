@@ -128,7 +128,7 @@ class Session:
 
     device = torch.device("cpu")
     planning = False
-    round_bytes = 50_000
+    round_bytes = 175_000
     """How many bytes (online and corrections) cost as much time as a round: what protocols choose their shapes by."""
 
     def __init__(self, party: int, channel: Channel, correlations: Correlations) -> None:

@@ -18,15 +18,26 @@ _STYLE = (Path(__file__).parent / "report.css").read_text()
 
 
 def write_report(folder: Path) -> tuple[Path, Path]:
-    """report.html and report.md of a folder's records, in that folder. Raises ConfigError if there are none."""
+    """report.html and report.md of a folder's records, in that folder, and each plot by itself under plots/, named by its
+    section and number. Raises ConfigError if there are none."""
     records = read_records(folder)
     html, text = folder / "report.html", folder / "report.md"
     try:
         html.write_text(page(records))
         text.write_text(twin(records))
+        _write_plots(records, folder / "plots")
     except OSError as error:
         raise ConfigError(f"the report cannot be written to {folder}: {error}") from None
     return html, text
+
+
+def _write_plots(records: Sequence[Record], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for title, figures in _sections(records, Legend()):
+        for number, figure in enumerate(figures, 1):
+            if figure.plot.startswith("<svg "):
+                plot = figure.plot.replace("<svg ", '<svg style="background:#fff" ', 1)
+                (folder / f"{title.lower().replace(' ', '-')}-{number}.svg").write_text(plot)
 
 
 def _sections(records: Sequence[Record], legend: Legend) -> list[tuple[str, list[Figure]]]:

@@ -130,6 +130,12 @@ def test_the_page_is_whole_and_its_titles_say_the_finding(folder: Path) -> None:
     assert "<b>" not in html and "it &lt;died&gt;" in html and "it <died>" in text
 
 
+def test_each_plot_is_a_file_of_its_own(folder: Path) -> None:
+    write_report(folder)
+    plots = list((folder / "plots").glob("*.svg"))
+    assert plots and all(plot.read_text().endswith("</svg>") for plot in plots)
+
+
 def test_a_report_of_nothing_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no records"):
         write_report(tmp_path)
