@@ -200,7 +200,8 @@ class Speed:
 MEASURED = Speed(round=7.2e-4, online_byte=4.8e-10, correlation_byte=3.5e-9, multiply_add=4.2e-10)
 """Fitted to decode steps and prefills with `mpcache bench all --quick --out DIR` and `mpcache bench calibrate DIR`:
 three processes on two cores of an AMD EPYC, while other work ran there (load average 1 to 6). Of those records, decode
-steps took 0.7 to 1.5 times the estimate and a prefill of 512 tokens 0.84 of it. A round's share is gRPC, TLS, and the operations on small tensors between two messages."""
+steps took 0.7 to 1.5 times the estimate, and a prefill of 512 tokens 0.84 of it. A round's share is gRPC, TLS, and the
+operations on small tensors between two messages."""
 
 
 def seconds(price: Price, network: Network, speed: Speed = MEASURED) -> float:

@@ -18,8 +18,8 @@ _STYLE = (Path(__file__).parent / "report.css").read_text()
 
 
 def write_report(folder: Path) -> tuple[Path, Path]:
-    """report.html and report.md of a folder's records, in that folder, and each plot by itself under plots/, named by its
-    section and number. Raises ConfigError if there are none."""
+    """report.html and report.md of a folder's records, in that folder, and each plot under plots/, named by its section
+    and number. Raises ConfigError if there are none."""
     records = read_records(folder)
     html, text = folder / "report.html", folder / "report.md"
     try:
