@@ -70,7 +70,7 @@ def test_the_demo_needs_a_prompt_for_another_model(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (("--policy", "mpcach"), "did you mean 'mpcache'?"),
-        (("--budget", "30"), "a budget of 30 tokens is below the 67"),
+        (("--budget", "20"), "a budget of 20 tokens is below the 27"),
         (("--policy-option", "clusters"), "'clusters' is no KEY=VALUE"),
         (("--policy-option", "clusters=[24,16]"), "whole clusters of the next"),
         (("--policy-option", "colour=1"), "unknown setting 'colour'"),

@@ -112,7 +112,7 @@ def test_an_answer_ends_with_its_end_token(model: Path, tmp_path: Path) -> None:
         (Request(PROMPT, 5, model_digest="0" * 64), "the client wants 0000000000000000"),
         (Request(PROMPT, 5, backend="magic"), "unknown backend 'magic'"),
         (Request(PROMPT, 5, policy=PolicySettings("magic")), "unknown cache policy 'magic'"),
-        (Request(PROMPT, 5, policy=PolicySettings(budget=30)), "a budget of 30 tokens is below the 67"),
+        (Request(PROMPT, 5, policy=PolicySettings(budget=20)), "a budget of 20 tokens is below the 27"),
         (Request(PROMPT, 5, network="moon"), "the network 'moon' is none of"),
         (Request(PROMPT, 500), "allows 256 new tokens"),
         (Request([1] * 125, 5), "do not fit the model's 128 positions"),

@@ -59,6 +59,23 @@ def test_softmax_is_within_a_thousandth(n: int) -> None:
     assert (run_real(softmax, x) - x.softmax(-1)).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("n", [100, 384, 385, 2048])
+@pytest.mark.parametrize("below", [9.0, 10.5, 11.3, 12.5, 13.0, 13.5, 15.0, 17.9, 18.2, 30.0])
+def test_many_small_scores_weigh_together_what_they_should(n: int, below: float) -> None:
+    """Each alone is about a unit or less: none may be lost, and rounding may not lean to one side."""
+    x = torch.full((16, n), -below, dtype=torch.float64)
+    x[:, 3] = 0
+    largest = run_real(softmax, x)[:, 3] - x.softmax(-1)[:, 3]
+    assert largest.mean().abs() < 1e-3  # of 16 rows: the rest is the noise of rounding, without bias
+    assert largest.abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5, 3.0, 4.0, 8.0])
+def test_softmax_of_2048_random_scores_is_within_a_thousandth(scale: float) -> None:
+    x = rounded(torch.randn(20, 2048, dtype=torch.float64) * scale)
+    assert (run_real(softmax, x) - x.softmax(-1)).abs().max() < 1e-3
+
+
 @pytest.mark.parametrize("value", [0.0, 7.25, -8000.0, 8000.0])
 def test_softmax_of_2048_equal_scores_is_uniform(value: float) -> None:
     result = run_real(softmax, torch.full((2, 2048), value))
