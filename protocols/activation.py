@@ -26,6 +26,8 @@ COMPARED_BITS = 16
 """x is compared with 3 fractional bits on 16 bits: |x| < 2^12 - 2^4."""
 _DROPPED = FRACTION_BITS - COMPARED_FRACTION
 _ARGUMENT_BITS = 16
+_OUTER_BITS = 24
+"""Ring of y, and of what is selected by the comparisons with -L and L: enough for the table's argument."""
 _BELOW = 2.0**-COMPARED_FRACTION
 """y may lie so much below zero."""
 
@@ -63,7 +65,7 @@ GATES = {
 @dataclass(frozen=True)
 class ActivationMask(Correlation):
     """A mask r of x modulo 2^out_bits, one of the table's argument, and one of a truncation; the table; the truncation;
-    digit tables of r's upper bits, for three thresholds; for each a random bit d in both forms, and d r."""
+    digit tables of r's upper bits, for the thresholds 0, -L and L; for each a random bit d in both forms, and d r."""
 
     shape: Shape
     kind: str
@@ -87,7 +89,8 @@ class ActivationMask(Correlation):
         many = (*self.shape, 3)
         own = [Random(self.shape, self.out_bits), Random(self.shape, _ARGUMENT_BITS), self.truncation().mask()]
         table = [*self.pieces.fields(self.shape), *self.truncation().fields()]
-        bits = [Corrected(many, 1, xor=True), Corrected(many, self.out_bits), Corrected(many, self.out_bits)]
+        zero, outer = Corrected((*self.shape, 1), self.out_bits), Corrected((*self.shape, 2), _OUTER_BITS)
+        bits = [Corrected(many, 1, xor=True), zero, outer, zero, outer]
         return [*own, Random(many, 1, xor=True), *table, *self.tables().fields(), *bits]
 
     def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
@@ -96,39 +99,40 @@ class ActivationMask(Correlation):
         top = (coarse >> (COMPARED_BITS - 1)) & 1
         table = [*deal_tables(self.pieces.coefficients(), argument, _ARGUMENT_BITS), *self.truncation().deal(rho)]
         below = self.tables().deal(coarse, index_masks)
-        return [*table, *below, top[..., None].expand(d.shape), d, d * r[..., None]]
+        d_r = d * r[..., None]
+        return [*table, *below, top[..., None].expand(d.shape), d[..., :1], d[..., 1:], d_r[..., :1], d_r[..., 1:]]
 
 
 async def activation(session: Session, x: torch.Tensor, kind: str, out_bits: int = PRODUCT_BITS) -> torch.Tensor:
     """Shares modulo 2^out_bits of SiLU ('silu') or GELU ('gelu', 'gelu_tanh'), scale 2^16.
 
     x: shares at scale 2^16, |x| < 2^12 - 2^4. Rounds: 5. Online: 14 bytes (GELU) or 15 (SiLU) and 3 bits an element and
-    direction. Correction: the table, 84 bytes or 192, and about 85. Absolute error below 1e-3 everywhere.
+    direction. Correction: the table, 84 bytes or 192, and about 70. Absolute error below 1e-3 everywhere.
     Opened: x, the table's argument and its value, each under a mask of its own, and what comparisons open.
     """
     correlation = ActivationMask(tuple(x.shape), kind, out_bits)
     gate, pieces, truncation = correlation.gate, correlation.pieces, correlation.truncation()
     r, argument_mask, rho, d_bits, *rest = session.take(correlation)
     table, rest = rest[: pieces.degree + 1], rest[pieces.degree + 1 :]
-    truncated, material = rest[: len(truncation.fields())], iter(rest[len(truncation.fields()) :])
+    truncated, rest = rest[: len(truncation.fields())], rest[len(truncation.fields()) :]
+    d, d_r = torch.cat(rest[-4:-2], -1), torch.cat(rest[-2:], -1)
 
     c = await session.open(x + r, out_bits)
     limit = round(gate.limit * 2**COMPARED_FRACTION)
-    at = (c >> _DROPPED)[..., None] - torch.tensor([-limit, 0, limit], device=session.device)
-    flips, d = await sign(session, correlation.tables(), material, at, d_bits)
-    # x [x < t] for each threshold t, where [x < t] = flip xor d
-    parts = flips * x[..., None] + (1 - 2 * flips) * (c[..., None] * d - next(material))
+    at = (c >> _DROPPED)[..., None] - torch.tensor([0, -limit, limit], device=session.device)
+    flips, d = await sign(session, correlation.tables(), iter([*rest[:-4], d]), at, d_bits)
+    # x [x < t] for each threshold t, where [x < t] = flip xor d: modulo 2^out_bits for 0, 2^_OUTER_BITS for -L and L
+    parts = flips * x[..., None] + (1 - 2 * flips) * (c[..., None] * d - d_r)
     bits = session.constant(flips) + (1 - 2 * flips) * d
-    far_below, negative, not_far_above = parts.unbind(-1)
+    negative, far_below, not_far_above = parts.unbind(-1)
     positive = x - negative
     # |x| = positive - negative; beyond the limit it is replaced by it
-    outside = bits[..., 0] + session.constant(torch.ones_like(c)) - bits[..., 2]
+    outside = bits[..., 1] + session.constant(torch.ones_like(c)) - bits[..., 2]
     y = not_far_above - 2 * negative + far_below + outside * round(gate.limit * 2**FRACTION_BITS)
 
-    offset = round(_BELOW * 2**FRACTION_BITS) * gate.multiplier + (
-        1 << gate.dropped
-    )  # a unit: dropping bits rounds down
-    argument = drop_low_bits(y * gate.multiplier + session.constant(offset), gate.dropped, out_bits)
+    unit = 1 << gate.dropped  # added, as dropping bits rounds down
+    offset = session.constant(round(_BELOW * 2**FRACTION_BITS) * gate.multiplier + unit)
+    argument = drop_low_bits(y * gate.multiplier + offset, gate.dropped, _OUTER_BITS)
     opened = await session.open(argument + argument_mask, _ARGUMENT_BITS)
     value = evaluate(table, opened, _ARGUMENT_BITS, pieces.power_bits)
     value = await session.open(value + rho + session.constant(truncation.offset), gate.ring_bits)
