@@ -5,6 +5,10 @@ The low bits are cut into up to four digits. For each digit of rho the dealer gi
 the public digits of `at`, open the looked-up bits under random bits, and that index looks up one more table, which
 combines them (one-time truth tables, Ishai et al., TCC 2013). Where four digits would be too wide, groups of three are
 combined first. The same tables serve several `at`; only the combination is per `at`, under masks of its own.
+
+A party never sees a table: it has one of two shares, each uniform without the other, and reads it where everybody may
+know. What it reads is a share again. So no number of places that are looked up in one table tells anything; what may
+be used once alone is an index mask, as its opened index says which entry of the combining table counts.
 """
 
 from __future__ import annotations
