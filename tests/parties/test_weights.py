@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import torch
+
+from mpcache.checkpoint import weight_shapes
+from mpcache.model_config import ModelConfig
+from parties.weights import encoded_digest, masked_weights, weight_key
+from protocols.correlation import weight_mask
+from protocols.ring import encode
+
+CONFIG = ModelConfig("llama", 11, 8, 12, 1, 2, 1, 4, 32, 1e-5, "silu")
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in weight_shapes(CONFIG).items()}
+
+
+def test_a_key_is_kept_for_the_same_weights_and_client_alone(tmp_path: Path) -> None:
+    """One mask never covers two values: weights that are folded otherwise get a key of their own."""
+    first, changed = (encoded_digest(CONFIG, tensors(seed)) for seed in (0, 1))
+    key = weight_key(tmp_path, first, "a" * 64)
+    assert weight_key(tmp_path, first, "a" * 64) == key
+    assert weight_key(tmp_path, changed, "a" * 64) != key
+    assert weight_key(tmp_path, first, "b" * 64) != key
+
+
+def test_masked_weights_are_the_encoded_ones_less_the_keys_masks(tmp_path: Path) -> None:
+    weights = tensors(0)
+    key = weight_key(tmp_path, encoded_digest(CONFIG, weights), "a" * 64)
+    for (name, shape), masked in zip(weight_shapes(CONFIG).items(), masked_weights(CONFIG, key, weights), strict=True):
+        assert torch.equal(masked + weight_mask(key, name, shape), encode(weights[name]))
