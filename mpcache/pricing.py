@@ -197,11 +197,11 @@ class Speed:
     multiply_add: float
 
 
-MEASURED = Speed(round=7.2e-4, online_byte=4.8e-10, correlation_byte=3.5e-9, multiply_add=4.2e-10)
-"""Fitted to decode steps and prefills with `mpcache bench all --quick --out DIR` and `mpcache bench calibrate DIR`:
-three processes on two cores of an AMD EPYC, while other work ran there (load average 1 to 6). Of those records, decode
-steps took 0.7 to 1.5 times the estimate, and a prefill of 512 tokens 0.84 of it. A round's share is gRPC, TLS, and the
-operations on small tensors between two messages."""
+MEASURED = Speed(round=3.8e-4, online_byte=1.5e-9, correlation_byte=1.9e-9, multiply_add=5.2e-10)
+"""Fitted with `mpcache bench calibrate DIR` to `mpcache bench decode` of one layer and of a whole GPT-2 and to `mpcache
+bench prefill` of 512 tokens: three processes on two cores of an AMD EPYC that did little else. The fastest step of each
+took within 8% of the estimate, the median up to 1.6 times that (steps of 30 ms wait for whatever else runs). A round's
+share is gRPC, TLS, and the operations on small tensors between two messages."""
 
 
 def seconds(price: Price, network: Network, speed: Speed = MEASURED) -> float:
