@@ -16,7 +16,7 @@ from benchmarks.processes import Stretch
 from benchmarks.records import Record
 from benchmarks.roles import Setup
 from benchmarks.runner import Case, ProcessPool
-from benchmarks.tables import Rows, megabytes, seconds
+from benchmarks.tables import Rows, cost_cells, seconds
 from protocols.session import Part
 
 CONTAINS = {
@@ -112,14 +112,7 @@ def prefill_rows(records: Sequence[Record]) -> Rows:
         peak = r.get("peak_memory_bytes", {})
         out.append(
             [
-                r["policy"],
-                f"{r['tokens']:,}",
-                r["backend"],
-                seconds(r["seconds"]),
-                seconds(r["cpu_seconds"]),
-                megabytes(r["online_bytes"]),
-                megabytes(r["correlation_bytes"]),
-                f"{r['rounds']:,}",
+                *cost_cells(r),
                 *(f"{(peak.get(role) or 0) / 2**20:.0f}" for role in ("owner", "client", "dealer")),
                 seconds(r.get("dealer", {}).get("waited_seconds", 0.0)),
             ]

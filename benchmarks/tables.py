@@ -59,6 +59,15 @@ def _cost_row(r: Record, full: Record | None) -> list[str]:
     total = r["online_bytes"] + r["correlation_bytes"]
     of_full = full["online_bytes"] + full["correlation_bytes"] if full else 0
     return [
+        *cost_cells(r),
+        f"{r['seconds'] / full['seconds']:.2f}" if full else "",
+        f"{total / of_full:.2f}" if of_full else "",
+    ]
+
+
+def cost_cells(r: Record) -> list[str]:
+    """What was run, its seconds, CPU seconds, online and correlation megabytes, and rounds."""
+    return [
         r["policy"],
         f"{r['tokens']:,}",
         r["backend"],
@@ -66,9 +75,7 @@ def _cost_row(r: Record, full: Record | None) -> list[str]:
         seconds(r["cpu_seconds"]),
         megabytes(r["online_bytes"]),
         megabytes(r["correlation_bytes"]),
-        str(r["rounds"]),
-        f"{r['seconds'] / full['seconds']:.2f}" if full else "",
-        f"{total / of_full:.2f}" if of_full else "",
+        f"{r['rounds']:,}",
     ]
 
 

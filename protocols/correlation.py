@@ -16,6 +16,7 @@ protocols/product.py).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,12 +55,12 @@ class Corrected:
 Field = Random | Corrected
 
 
-class Correlation:
+class Correlation(ABC):
     """Base of all correlations. Subclasses are frozen dataclasses of public values."""
 
+    @abstractmethod
     def fields(self) -> Sequence[Field]:
         """The fields in order; their shapes and widths follow from public values alone."""
-        raise NotImplementedError
 
     def deal(self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer) -> Sequence[Any]:
         """The values of the Corrected fields, from the reconstructed Random ones and the masks kept so far."""

@@ -63,7 +63,8 @@ class H2O(Policy):
         """The token at `heavy` leaves the window: it or a heavy hitter goes."""
         backend, heavy, tokens = self.backend, self._heavy, cached.tokens
         scores = self._scores[layer]
-        choice = backend.lowest(scores[:, : heavy + 1])[:, :, :heavy]
+        largest = float((self.past + 1) * self.config.queries_per_head)  # had every query given all its attention
+        choice = backend.lowest(scores[:, : heavy + 1], largest)[:, :, :heavy]
         kept = []
         for held in (cached.keys, cached.values):
             leaving = backend.value(held)[:, heavy : heavy + 1]

@@ -38,7 +38,7 @@ class Tova(Policy):
         if cached.tokens <= self.budget:
             return self.backend.attend(held, cached)
         out, received = self.backend.attend_watched(held, cached, None, torch.arange(queries.shape[1]))
-        choice = self.backend.lowest(self._over_heads(received))[:, :, : self.budget]
+        choice = self.backend.lowest(self._over_heads(received), float(self.config.heads))[:, :, : self.budget]
         choice = self.backend.concatenate([choice] * keys.shape[0], 0)
         slots = []
         for held, newest in ((cached.keys, keys), (cached.values, values)):

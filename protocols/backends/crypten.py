@@ -194,7 +194,7 @@ class CryptenBackend:
         places = torch.arange(k)[:, None]
         return self._bits(lambda rank: rank.unsqueeze(-2).eq(places), self._ranks(scores))
 
-    def lowest(self, scores: Secret) -> Secret:
+    def lowest(self, scores: Secret, largest: float) -> Secret:
         return self.best(-scores, 1)
 
     def gather(self, choice: Secret, rows: Secret) -> Secret:

@@ -123,8 +123,8 @@ class Backend(Protocol):
     def best(self, scores: Scores, k: int) -> Choice:
         """(heads, n) -> one-hot rows (heads, k, n) of the k largest, the largest first, ties by position."""
 
-    def lowest(self, scores: Value) -> Choice:
-        """(heads, n) -> one-hot (heads, 1, n) of the smallest; the first of equals."""
+    def lowest(self, scores: Value, largest: float) -> Choice:
+        """(heads, n) -> one-hot (heads, 1, n) of the smallest; the first of equals. Scores lie in [0, largest]."""
 
     def gather(self, choice: Choice, rows: Value) -> Value:
         """The chosen rows (heads, k, c) of (heads, n, c)."""

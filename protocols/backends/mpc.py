@@ -40,14 +40,15 @@ SELECT_WIDTH = 22
 than 1/128 may change places, which selection does not mind."""
 
 RECEIVED_INVERSE_BITS = RECIPROCAL_BITS - (RING_BITS - WEIGHTED_BITS)
-"""Fractional bits of a softmax's inverse where probabilities are summed, over up to 2^10 queries at a time: what is
-left when its low bits are dropped locally, down to the ring of the sums."""
+"""Fractional bits of a softmax's inverse where probabilities are summed: what is left when its low bits are dropped
+locally, down to the ring of the sums."""
+
+RECEIVED_QUERIES = 1 << 9
+"""Queries whose probabilities are summed before a truncation: their sum is
+below 2^54, which a truncation of 56 bits bears."""
 
 EXTREME_BITS = 30
 """Ring of the maximum and minimum of keys: exact for differences up to 2^13 in size."""
-
-LOWEST_BITS = 32
-"""Ring in which attention received is compared: exact for differences up to 2^15 in size."""
 
 LOGIT_FRACTION_BITS = 12
 LOGIT_WIDTH = 25
@@ -211,8 +212,13 @@ class MpcBackend:
         return e, weighed, inverse
 
     async def _received(self, e: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        """Sums over the queries of e times their inverse: probabilities received, (heads, tokens)."""
+        """Sums over the queries of e times their inverse: probabilities received, (heads, tokens). Rounds: 2."""
         inverse = drop_low_bits(inverse, RECIPROCAL_BITS - RECEIVED_INVERSE_BITS)
+        parts = zip(inverse.split(RECEIVED_QUERIES, 1), e.split(RECEIVED_QUERIES, 1), strict=True)
+        return torch.stack(await together(*[self._received_from(*part) for part in parts])).sum(0)
+
+    async def _received_from(self, inverse: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        """The same from RECEIVED_QUERIES queries at most."""
         z = await multiply(self.session, inverse, e, WEIGHTED_BITS, "transposed_matmul")
         return (await truncate(self.session, z, RECEIVED_INVERSE_BITS, WEIGHTED_BITS))[:, 0]
 
@@ -290,9 +296,10 @@ class MpcBackend:
         compared = drop_low_bits(scores.share, FRACTION_BITS - SELECT_FRACTION_BITS, SCORE_BITS)
         return self._run(top_k(self.session, compared, k, SELECT_WIDTH), "selection")
 
-    def lowest(self, scores: Secret) -> Secret:
+    def lowest(self, scores: Secret, largest: float) -> Secret:
         async def choice() -> torch.Tensor:
-            position = await argmax(self.session, -scores.share, LOWEST_BITS)
+            width = score_bits(largest, FRACTION_BITS) + 1  # and a sign
+            position = await argmax(self.session, -scores.share, width)
             return (await one_hot(self.session, position, scores.shape[-1]))[:, None]
 
         return self._run(choice(), "selection")

@@ -117,7 +117,7 @@ class PlainBackend:
     def best(self, scores: torch.Tensor, k: int) -> torch.Tensor:
         return F.one_hot(_ranked(scores)[:, :k], scores.shape[-1]).float()
 
-    def lowest(self, scores: torch.Tensor) -> torch.Tensor:
+    def lowest(self, scores: torch.Tensor, largest: float) -> torch.Tensor:
         return self.best(-scores, 1)
 
     def gather(self, choice: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -204,7 +204,7 @@ def test_what_a_party_sees_of_a_cache_and_of_choices_in_it_is_noise() -> None:
         backend.gather(chosen, secret(2, 3))
         backend.attend_selected(queries, cached, 0, 4, [stage])
         backend.extremes(secret(4, 1))
-        place = backend.lowest(secret(4))
+        place = backend.lowest(secret(4), 100.0)
         for _ in range(2):
             representatives = backend.overwrite(representatives, place[..., :2], secret(1, 1))
         return seen

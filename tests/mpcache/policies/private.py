@@ -58,8 +58,8 @@ class Recording:
         self._note("best", self.reveal(choice).argmax(-1), scores)
         return choice
 
-    def lowest(self, scores: Any) -> Any:
-        choice = self.backend.lowest(scores)
+    def lowest(self, scores: Any, largest: float) -> Any:
+        choice = self.backend.lowest(scores, largest)
         self._note("lowest", self.reveal(choice).argmax(-1), scores)
         return choice
 
