@@ -22,6 +22,7 @@ from protocols.normalisation import layer_norm, rms_norm
 from protocols.product import multiply
 from protocols.randomness import KEY_BYTES
 from protocols.rank import argmax, one_hot, top_k
+from protocols.ring import PRODUCT_BITS
 from protocols.session import Cost, Session
 from protocols.shuffle import compact
 from protocols.softmax import softmax
@@ -62,7 +63,7 @@ def _square(session: Session, x: torch.Tensor) -> Awaitable[torch.Tensor]:
 
 
 def _linear(session: Session, x: torch.Tensor, outputs: int) -> Awaitable[torch.Tensor]:
-    mask = weight_mask(_KEY, "bench", (outputs, x.shape[-1]))
+    mask = weight_mask(_KEY, "bench", (outputs, x.shape[-1]), PRODUCT_BITS)
     return linear(session, x, MaskedWeight("bench", mask if session.party == 0 else torch.zeros_like(mask)))
 
 

@@ -36,7 +36,7 @@ class Setup:
     model: Path | None = None
     network: Network | None = None
     timeout_seconds: float = 300.0
-    dealer_memory_mib: int = 256
+    dealer_memory_mib: int = 128
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "model": None if self.model is None else str(self.model)}

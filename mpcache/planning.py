@@ -19,7 +19,7 @@ from protocols.plan import Plan
 from protocols.ring import FRACTION_BITS, PRODUCT_BITS
 from protocols.session import Cost
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 PRECISION = f"fixed-point {FRACTION_BITS} bits, products {PRODUCT_BITS} bits"
 
 

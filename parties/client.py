@@ -21,10 +21,11 @@ from parties.dealing import DealerLink, left
 from parties.generated import dealer_pb2, owner_pb2
 from parties.link import ClientLink, Frame
 from parties.weights import load_masked_weights, save_masked_weights
+from protocols.backends.mpc import weight_bits
 from protocols.correlation import PartyCorrelations
 from protocols.errors import HandshakeError, MpcacheError, PeerLost
 from protocols.randomness import new_key
-from protocols.ring import RING_BITS, packed_bytes, unpack
+from protocols.ring import packed_bytes, stored, unpack
 from protocols.session import Session
 from protocols.transport import Transport
 
@@ -191,8 +192,9 @@ class Generation:
             return weights
         weights = {}
         for name, shape in shapes.items():
-            nbytes = packed_bytes(shape[0] * shape[1], RING_BITS)
-            weights[name] = unpack(link.receive(nbytes), shape, RING_BITS)
+            bits = weight_bits(name)
+            nbytes = packed_bytes(shape[0] * shape[1], bits)
+            weights[name] = stored(unpack(link.receive(nbytes), shape, bits), bits)
             link.send(b"\x01")
             self.setup_bytes += nbytes
         save_masked_weights(state, fingerprint, parameters.model_digest, weights)

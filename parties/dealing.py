@@ -193,7 +193,7 @@ class DealerServer:
         address: str,
         identity: Identity | None,
         timeout: float = 60.0,
-        memory_bytes: int = 256 << 20,
+        memory_bytes: int = 128 << 20,
         program: Program | None = None,
     ) -> None:
         self._server, self.port = open_server(address, identity, workers=32)

@@ -23,10 +23,11 @@ from parties.settings import OwnerSettings
 from parties.threads import start_thread
 from parties.tls import on_end, open_server, require_role
 from parties.weights import encoded_digest, masked_weights, weight_key, weights_fingerprint
+from protocols.backends.mpc import weight_bits
 from protocols.correlation import PartyCorrelations
 from protocols.errors import HandshakeError, MpcacheError
 from protocols.randomness import new_key
-from protocols.ring import RING_BITS, pack
+from protocols.ring import pack
 from protocols.session import Session
 from protocols.transport import Transport
 
@@ -92,8 +93,8 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             )
         )
         if link.receive(1) == b"\x01":
-            for tensor in masked_weights(self._checkpoint.config, key, self._checkpoint.tensors):
-                link.send(pack(tensor, RING_BITS))
+            for name, tensor in masked_weights(self._checkpoint.config, key, self._checkpoint.tensors):
+                link.send(pack(tensor, weight_bits(name)))
                 link.receive(1)  # the next one is made when this one has arrived: not all of them wait in memory
         seed = new_key()
         request = dealer_pb2.DealRequest(

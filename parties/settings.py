@@ -63,7 +63,7 @@ class DealerSettings:
     certificates: Path = Path("certificates")
     insecure: bool = False
     timeout_seconds: float = 60.0
-    memory_mib: int = 256
+    memory_mib: int = 128
 
 
 def load_settings(path: Path, kind: type[S]) -> S:

@@ -15,20 +15,21 @@ from safetensors.torch import load_file, save_file
 from mpcache.checkpoint import weight_shapes
 from mpcache.files import written_whole
 from mpcache.model_config import ModelConfig
-from protocols.backends.mpc import masked_weight
+from protocols.backends.mpc import masked_weight, weight_bits
 from protocols.errors import ConfigError
 from protocols.randomness import KEY_BYTES, derive_key, new_key
 from protocols.ring import FRACTION_BITS
 
 
 def encoded_digest(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Fingerprint of the weights as they are masked: folded, and with so many fractional bits.
+    """Fingerprint of the weights as they are masked: folded, and with so many fractional bits, in rings of such widths.
 
     A weight key is for these alone. Two versions of MPCache may fold the same checkpoint differently, and one mask
     for two weights would give their difference away.
     """
     digest = hashlib.sha256(f"{FRACTION_BITS}\n".encode())
     for name in weight_shapes(config):
+        digest.update(f"{name} {weight_bits(name)}\n".encode())
         digest.update(hashlib.sha256(tensors[name].contiguous().numpy().data).digest())
     return digest.hexdigest()
 
@@ -61,10 +62,12 @@ def weights_fingerprint(key: bytes) -> str:
     return derive_key(key, "fingerprint").hex()
 
 
-def masked_weights(config: ModelConfig, key: bytes, tensors: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The weights W - B, one at a time, in the order in which they are sent."""
+def masked_weights(
+    config: ModelConfig, key: bytes, tensors: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, W - B), one at a time, in the order in which they are sent."""
     for name in weight_shapes(config):
-        yield masked_weight(key, name, tensors[name])
+        yield name, masked_weight(key, name, tensors[name])
 
 
 def save_masked_weights(state: Path, fingerprint: str, model_digest: str, tensors: dict[str, torch.Tensor]) -> None:

@@ -25,7 +25,7 @@ import torch
 
 from protocols.growing import Growing
 from protocols.randomness import Stream, derive_key
-from protocols.ring import pack, packed_bytes, reduce_bits, unpack
+from protocols.ring import pack, packed_bytes, reduce_bits, stored, unpack
 
 Shape = tuple[int, ...]
 
@@ -132,18 +132,22 @@ class Dealer:
         self._kept.pop(handle, None)
         self._growing.pop(handle, None)
 
-    def weight_mask(self, name: str, shape: Shape) -> torch.Tensor:
+    def weight_mask(self, name: str, shape: Shape, bits: int) -> torch.Tensor:
         """The fixed mask of a named weight; the owner derives the same from its weight key."""
         if self._weight_key is None:
             raise ValueError("the owner gave no weight key")
         if name not in self._weight_masks:
-            self._weight_masks[name] = weight_mask(self._weight_key, name, shape)
+            self._weight_masks[name] = weight_mask(self._weight_key, name, shape, bits)
         return self._weight_masks[name]
 
 
-def weight_mask(weight_key: bytes, name: str, shape: Shape) -> torch.Tensor:
-    """The mask B of a weight: a function of the owner's weight key for this model and client, and the weight's name."""
-    return Stream(derive_key(weight_key, "weight", name)).elements(shape)
+def weight_mask(weight_key: bytes, name: str, shape: Shape, bits: int) -> torch.Tensor:
+    """The mask B of a weight, uniform modulo 2^bits, as int32 where that is enough (`ring.stored`).
+
+    A function of the owner's weight key for this model and client, and of the weight's name. A key is for one choice
+    of widths (parties/weights.py): at another width the same bytes would mask other elements.
+    """
+    return stored(Stream(derive_key(weight_key, "weight", name)).elements(shape, bits), bits)
 
 
 class PartyCorrelations:

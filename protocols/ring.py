@@ -50,6 +50,11 @@ def shift_right(x: torch.Tensor, shift: int, bits: int = RING_BITS) -> torch.Ten
     return (x >> shift) & ((1 << (bits - shift)) - 1) if shift else reduce_bits(x, bits)
 
 
+def stored(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """x in the smaller of the two types whose wrapping arithmetic is exact modulo 2^bits: int32 or int64."""
+    return x.to(torch.int32 if bits <= 32 else torch.int64)
+
+
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes that `count` elements take on the wire at an effective width of `bits`."""
     return (count + 7) // 8 if bits == 1 else count * ((bits + 7) // 8)

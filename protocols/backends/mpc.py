@@ -16,7 +16,7 @@ from protocols.normalisation import layer_norm, rms_norm
 from protocols.product import Masked, extend, forget, mask, multiply, multiply_masked, rows, unmask
 from protocols.rank import argmax, one_hot, position_bits, top_k
 from protocols.reciprocal import RECIPROCAL_BITS
-from protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, reduce_bits
+from protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, reduce_bits, stored
 from protocols.sampling import GumbelNoise
 from protocols.session import Session, together
 from protocols.shares import Secret, cat
@@ -82,7 +82,7 @@ class MpcBackend:
         if self.session.party == 0:
             if tensor is None:
                 raise PlanError(f"the model owner has no value for {name}")
-            return MaskedWeight(name, encode(tensor))
+            return MaskedWeight(name, stored(encode(tensor), weight_bits(name)))
         return MaskedWeight(name, self._masked_weights[name])
 
     # ------------------------------------------------------------ layers
@@ -423,5 +423,10 @@ async def _extremes(session: Session, x: torch.Tensor) -> tuple[torch.Tensor, to
 
 def masked_weight(weight_key: bytes, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """What the owner sends party 1 once per model and client: W - B, uniform to whoever lacks the weight key."""
-    encoded = encode(tensor)
-    return encoded - weight_mask(weight_key, name, tuple(encoded.shape))
+    bits = weight_bits(name)
+    return stored(encode(tensor), bits) - weight_mask(weight_key, name, tuple(tensor.shape), bits)
+
+
+def weight_bits(name: str) -> int:
+    """Ring of a weight's products, in which it is masked."""
+    return EMBED_BITS if name == "embedding" else PRODUCT_BITS

@@ -129,7 +129,7 @@ def test_a_disagreement_is_refused_in_words(connection: Connection, request_: Re
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.setattr("parties.client.PROTOCOL_VERSION", 99), "speaks protocol version 1, the client 99"),
+        (lambda m: m.setattr("parties.client.PROTOCOL_VERSION", 99), "speaks protocol version 2, the client 99"),
         (lambda m: m.setattr("parties.client.PRECISION", "fixed-point 8 bits"), "the client with fixed-point 8 bits"),
         (lambda m: m.setattr("parties.client.plan_digest", lambda *p: "x"), "plan differs from the owner's"),
     ],

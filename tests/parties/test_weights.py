@@ -1,12 +1,14 @@
 from pathlib import Path
 
+import pytest
 import torch
 
 from mpcache.checkpoint import weight_shapes
 from mpcache.model_config import ModelConfig
 from parties.weights import encoded_digest, masked_weights, weight_key
+from protocols.backends.mpc import weight_bits
 from protocols.correlation import weight_mask
-from protocols.ring import encode
+from protocols.ring import encode, signed
 
 CONFIG = ModelConfig("llama", 11, 8, 12, 1, 2, 1, 4, 32, 1e-5, "silu")
 
@@ -28,5 +30,17 @@ def test_a_key_is_kept_for_the_same_weights_and_client_alone(tmp_path: Path) -> 
 def test_masked_weights_are_the_encoded_ones_less_the_keys_masks(tmp_path: Path) -> None:
     weights = tensors(0)
     key = weight_key(tmp_path, encoded_digest(CONFIG, weights), "a" * 64)
-    for (name, shape), masked in zip(weight_shapes(CONFIG).items(), masked_weights(CONFIG, key, weights), strict=True):
-        assert torch.equal(masked + weight_mask(key, name, shape), encode(weights[name]))
+    sent = dict(masked_weights(CONFIG, key, weights))
+    assert list(sent) == list(weight_shapes(CONFIG))
+    for name, shape in weight_shapes(CONFIG).items():
+        bits = weight_bits(name)
+        assert sent[name].dtype == (torch.int32 if bits == 32 else torch.int64)
+        opened = sent[name] + weight_mask(key, name, shape, bits)
+        assert torch.equal(signed(opened.to(torch.int64), bits), encode(weights[name]))
+
+
+def test_a_key_is_kept_for_the_same_widths_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn at another width, a key's bytes would mask other elements."""
+    before = encoded_digest(CONFIG, tensors(0))
+    monkeypatch.setattr("parties.weights.weight_bits", lambda name: 64)
+    assert encoded_digest(CONFIG, tensors(0)) != before

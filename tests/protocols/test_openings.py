@@ -110,7 +110,7 @@ async def blocks_of(session: Session, x: torch.Tensor, round_bytes: int, choose:
 
 
 def known_weight(session: Session, x: torch.Tensor) -> Awaitable[Any]:
-    b = weight_mask(KEY, "w", (3, x.shape[1]))
+    b = weight_mask(KEY, "w", (3, x.shape[1]), 48)
     return linear(session, x, MaskedWeight("w", b + 5 if session.party == 0 else torch.full_like(b, 5)))
 
 

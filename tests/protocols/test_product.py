@@ -8,7 +8,7 @@ from protocols.linear import MaskedWeight, linear
 from protocols.local import run_parties
 from protocols.product import extend, mask, multiply, multiply_masked, square_sum
 from protocols.randomness import new_key
-from protocols.ring import reduce_bits, signed
+from protocols.ring import reduce_bits, signed, stored
 from protocols.session import Session
 from tests.protocols.sharing import run_counted, run_ring, shares_of
 
@@ -56,19 +56,20 @@ def test_square_sums_are_exact() -> None:
     assert torch.equal(run_ring(squares, x), (x * x).sum(-1, keepdim=True))
 
 
+@pytest.mark.parametrize("bits", [32, 48])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_known_weight_takes_one_message_from_party_1(rows: int) -> None:
+def test_a_known_weight_takes_one_message_from_party_1(rows: int, bits: int) -> None:
     key, w = new_key(), torch.randint(-(2**18), 2**18, (7, 5))
     x = torch.randint(-(2**18), 2**18, (rows, 5))
-    shared, masked = shares_of(x), w - weight_mask(key, "w", (7, 5))
+    shared, masked = shares_of(x), stored(w, bits) - weight_mask(key, "w", (7, 5), bits)
 
     def program(session: Session) -> tuple[torch.Tensor, object]:
-        weight = MaskedWeight("w", w if session.party == 0 else masked)
-        return session.run(linear(session, shared[session.party], weight)), session.cost
+        weight = MaskedWeight("w", stored(w, bits) if session.party == 0 else masked)
+        return session.run(linear(session, shared[session.party], weight, bits)), session.cost
 
     (a, cost), (b, _) = run_parties(program, weight_key=key)
-    assert torch.equal(signed(a + b, 48), x @ w.t())
-    assert (cost.sent_bytes, cost.received_bytes, cost.rounds) == (0, 6 * x.numel(), 1)  # type: ignore[attr-defined]
+    assert torch.equal(signed(a + b, bits), signed(x @ w.t(), bits))
+    assert (cost.sent_bytes, cost.received_bytes, cost.rounds) == (0, bits // 8 * x.numel(), 1)  # type: ignore[attr-defined]
 
 
 def test_products_cost_what_their_docstrings_say() -> None:
