@@ -22,7 +22,7 @@ from parties.link import Frame, Link
 from parties.settings import OwnerSettings
 from parties.threads import start_thread
 from parties.tls import on_end, open_server, require_role
-from parties.weights import encoded_digest, masked_weights, weight_key, weights_fingerprint
+from parties.weights import encoded_checkpoint, encoded_digest, masked_weights, weight_key, weights_fingerprint
 from protocols.backends.mpc import weight_bits
 from protocols.correlation import PartyCorrelations
 from protocols.errors import HandshakeError, MpcacheError
@@ -45,9 +45,9 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         program: Program | None = None,
         transport: Transport | None = None,
     ) -> None:
-        self._settings, self._identity, self._checkpoint = settings, identity, checkpoint
+        self._settings, self._identity, self._checkpoint = settings, identity, encoded_checkpoint(checkpoint)
         self._program, self._transport = program, transport
-        self._encoded = encoded_digest(checkpoint.config, checkpoint.tensors)
+        self._encoded = encoded_digest(checkpoint.config, self._checkpoint.tensors)
         self._places = threading.BoundedSemaphore(settings.max_sessions)
 
     def Converse(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:

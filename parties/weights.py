@@ -12,25 +12,31 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from mpcache.checkpoint import weight_shapes
+from mpcache.checkpoint import Checkpoint, weight_shapes
 from mpcache.files import written_whole
 from mpcache.model_config import ModelConfig
-from protocols.backends.mpc import masked_weight, weight_bits
+from protocols.backends.mpc import encoded_weight, masked_weight, weight_bits
 from protocols.errors import ConfigError
 from protocols.randomness import KEY_BYTES, derive_key, new_key
-from protocols.ring import FRACTION_BITS
+
+
+def encoded_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """The model with its weights encoded once, for all sessions; biases and positions stay real."""
+    tensors = checkpoint.tensors
+    encoded = {name: encoded_weight(name, tensors[name]) for name in weight_shapes(checkpoint.config)}
+    return Checkpoint(checkpoint.config, {**tensors, **encoded}, checkpoint.digest)
 
 
 def encoded_digest(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Fingerprint of the weights as they are masked: folded, and with so many fractional bits, in rings of such widths.
+    """Fingerprint of the weights (real or encoded) as they are masked: folded, encoded, in rings of such widths.
 
     A weight key is for these alone. Two versions of MPCache may fold the same checkpoint differently, and one mask
     for two weights would give their difference away.
     """
-    digest = hashlib.sha256(f"{FRACTION_BITS}\n".encode())
+    digest = hashlib.sha256()
     for name in weight_shapes(config):
         digest.update(f"{name} {weight_bits(name)}\n".encode())
-        digest.update(hashlib.sha256(tensors[name].contiguous().numpy().data).digest())
+        digest.update(hashlib.sha256(encoded_weight(name, tensors[name]).contiguous().numpy().data).digest())
     return digest.hexdigest()
 
 

@@ -30,7 +30,7 @@ import torch
 from protocols.backends.interface import KeyValues, Stage
 from protocols.crypten_bridge import CryptenSession, active, from_crypten, import_crypten, to_mpc_tensor
 from protocols.errors import PlanError
-from protocols.ring import FRACTION_BITS, encode
+from protocols.ring import FRACTION_BITS, decode, encode
 from protocols.sampling import GumbelNoise
 from protocols.session import Session
 from protocols.shares import ArithmeticSharedTensor, Secret, cat
@@ -73,6 +73,8 @@ class CryptenBackend:
 
     def weight(self, name: str, shape: tuple[int, ...], tensor: torch.Tensor | None) -> Secret:
         """Shared once; every product with it opens it again under a new mask."""
+        if tensor is not None and not tensor.is_floating_point():
+            tensor = decode(tensor)
         return self.input(tensor, shape, party=0)
 
     # ------------------------------------------------------------ layers

@@ -45,7 +45,8 @@ class Backend(Protocol):
     name: str
 
     def weight(self, name: str, shape: tuple[int, ...], tensor: torch.Tensor | None) -> Weight:
-        """A private weight (out, in); `tensor` is None where the process does not have the model."""
+        """A private weight (out, in); `tensor` is None where the process does not have the model. One of integers is
+        encoded already (`mpc.encoded_weight`), which private backends take."""
 
     def embed(self, tokens: Sequence[int] | None, count: int, table: Weight) -> Value:
         """(count, h): columns of the table (h, vocabulary); `tokens` is None where the process must not know them."""

@@ -82,7 +82,7 @@ class MpcBackend:
         if self.session.party == 0:
             if tensor is None:
                 raise PlanError(f"the model owner has no value for {name}")
-            return MaskedWeight(name, stored(encode(tensor), weight_bits(name)))
+            return MaskedWeight(name, encoded_weight(name, tensor))
         return MaskedWeight(name, self._masked_weights[name])
 
     # ------------------------------------------------------------ layers
@@ -423,8 +423,12 @@ async def _extremes(session: Session, x: torch.Tensor) -> tuple[torch.Tensor, to
 
 def masked_weight(weight_key: bytes, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """What the owner sends party 1 once per model and client: W - B, uniform to whoever lacks the weight key."""
-    bits = weight_bits(name)
-    return stored(encode(tensor), bits) - weight_mask(weight_key, name, tuple(tensor.shape), bits)
+    return encoded_weight(name, tensor) - weight_mask(weight_key, name, tuple(tensor.shape), weight_bits(name))
+
+
+def encoded_weight(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A weight in the ring of its products; one of integers is encoded already."""
+    return stored(encode(tensor), weight_bits(name)) if tensor.is_floating_point() else tensor
 
 
 def weight_bits(name: str) -> int:
