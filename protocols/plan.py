@@ -7,8 +7,9 @@ against, byte for byte.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -39,18 +40,37 @@ class Plan:
 
 _OPERATORS = "add sub mul truediv and xor or lshift rshift pow".split()
 _COMPARISONS = "eq ne lt le gt ge neg invert".split()
-_METHODS = "add sub mul double long to round clamp neg abs".split()
+_METHODS = "add sub mul div double long to round clamp neg abs".split()
 _ELEMENTWISE = (
     {getattr(torch.Tensor, f"__{name}__") for name in _OPERATORS + _COMPARISONS}
     | {getattr(torch.Tensor, f"__r{name}__") for name in _OPERATORS}
     | {getattr(torch.Tensor, name) for name in _METHODS}
-    | {getattr(torch, name) for name in "add sub mul exp where zeros_like ones_like full_like".split()}
+    | {getattr(torch, name) for name in "add sub mul div exp where zeros_like ones_like full_like".split()}
 )
 _INDEXED = {torch.Tensor.gather, torch.gather}
 
 
+def _of_cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> Sequence[int]:
+    shape = list(tensors[0].shape)
+    shape[dim] = sum(x.shape[dim] for x in tensors)
+    return shape
+
+
+_SHAPES: dict[Any, Callable[..., Sequence[int]]] = {
+    torch.cat: _of_cat,
+    torch.mv: lambda matrix, vector: matrix.shape[:1],
+    torch.Tensor.index_add: lambda x, *_: x.shape,
+}
+
+
+@lru_cache(1 << 14)
+def _shaped(shape: Sequence[int]) -> torch.Tensor:
+    """A tensor of that shape, always the same one: there is nothing in it to change."""
+    return torch.empty(shape, dtype=torch.int64, device="meta")
+
+
 class ShapeArithmetic(TorchFunctionMode):
-    """Arithmetic, element by element, of `meta` tensors by their shapes alone: 20 times faster than torch.
+    """Arithmetic of `meta` tensors by their shapes alone: 20 times faster than torch.
 
     What comes out has the integers' type, whatever went in: nothing in a plan depends on types.
     """
@@ -66,7 +86,11 @@ class ShapeArithmetic(TorchFunctionMode):
             tensors = [x for x in args if isinstance(x, torch.Tensor)]
             if any(x.is_meta for x in tensors):
                 shape = tensors[-1].shape if func in _INDEXED else _broadcast([x.shape for x in tensors])
-                return torch.empty(shape, dtype=torch.int64, device="meta")
+                return _shaped(shape)
+        elif func in _SHAPES:
+            first = args[0][0] if func is torch.cat else args[0]
+            if first.is_meta:
+                return _shaped(tuple(_SHAPES[func](*args, **(kwargs or {}))))
         return func(*args, **(kwargs or {}))
 
 
@@ -96,7 +120,7 @@ class PlanSession(Session):
         self.plan.correlations.append(correlation)
         self.cost.correction_bytes += correlation.correction_bytes()
         return [
-            None if isinstance(f, Random) and f.holder == 1 else torch.empty(f.shape, dtype=torch.int64, device="meta")
+            None if isinstance(f, Random) and f.holder == 1 else _shaped(f.shape)
             for f in correlation.fields()
             if isinstance(f, Random | Corrected)
         ]
@@ -108,7 +132,7 @@ class PlanSession(Session):
         self._count(sent, received)
         for r in requests:
             if r.receiver != 1:
-                r.result = torch.empty(r.shape, dtype=torch.int64, device="meta")
+                r.result = _shaped(r.shape)
 
     def next_part(self) -> Plan:
         """The plan since the last call; forgets it, so that a long plan needs little memory."""
