@@ -2,6 +2,10 @@
 
 The prompt's keys and values are computed in the clear and shared; eviction, selection and every decode step of question
 and answer then run on shares, both parties and the dealer in one process.
+
+The cases are the quality part's with the question after eviction: of each document the first sample, and of it the
+first question alone, whose steps are of the same kind as a later one's. A task whose answer's tokens are given, not
+generated (perplexity), has nothing to compare.
 """
 
 from __future__ import annotations
@@ -29,8 +33,17 @@ from protocols.local import run_parties
 from protocols.randomness import new_key
 from protocols.session import Session
 
+ANSWERED = tuple(name for name in TASKS if name != "perplexity")
+"""The tasks whose answers are generated."""
+PLACEMENT = "later"
+DIFFERENCES = (
+    "Two known reasons for a difference: a secure comparison may change the places of two scores within 1/128 of each "
+    "other, so that another token or cluster is kept or picked; and two best logits may be within fixed-point noise."
+)
+
 CONTAINS = {
-    "cases": "each with its seed, the expected tokens, and those that plaintext and mpc decoding gave",
+    "cases": "each with its document's seed, the expected tokens, and those that plaintext and mpc decoding gave; the "
+    "document's first sample, its first question alone",
     "same": "cases whose tokens are the same in plaintext and under mpc",
 }
 TIMEOUT = 600.0
@@ -45,6 +58,7 @@ def agreement_cases(
             "model": model.name,
             "task": task,
             "tokens": count,
+            "placement": PLACEMENT,
             "documents": documents,
             "policy": asdict(contender.settings),
             "label": contender.label,
@@ -116,14 +130,16 @@ def _private(
     return [token for token in at_client if token is not None]
 
 
-HEADER = ("task", "policy", "tokens", "same in plaintext and mpc", "right in plaintext", "right under mpc")
+HEADER = ("task", "policy", "tokens", "same in plaintext and mpc", "right in plaintext", "right under mpc", "differing")
 
 
 def agreement_rows(records: Sequence[Record]) -> Rows:
+    """differing: the seeds of the documents whose answers differ."""
     out = []
     for r in records:
         if r["status"] == "done":
             right = [sum(c[how] == c["expected"] for c in r["cases"]) for how in ("plain", "mpc")]
             counts = [f"{n} of {r['asked']}" for n in (r["same"], *right)]
-            out.append([r["task"], r["policy"], f"{r['tokens']:,}", *counts])
+            differing = ", ".join(str(c["seed"]) for c in r["cases"] if c["plain"] != c["mpc"])
+            out.append([r["task"], r["policy"], f"{r['tokens']:,}", *counts, differing or "none"])
     return out

@@ -7,14 +7,16 @@ from pathlib import Path
 import click
 
 from benchmarks import tables
-from benchmarks.agreement import agreement_cases
+from benchmarks.agreement import ANSWERED, agreement_cases
 from benchmarks.decode import decode_cases
+from benchmarks.generation import MAX_NEW_TOKENS, generation_cases
 from benchmarks.networks import network_cases
 from benchmarks.ops import OPERATIONS, operation_cases
 from benchmarks.options import (
     BACKENDS,
     backend_option,
     json_option,
+    model_option,
     network_option,
     numbers,
     out_option,
@@ -97,6 +99,28 @@ def decode(
 
 
 @bench.command()
+@model_option
+@policy_option("full,mpcache")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=MAX_NEW_TOKENS, show_default=True, help="Tokens to generate."
+)
+@repeat_option(3, "Generations measured.")
+@out_option
+@json_option
+def generate(
+    model: Path | None, policy: str, max_new_tokens: int, repeat: int, out: Path | None, json_path: Path | None
+) -> None:
+    """Whole generations from the demo's day sheet, between the three real processes.
+
+    Each policy with processes of its own: prefill, eviction and answer, their memory, and whether plaintext agrees.
+    """
+    from parties.demo import DEMO_MODEL
+
+    cases = generation_cases(model or DEMO_MODEL, parse_contenders(policy), max_new_tokens, repeat)
+    _run(cases, None, out, json_path)
+
+
+@bench.command()
 @shape_options
 @tokens_option
 @policy_option("full")
@@ -169,7 +193,7 @@ def ops(operation: str | None, repeat: int, out: Path | None, json_path: Path | 
 
 
 @bench.command()
-@click.option("--model", type=click.Path(path_type=Path, exists=True), help="Model folder (default: the demo model).")
+@model_option
 @click.option("--task", default="day-sheet", show_default=True, help=f"Of {', '.join(TASKS)}; or all.")
 @tokens_option
 @policy_option("all")
@@ -214,17 +238,17 @@ def quality(
 
 
 @bench.command()
-@click.option("--task", default="day-sheet,needle", show_default=True, help=f"Of {', '.join(TASKS)}.")
-@click.option("--tokens", default="256", show_default=True, help="Lengths, joined by commas.")
+@click.option("--task", default="day-sheet,needle", show_default=True, help=f"Of {', '.join(ANSWERED)}.")
+@click.option("--tokens", default="512", show_default=True, help="Lengths, joined by commas.")
 @policy_option("full,mpcache")
 @click.option("--documents", type=click.IntRange(1), default=3, show_default=True, help="Documents of each length.")
 @out_option
 @json_option
 def agreement(task: str, tokens: str, policy: str, documents: int, out: Path | None, json_path: Path | None) -> None:
-    """Quality tasks on a sample under MPC: the same answers as in plaintext, case by case?"""
+    """The quality part's first documents under MPC: the same answers as in plaintext, case by case?"""
     from parties.demo import DEMO_MODEL
 
-    tasks = words(task, tuple(TASKS), "task")
+    tasks = words(task, ANSWERED, "task with an answer")
     cases = agreement_cases(DEMO_MODEL, tasks, numbers(tokens), parse_contenders(policy), documents)
     _run(cases, None, out, json_path)
 

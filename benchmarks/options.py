@@ -20,6 +20,9 @@ json_option = click.option(
 )
 out_option = click.option("--out", type=click.Path(path_type=Path), help="Keep records here, and resume from them.")
 tokens_option = click.option("--tokens", default="512,1024,2048", show_default=True, help="Lengths, joined by commas.")
+model_option = click.option(
+    "--model", type=click.Path(path_type=Path, exists=True), help="Model folder (default: the demo model)."
+)
 backend_option = click.option("--backend", default="mpc", show_default=True, help="Of plain, crypten, mpc.")
 network_option = click.option(
     "--network", default="loopback", show_default=True, help="loopback, lan, wan or e.g. 5ms,100mbit."

@@ -9,19 +9,22 @@ from benchmarks.peers.measure import SYSTEMS, measure_case
 from benchmarks.records import Record
 from benchmarks.runner import Case
 
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = {"block": 300, "model": 900}
 _OUTER = ("bench", "settings", "load_average")
 
 
-def peer_cases(tokens: Sequence[int], policies: Sequence[str], repeat: int) -> list[Case]:
-    """Blocks on every system; one that is not installed gives a record that says so."""
+def peer_cases(
+    what: str, tokens: Sequence[int], policies: Sequence[str], repeat: int, systems: Sequence[str] = tuple(SYSTEMS)
+) -> list[Case]:
+    """Decode steps of a block, or of the whole model; a system that is not installed gives a record that says so."""
 
     def case(system: str, peer: PeerCase) -> Case:
         settings = {"bench": "peers", "system": system, "label": peer.policy, **peer.to_dict()}
-        return Case(f"{system} {peer.policy} {peer.tokens} tokens", settings, lambda: _measure(system, peer))
+        name = f"{system} {peer.what} {peer.policy} {peer.tokens} tokens"
+        return Case(name, settings, lambda: _measure(system, peer))
 
-    wanted = [PeerCase("block", n, policy, repeat, LIMIT_SECONDS) for n in tokens for policy in policies]
-    return [case(system, peer) for peer in wanted for system in SYSTEMS]
+    wanted = [PeerCase(what, n, policy, repeat, LIMIT_SECONDS[what]) for n in tokens for policy in policies]
+    return [case(system, peer) for peer in wanted for system in systems]
 
 
 def _measure(system: str, peer: PeerCase) -> Record:

@@ -68,6 +68,20 @@ def read_records(folder: Path) -> list[Record]:
     return list(latest.values())
 
 
+def is_block(record: Record) -> bool:
+    """Whether a decode step or prefill is that of one block, on loopback."""
+    settings = record["settings"]
+    ends = settings["program"]["head"] or settings["program"].get("embedding")
+    return settings["layers"] == 1 and not settings["network"] and not ends
+
+
+def is_whole_model(record: Record) -> bool:
+    """Whether it is that of all of a model, from the token to the next one, on loopback."""
+    settings = record["settings"]
+    ends = settings["program"]["head"] and settings["program"].get("embedding")
+    return settings["layers"] > 1 and not settings["network"] and bool(ends)
+
+
 def canonical(settings: Record) -> str:
     """Equal settings give equal text."""
     return json.dumps(settings, sort_keys=True, separators=(",", ":"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks import agreement, networks, ops, prefill, tables
+from benchmarks import agreement, generation, networks, ops, prefill, tables
 from benchmarks.quality_cases import quality_tables
 from benchmarks.records import Record
 
@@ -14,7 +14,7 @@ PROCESSES = ("owner", "client", "dealer")
 def show_records(records: Sequence[Record]) -> None:
     """A table, or several, for each part that there are records of."""
     shown = {"ops": _ops, "decode": _decode, "prefill": _prefill, "network": _network, "quality": _quality}
-    shown["agreement"] = _agreement
+    shown |= {"agreement": _agreement, "generate": _generate}
     for bench, show in shown.items():
         chosen = [r for r in records if r["bench"] == bench]
         if chosen:
@@ -61,6 +61,15 @@ def _network(records: list[Record]) -> None:
         networks.HEADER,
         networks.network_rows(records),
         "model: rounds x (RTT / 2 + 0.26 ms) + online bytes / bandwidth + CPU of the busier party; both send at a time",
+    )
+
+
+def _generate(records: list[Record]) -> None:
+    tables.show(
+        "A whole generation: prefill with the first token, then the median token",
+        generation.HEADER,
+        generation.generation_rows(records),
+        "online: both directions; corr.: correlations, both parties; MiB: each process's peak",
     )
 
 

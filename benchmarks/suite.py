@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.agreement import agreement_cases
+from benchmarks.agreement import ANSWERED, agreement_cases
 from benchmarks.decode import Workload, decode_cases
+from benchmarks.generation import MAX_NEW_TOKENS, generation_cases
 from benchmarks.networks import network_cases
 from benchmarks.ops import operation_cases
 from benchmarks.peer_cases import peer_cases
@@ -24,59 +25,77 @@ from mpcache.network import NETWORKS
 
 @dataclass(frozen=True)
 class Suite:
-    """Sizes of a run."""
+    """Sizes of a run. agreement_*: a sample of the quality part's cases. whole_model: prefill and decode steps of all
+    layers with embedding and head, ours and SPU's; without, prefill is that of one layer."""
 
     repeat: int
+    peer_repeat: int
+    generations: int
     decode_tokens: tuple[int, ...]
     crypten_tokens: tuple[int, ...]
     peer_tokens: tuple[int, ...]
     policies: str
     prefill_tokens: tuple[int, ...]
-    prefill_layers: int | None
     network_tokens: tuple[int, ...]
     quality_policies: str
     quality_tokens: tuple[int, ...]
     tasks: tuple[str, ...]
     budgets: tuple[float, ...]
     documents: int
-    agreements: int
+    agreement_policies: str
+    agreement_tasks: tuple[str, ...]
+    agreement_tokens: tuple[int, ...]
+    agreement_documents: int
     whole_model: bool
 
 
 EVERY = "all,mpcache-static,mpcache-dynamic,mpcache-half,mpcache-by-head,mpcache-extremes,mpcache-paper"
+FEW = "full,mpcache"
+WHOLE_MODEL_TOKENS = (512,)
+WHOLE_MODEL_REPEAT = 5
+SPU_WHOLE_MODEL_REPEAT = 3
+"""A step of SPU's takes seconds, and its start minutes."""
 
 FULL = Suite(
-    repeat=7,
+    repeat=21,
+    peer_repeat=7,
+    generations=3,
     decode_tokens=(256, 512, 1024, 2048),
     crypten_tokens=(512, 1024),
     peer_tokens=(512, 1024, 2048),
     policies=EVERY,
     prefill_tokens=(128, 512),
-    prefill_layers=None,
     network_tokens=(1024,),
     quality_policies=EVERY,
     quality_tokens=(512, 1024, 2048),
     tasks=tuple(TASKS),
     budgets=(0.05, 0.1, 0.125, 0.25),
     documents=50,
-    agreements=5,
+    agreement_policies=EVERY,
+    agreement_tasks=ANSWERED,
+    agreement_tokens=(512,),
+    agreement_documents=3,
     whole_model=True,
 )
 QUICK = Suite(
     repeat=3,
+    peer_repeat=3,
+    generations=1,
     decode_tokens=(512, 1024, 2048),
     crypten_tokens=(512,),
     peer_tokens=(1024,),
     policies="all,mpcache-static,mpcache-dynamic",
     prefill_tokens=(64, 128),
-    prefill_layers=1,
     network_tokens=(1024,),
     quality_policies="all,mpcache-static,mpcache-dynamic",
     quality_tokens=(512, 1024),
     tasks=("day-sheet", "needle"),
     budgets=(0.05, 0.125, 0.25),
     documents=10,
-    agreements=1,
+    agreement_policies="full,mpcache,h2o,quest",
+    agreement_tasks=("day-sheet", "needle"),
+    agreement_tokens=(512,),
+    agreement_documents=2,
     whole_model=False,
 )
 
@@ -86,45 +105,57 @@ def run_suite(suite: Suite, model: Path, records: Records, announce: Callable[[s
     out: list[Record] = []
     pool = ProcessPool()
     try:
-        for name, cases in _parts(suite, model, pool):
+        for name, cases in suite_parts(suite, model, pool):
             announce(name)
             out += run_cases(cases, records)
     finally:
         pool.close()
     announce("quality")
-    options = QualityOptions(
-        model,
-        suite.tasks,
-        suite.quality_tokens,
-        parse_contenders(suite.quality_policies),
-        suite.budgets,
-        PLACEMENTS,
-        suite.documents,
+    return out + run_quality(quality_options(suite, model), records)
+
+
+def quality_options(suite: Suite, model: Path) -> QualityOptions:
+    contenders = parse_contenders(suite.quality_policies)
+    return QualityOptions(
+        model, suite.tasks, suite.quality_tokens, contenders, suite.budgets, PLACEMENTS, suite.documents
     )
-    return out + run_quality(options, records)
 
 
-def _parts(suite: Suite, model: Path, pool: ProcessPool) -> list[tuple[str, list[Case]]]:
-    contenders, few = parse_contenders(suite.policies), parse_contenders("full,mpcache")
+def suite_parts(suite: Suite, model: Path, pool: ProcessPool) -> list[tuple[str, list[Case]]]:
+    """All but quality. Whole generations come first, as long as no other benchmark's process runs, nor has this one
+    grown: they tell peak memory."""
+    contenders, few = parse_contenders(suite.policies), parse_contenders(FEW)
     block = Workload("gpt2", 1, Program("decode"))
-    prompt = Workload("gpt2", suite.prefill_layers, Program("prefill"))
     parts = [
+        ("generate", generation_cases(model, few, MAX_NEW_TOKENS, suite.generations)),
         ("ops", operation_cases(suite.repeat)),
         ("decode", decode_cases(block, suite.decode_tokens, contenders, ("mpc",), suite.repeat, pool)),
         ("decode, crypten", _crypten(block, suite, pool)),
-        ("peers", peer_cases(suite.peer_tokens, ("full", "mpcache"), suite.repeat)),
+        ("peers", peer_cases("block", suite.peer_tokens, ("full", "mpcache"), suite.peer_repeat)),
         ("network", network_cases(block, list(NETWORKS.values()), suite.network_tokens, few, suite.repeat, pool)),
-        ("prefill", prefill_cases(prompt, suite.prefill_tokens, parse_contenders("full"), ("mpc",), pool)),
+        ("prefill", _prefill(suite, pool)),
+        ("agreement", sample(suite, model)),
     ]
-    tasks = ("day-sheet", "needle")
-    sample = agreement_cases(model, tasks, (256,), parse_contenders(suite.policies), suite.agreements)
-    parts.append(("agreement", sample))
     if suite.whole_model:
-        whole = Workload("gpt2", None, Program("decode", head=True))
-        parts.append(("decode, whole model", decode_cases(whole, (512,), few, ("mpc",), 3, pool)))
+        whole = Workload("gpt2", None, Program("decode", embedding=True, head=True))
+        ours = decode_cases(whole, WHOLE_MODEL_TOKENS, few, ("mpc",), WHOLE_MODEL_REPEAT, pool)
+        spu = peer_cases("model", WHOLE_MODEL_TOKENS, ("full",), SPU_WHOLE_MODEL_REPEAT, ("spu-aby3",))
+        parts += [("decode, whole model", ours), ("peers, whole model", spu)]
     return parts
 
 
 def _crypten(block: Workload, suite: Suite, pool: ProcessPool) -> list[Case]:
     full: Sequence[Contender] = parse_contenders("full")
     return decode_cases(block, suite.crypten_tokens, full, ("crypten",), suite.repeat, pool)
+
+
+def _prefill(suite: Suite, pool: ProcessPool) -> list[Case]:
+    whole = suite.whole_model
+    prompt = Workload("gpt2", None if whole else 1, Program("prefill", embedding=whole, head=whole))
+    return prefill_cases(prompt, suite.prefill_tokens, parse_contenders("full"), ("mpc",), pool)
+
+
+def sample(suite: Suite, model: Path) -> list[Case]:
+    """Cases that the quality part runs in plaintext (question after eviction, default budget), under mpc."""
+    contenders = parse_contenders(suite.agreement_policies)
+    return agreement_cases(model, suite.agreement_tasks, suite.agreement_tokens, contenders, suite.agreement_documents)

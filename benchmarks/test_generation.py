@@ -2,28 +2,18 @@
 
 from typing import Any
 
-from benchmarks.process import peak_memory, peak_memory_of_roles
-from mpcache.checkpoint import load_tokenizer
-from parties.client import Generation, Request
-from parties.demo import DEMO_MODEL, local_parties
+from benchmarks.generation import generate, prompt_tokens
+from parties.demo import DEMO_MODEL
 from parties.settings import DEFAULT_POLICY
 
 
 def test_demo_generation(benchmark: Any) -> None:
-    """Prefill of the day sheet (with the first token), then at most 7 tokens.
+    """Start of the processes, prefill of the day sheet (with the first token), at most 7 tokens, plaintext's answer.
 
-    The extra info has seconds, and the most that each process had in memory (interpreter and libraries included; the
-    client's is pytest's as well).
+    The extra info has what `mpcache bench generate` tells of it.
     """
-    prompt = load_tokenizer(DEMO_MODEL).encode((DEMO_MODEL / "daysheet_512.txt").read_text()).ids
-    with local_parties(DEMO_MODEL) as connection:
-        generation = Generation(connection, Request(prompt, 8, policy=DEFAULT_POLICY))
-        benchmark.pedantic(lambda: list(generation), rounds=1)
-        peaks = peak_memory_of_roles()
-    assert generation.meter is not None
-    benchmark.extra_info.update(
-        prompt_tokens=len(prompt),
-        prefill_seconds=generation.meter.prefill.seconds,
-        seconds_per_token=generation.meter.seconds_per_token,
-        peak_memory_bytes={**peaks, "client": peak_memory()},
-    )
+    arguments = (DEMO_MODEL, prompt_tokens(DEMO_MODEL), DEFAULT_POLICY, 8, 1)
+    figures = benchmark.pedantic(generate, args=arguments, rounds=1)
+    assert figures.pop("same")
+    figures.pop("contains")
+    benchmark.extra_info.update(figures)

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from benchmarks.agreement import DIFFERENCES, agreement_rows
 from benchmarks.agreement import HEADER as AGREEMENT
-from benchmarks.agreement import agreement_rows
+from benchmarks.generation import HEADER as GENERATION
+from benchmarks.generation import generation_rows
 from benchmarks.networks import model_seconds
 from benchmarks.quality_cases import CAN, PLACED
-from benchmarks.records import Record
+from benchmarks.records import Record, is_block, is_whole_model
 from benchmarks.report.html import table
 from benchmarks.report.svg import (
     Axis,
@@ -44,15 +46,12 @@ Maker = Callable[[Sequence[Record], Legend], list[Figure]]
 
 def _decoded(records: Sequence[Record], backend: str = "mpc") -> list[Record]:
     """Decode steps of one block on loopback, without embedding and head."""
-    return [
-        r
-        for r in records
-        if r["bench"] == "decode"
-        and r["backend"] == backend
-        and r["settings"]["layers"] == 1
-        and not r["settings"]["network"]
-        and not r["settings"]["program"]["head"]
-    ]
+    return [r for r in records if r["bench"] == "decode" and r["backend"] == backend and is_block(r)]
+
+
+def _whole_models(records: Sequence[Record]) -> list[Record]:
+    """Decode steps of a whole model on loopback, from the token to the next one."""
+    return [r for r in records if r["bench"] == "decode" and r["backend"] == "mpc" and is_whole_model(r)]
 
 
 def _by_policy(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -472,10 +471,40 @@ def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
         for bar, r in zip(bars, found, strict=True)
     ]
     header = ["prompt", "s", "online MB", "correlation MB", "rounds", "owner MiB", "client MiB", "dealer MiB"]
-    note = "Prefill of a GPT-2 shape, embedding and head left out: MB, online and correlations, by part."
+    whole = all(is_whole_model(r) for r in found)
+    ends = "embedding, logits and arg max of the first token included" if whole else "embedding and head left out"
+    note = f"Prefill of a GPT-2 shape, {ends}: MB, online and correlations, by part."
     return [
         Figure(title, note, stacked_bars(bars, styles, "MB", lambda v: f"{v:,.0f}"), header, rows, _keys(names, styles))
     ]
+
+
+def generations(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    found = [r for r in records if r["bench"] == "generate"]
+    if not found:
+        return []
+    names = ["before the prefill", "prefill", "the other tokens"]
+    styles = [Style.of(i) for i in range(len(names))]
+    bars = [Bar(r["policy"], _stretches(r)) for r in found]
+    firsts = ", ".join(f"{r['prefill']['seconds']:.1f} s ({r['policy']})" for r in found)
+    title = f"The first token of a prompt of {found[0]['tokens']:,} comes {firsts} after the prefill began"
+    others = [r for r in found if r["token"] is not None]
+    if others:
+        title += "; each other takes " + ", ".join(f"{r['token']['seconds']:.2f} s ({r['policy']})" for r in others)
+    note = (
+        f"A whole generation by the {found[0]['settings']['model']} model between three processes, gRPC with mutual "
+        "TLS on loopback: seconds from the request to the answer's last token. Before the prefill: plans, handshake "
+        "and the masked weights, which a new client is sent once."
+    )
+    plot = stacked_bars(bars, styles, "seconds", lambda v: f"{v:.1f}")
+    return [Figure(title, note, plot, GENERATION, generation_rows(found), _keys(names, styles))]
+
+
+def _stretches(record: Record) -> list[float]:
+    """Seconds of a new client's first generation, its tokens at the median."""
+    prefill, token = record["prefill"]["all_seconds"][0], record["token"]
+    others = token["seconds"] * (record["new_tokens"] - 1) if token else 0.0
+    return [record["first_token_seconds"] - prefill, prefill, others]
 
 
 def agreements(records: Sequence[Record], legend: Legend) -> list[Figure]:
@@ -485,28 +514,42 @@ def agreements(records: Sequence[Record], legend: Legend) -> list[Figure]:
     same, asked = sum(r["same"] for r in found), sum(r["asked"] for r in found)
     rows = agreement_rows(found)
     title = f"Secure decoding gives the answers of plaintext in {same} of {asked} cases"
-    note = "The same samples in plaintext and on shares, question after eviction. Right or wrong, answers should agree."
+    differing = [f"{r['task']}, {r['policy']}" for r in found if r["same"] < r["asked"]]
+    if differing:
+        title += f"; not in {'; '.join(differing)}"
+    tokens = ", ".join(f"{n:,}" for n in sorted({r["tokens"] for r in found}))
+    note = (
+        f"The quality tasks' first documents of {tokens} tokens, first question, in plaintext and on shares, question "
+        "after eviction; differing: by the document's seed. Right or wrong, answers should agree. Perplexity is left "
+        f"out: its tokens are given, so there is no answer to compare. {DIFFERENCES}"
+    )
     return [Figure(title, note, table(AGREEMENT, rows), AGREEMENT, rows)]
 
 
 def peers(records: Sequence[Record], legend: Legend) -> list[Figure]:
-    """Others' systems beside ours, from the records of `python -m benchmarks.peers`."""
-    found = [r for r in records if "system" in r and r["what"] == "block"]
+    """Others' systems beside ours, from the records of `python -m benchmarks.peers`: a block, then the whole model."""
     out = []
-    for tokens in sorted({r["tokens"] for r in found}):
-        bars = {f"{r['system']} {r['protocol']}, {r['policy']}": r for r in found if r["tokens"] == tokens}
-        ours = {f"MPCache, {r['policy']}": r for r in _decoded(records) if r["tokens"] == tokens}
-        bars |= {name: r for name, r in ours.items() if r["policy"] in ("full", "mpcache")}
-        out.append(_peers(bars, tokens))
+    for what, own in (("block", _decoded(records)), ("model", _whole_models(records))):
+        found = [r for r in records if "system" in r and r["what"] == what]
+        for tokens in sorted({r["tokens"] for r in found}):
+            theirs = {f"{r['system']} {r['protocol']}, {r['policy']}": r for r in found if r["tokens"] == tokens}
+            ours = {f"MPCache, {r['policy']}": r for r in own if r["tokens"] == tokens}
+            out.append(_peers(what, tokens, {n: r for n, r in ours.items() if r["policy"] in COMPARED}, theirs))
     return out
 
 
-def _peers(records: dict[str, Record], tokens: int) -> Figure:
-    ordered = sorted(records.items(), key=lambda item: item[1]["seconds"])
-    (first, fastest), (last, slowest) = ordered[0], ordered[-1]
-    title = f"{tokens:,} tokens: {first} takes {fastest['seconds']:.2f} s a block, {last} {slowest['seconds']:.2f} s"
+COMPARED = ("full", "mpcache")
+PEERS_NOTE = {
+    "block": "A decode step of a GPT-2-shaped block",
+    "model": "A decode step of GPT-2 small's shape, 12 layers, final norm, logits and arg max of 50,257 (ours: the "
+    "token's embedding as well)",
+}
+
+
+def _peers(what: str, tokens: int, ours: dict[str, Record], theirs: dict[str, Record]) -> Figure:
+    ordered = sorted({**theirs, **ours}.items(), key=lambda item: item[1]["seconds"])
     note = (
-        "A decode step of a GPT-2-shaped block, median seconds, real processes on loopback; what is secret and who "
+        f"{PEERS_NOTE[what]}, median seconds, real processes on loopback; what is secret and who "
         "computes differs: see benchmarks/peers/README.md."
     )
     rows = [
@@ -523,7 +566,17 @@ def _peers(records: dict[str, Record], tokens: int) -> Figure:
     plot = stacked_bars(
         [Bar(n, [r["seconds"]]) for n, r in ordered], [Style.of(0)], "seconds a step", lambda v: f"{v:.2f}"
     )
-    return Figure(title, note, plot, header, rows)
+    return Figure(_peers_title(what, tokens, ours, theirs), note, plot, header, rows)
+
+
+def _peers_title(what: str, tokens: int, ours: dict[str, Record], theirs: dict[str, Record]) -> str:
+    """The fastest of theirs against each of ours."""
+    unit = {"block": "a block", "model": "a whole model's step"}[what]
+    other = min(theirs, key=lambda name: theirs[name]["seconds"])
+    title = f"{tokens:,} tokens: {other} takes {theirs[other]['seconds']:.2f} s {unit}"
+    for name, r in ours.items():
+        title += f"; {name} {r['seconds']:.2f} s ({theirs[other]['seconds'] / r['seconds']:.2g} times as fast)"
+    return title
 
 
 FIGURES: dict[str, Maker] = {
@@ -543,4 +596,5 @@ FIGURES: dict[str, Maker] = {
     "CrypTen": against_crypten,
     "Peers": peers,
     "Prefill": prefills,
+    "A whole generation": generations,
 }

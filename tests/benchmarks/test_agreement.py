@@ -10,4 +10,13 @@ def test_secure_decoding_answers_as_plaintext_does() -> None:
     records = run_cases(agreement_cases(DEMO_MODEL, ["day-sheet"], [100], contenders, 1), Records())
     assert [r.get("error") for r in records] == [None, None]
     assert [r["same"] for r in records] == [1, 1]
-    assert agreement_rows(records)[0][3:] == ["1 of 1", "1 of 1", "1 of 1"]
+    assert agreement_rows(records)[0][3:] == ["1 of 1", "1 of 1", "1 of 1", "none"]
+
+
+def test_a_difference_is_counted_and_named_by_its_document() -> None:
+    cases = [
+        {"seed": 0, "expected": [1], "plain": [1], "mpc": [1]},
+        {"seed": 1, "expected": [1], "plain": [1], "mpc": [2]},
+    ]
+    record = {"status": "done", "task": "copy", "policy": "full", "tokens": 512, "same": 1, "asked": 2, "cases": cases}
+    assert agreement_rows([record]) == [["copy", "full", "512", "1 of 2", "2 of 2", "1 of 2", "1"]]

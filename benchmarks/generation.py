@@ -1,0 +1,164 @@
+"""What a whole generation costs: the prompt, eviction and the answer, between the three real processes of `mpcache`."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from benchmarks.policies import Contender
+from benchmarks.process import forget_peak, peak_memory, peak_memory_of_roles
+from benchmarks.records import Record
+from benchmarks.runner import Case
+from benchmarks.tables import Rows, megabytes, seconds
+from mpcache.checkpoint import load_tokenizer
+from mpcache.generate import Phase
+from mpcache.policies import PolicySettings
+from parties.client import Connection, Generation, Request
+from parties.demo import DEMO_MODEL, local_parties, plain_answer
+
+PROMPT = "daysheet_512.txt"
+"""The day sheet that the demo asks about, packaged with its model."""
+MAX_NEW_TOKENS = 8
+
+CONTAINS = {
+    "first_token_seconds": "wall time at the client from its first request to the first token: plans, handshake, and "
+    "the masked weights that a new client is sent (setup_bytes) included; starting the processes is not",
+    "prefill": "from the parties' first message to the first token: the prompt, static eviction, logits and arg max",
+    "token": "each token after the first, of all generations; None if the first token ended the answer",
+    "seconds": "median wall time at the client, waiting for the others included",
+    "online_bytes": "payload between the two parties, both directions",
+    "correlation_bytes": "corrections that the dealer sends, both parties together (party 0 is sent none)",
+    "rounds": "messages one after another, one in each direction at the same time counting once",
+    "peak_memory_bytes": "the most that each process had in memory since its start, interpreter and libraries "
+    "included; the client is the benchmark's own process, from the request on",
+    "same": "whether plaintext gives each time the same answer, token by token, under the same policy",
+}
+
+
+def generation_cases(model: Path, contenders: Sequence[Contender], max_new_tokens: int, repeat: int) -> list[Case]:
+    """A case for each policy, with processes and a client of its own."""
+
+    def measure(contender: Contender) -> Record:
+        figures = generate(model, prompt_tokens(model), contender.settings, max_new_tokens, repeat)
+        return {"policy": contender.label, **figures}
+
+    def case(contender: Contender) -> Case:
+        settings = {
+            "bench": "generate",
+            "model": model.name,
+            "prompt": PROMPT,
+            "max_new_tokens": max_new_tokens,
+            "policy": asdict(contender.settings),
+            "label": contender.label,
+            "backend": "mpc",
+            "repeat": repeat,
+        }
+        return Case(f"generate {contender.label}", settings, lambda: measure(contender))
+
+    return [case(contender) for contender in contenders]
+
+
+def prompt_tokens(model: Path) -> list[int]:
+    """The packaged day sheet in the model's tokens."""
+    return list(load_tokenizer(model).encode((DEMO_MODEL / PROMPT).read_text()).ids)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One generation. steps: the tokens after the first."""
+
+    answer: list[int]
+    first_token_seconds: float
+    prefill: Phase
+    steps: list[Phase]
+    waited_seconds: float
+    setup_bytes: int
+
+
+def generate(model: Path, prompt: list[int], policy: PolicySettings, max_new_tokens: int, repeat: int) -> Record:
+    """Answer privately so many times, then once in the clear; the figures of the private answers."""
+    with local_parties(model) as connection:
+        forget_peak()
+        runs = [_run(connection, Request(prompt, max_new_tokens, policy=policy)) for _ in range(repeat)]
+        peaks = {**peak_memory_of_roles(), "client": peak_memory()}
+    plain = plain_answer(model, prompt, max_new_tokens, policy)
+    steps = [step for run in runs for step in run.steps]
+    return {
+        "tokens": len(prompt),
+        "new_tokens": len(runs[0].answer),
+        "first_token_seconds": runs[0].first_token_seconds,
+        "setup_bytes": runs[0].setup_bytes,
+        "prefill": _median([run.prefill for run in runs]),
+        "token": _median(steps) if steps else None,
+        "waited_for_dealer_seconds": statistics.median(run.waited_seconds for run in runs),
+        "peak_memory_bytes": peaks,
+        "answer": runs[0].answer,
+        "plain_answer": plain,
+        "same": all(run.answer == plain for run in runs),
+        "contains": CONTAINS,
+    }
+
+
+def _run(connection: Connection, request: Request) -> _Run:
+    generation = Generation(connection, request)
+    begun = time.perf_counter()
+    answer, phases = [], []
+    for token in generation:
+        now = time.perf_counter()
+        assert generation.meter is not None and generation.session is not None
+        answer.append(token)
+        phases.append(Phase(now, generation.session.cost.copy()))
+    assert generation.meter is not None
+    steps = [Phase(after.seconds - before.seconds, after.cost - before.cost) for before, after in pairwise(phases)]
+    waited, first = generation.waited_for_dealer, phases[0].seconds - begun
+    return _Run(answer, first, generation.meter.prefill, steps, waited, generation.setup_bytes)
+
+
+def _median(phases: Sequence[Phase]) -> Record:
+    """Median seconds, and the bytes and rounds of the phase with the median bytes."""
+    middle = sorted(phases, key=lambda phase: phase.cost.online_bytes)[len(phases) // 2]
+    return {
+        "seconds": statistics.median(phase.seconds for phase in phases),
+        "all_seconds": [phase.seconds for phase in phases],
+        "online_bytes": middle.cost.online_bytes,
+        "correlation_bytes": middle.cost.correction_bytes,
+        "rounds": middle.cost.rounds,
+    }
+
+
+HEADER = (
+    "policy",
+    "prompt",
+    "",
+    "s",
+    "online MB",
+    "corr. MB",
+    "rounds",
+    "owner MiB",
+    "client MiB",
+    "dealer MiB",
+    "as plaintext",
+)
+
+
+def generation_rows(records: Sequence[Record]) -> Rows:
+    """Two lines for each: the prompt with the first token, and each token after it."""
+    out = []
+    for r in records:
+        if r["status"] != "done":
+            continue
+        peaks = [f"{(r['peak_memory_bytes'].get(role) or 0) / 2**20:,.0f}" for role in ("owner", "client", "dealer")]
+        same = "the same" if r["same"] else "another answer"
+        out.append([r["policy"], f"{r['tokens']:,}", "prefill", *_costs(r["prefill"]), *peaks, same])
+        if r["token"] is not None:
+            out.append(["", "", "a token", *_costs(r["token"]), "", "", "", ""])
+    return out
+
+
+def _costs(phase: Record) -> list[str]:
+    online, correlations = megabytes(phase["online_bytes"]), megabytes(phase["correlation_bytes"])
+    return [seconds(phase["seconds"]), online, correlations, f"{phase['rounds']:,}"]

@@ -1,0 +1,41 @@
+"""Whole generations as a benchmark, with a prompt that is short enough for a test."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import generation
+from benchmarks.generation import PROMPT, generation_cases, generation_rows, prompt_tokens
+from benchmarks.policies import parse_contenders
+from benchmarks.records import Records
+from benchmarks.runner import run_cases
+from mpcache.checkpoint import load_checkpoint
+from mpcache.planning import PublicParameters, phase_costs
+from parties.demo import DEMO_MODEL
+
+
+def test_a_generation_costs_what_its_plan_says_and_answers_as_plaintext_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = prompt_tokens(DEMO_MODEL)[-80:]
+    monkeypatch.setattr(generation, "prompt_tokens", lambda model: prompt)
+    (contender,) = parse_contenders("mpcache:budget=40:sinks=2:recent=8")
+    (record,) = run_cases(generation_cases(DEMO_MODEL, [contender], 2, 2), Records())
+    assert record["status"] == "done", record.get("error")
+    assert record["same"] and record["answer"] == record["plain_answer"]
+    config = load_checkpoint(DEMO_MODEL).config
+    parameters = PublicParameters(config, "", len(prompt), record["new_tokens"], policy=contender.settings)
+    planned = phase_costs(parameters)
+    for phase, cost in zip(("prefill", "token"), planned, strict=True):
+        figures = record[phase]
+        assert figures["correlation_bytes"] == cost.correction_bytes
+        # the client's word whether to go on is a message that the last token needs not
+        assert abs(figures["online_bytes"] - cost.online_bytes) <= 1 and abs(figures["rounds"] - cost.rounds) <= 1
+    assert record["first_token_seconds"] > record["prefill"]["all_seconds"][0]
+    assert len(record["prefill"]["all_seconds"]) == len(record["token"]["all_seconds"]) == 2
+    assert set(record["peak_memory_bytes"]) in ({"owner", "client", "dealer"}, {"client"})
+    assert [row[2] for row in generation_rows([record])] == ["prefill", "a token"]
+
+
+def test_a_failed_generation_is_a_record_with_its_reason(tmp_path: Path) -> None:
+    (record,) = run_cases(generation_cases(tmp_path, parse_contenders("full"), 1, 1), Records())
+    assert record["status"] == "failed" and str(tmp_path) in record["error"]
+    assert generation_rows([record]) == [] and record["settings"]["prompt"] == PROMPT
