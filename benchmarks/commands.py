@@ -286,6 +286,17 @@ def report(folder: Path) -> None:
     _report(folder)
 
 
+@bench.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("readme", type=click.Path(path_type=Path), default="README.md")
+def readme(folder: Path, readme: Path) -> None:
+    """Rewrite README.md's tables (between its comments) from the records in FOLDER."""
+    from benchmarks.readme import write_readme
+
+    write_readme(folder, readme)
+    click.echo(f"wrote {readme}")
+
+
 def _report(folder: Path) -> None:
     from benchmarks.report import write_report
 

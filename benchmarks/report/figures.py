@@ -31,7 +31,8 @@ from benchmarks.tables import PARTS, Rows, megabytes, seconds
 
 @dataclass(frozen=True)
 class Figure:
-    """title: the finding. note: what is plotted, with units. plot: SVG or HTML."""
+    """title: the finding. note: what is plotted, with units. plot: SVG or HTML. name: of its file, where others link to
+    it."""
 
     title: str
     note: str
@@ -39,6 +40,7 @@ class Figure:
     header: Sequence[str]
     rows: Rows
     legend: str = ""
+    name: str = ""
 
 
 Maker = Callable[[Sequence[Record], Legend], list[Figure]]
@@ -296,7 +298,8 @@ def _pareto(points: dict[str, Point], tokens: int, placement: str, legend: Legen
     )
     rows = [[p.name, f"{p.x:.2f}", f"{p.y:.3f}"] for p in sorted(points.values(), key=lambda p: p.x)]
     where = "Question in the prompt" if placement == "end" else "Question after eviction"
-    return Figure(f"{where}, {tokens:,} tokens: unbeaten: {names}", note, plot, ["policy", "MB", "exact match"], rows)
+    title = f"{where}, {tokens:,} tokens: unbeaten: {names}"
+    return Figure(title, note, plot, ["policy", "MB", "exact match"], rows, name=f"{placement}-{tokens}")
 
 
 def needles(records: Sequence[Record], legend: Legend) -> list[Figure]:
@@ -451,14 +454,10 @@ def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
     names = [n for n in PARTS if any(n in r["parts"] for r in found)]
     styles = [PART_STYLES[PARTS.index(n)] for n in names]
     bars = [
-        Bar(
-            f"{r['tokens']:,} tokens, {r['settings']['layers']} layer{'s' if r['settings']['layers'] > 1 else ''}",
-            [_bytes(r["parts"][n]) / 1e6 if n in r["parts"] else 0.0 for n in names],
-        )
-        for r in found
+        Bar(_prompt_name(r), [_bytes(r["parts"][n]) / 1e6 if n in r["parts"] else 0.0 for n in names]) for r in found
     ]
     last = found[-1]
-    title = f"A prompt of {last['tokens']:,} tokens takes {last['seconds']:.0f} s and {_bytes(last) / 1e6:,.0f} MB"
+    title = f"A prompt of {bars[-1].name} takes {last['seconds']:.0f} s and {_bytes(last) / 1e6:,.0f} MB"
     rows = [
         [
             bar.name,
@@ -471,12 +470,19 @@ def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
         for bar, r in zip(bars, found, strict=True)
     ]
     header = ["prompt", "s", "online MB", "correlation MB", "rounds", "owner MiB", "client MiB", "dealer MiB"]
-    whole = all(is_whole_model(r) for r in found)
-    ends = "embedding, logits and arg max of the first token included" if whole else "embedding and head left out"
-    note = f"Prefill of a GPT-2 shape, {ends}: MB, online and correlations, by part."
+    note = (
+        "Prefill of a GPT-2 shape: MB, online and correlations, by part. Whole model: all layers with embedding, and "
+        "logits and arg max of the first token; layers alone: without these."
+    )
     return [
         Figure(title, note, stacked_bars(bars, styles, "MB", lambda v: f"{v:,.0f}"), header, rows, _keys(names, styles))
     ]
+
+
+def _prompt_name(record: Record) -> str:
+    layers = record["settings"]["layers"]
+    what = "whole model" if is_whole_model(record) else f"{layers} layer{'s' if layers > 1 else ''} alone"
+    return f"{record['tokens']:,} tokens, {what}"
 
 
 def generations(records: Sequence[Record], legend: Legend) -> list[Figure]:
@@ -487,7 +493,7 @@ def generations(records: Sequence[Record], legend: Legend) -> list[Figure]:
     styles = [Style.of(i) for i in range(len(names))]
     bars = [Bar(r["policy"], _stretches(r)) for r in found]
     firsts = ", ".join(f"{r['prefill']['seconds']:.1f} s ({r['policy']})" for r in found)
-    title = f"The first token of a prompt of {found[0]['tokens']:,} comes {firsts} after the prefill began"
+    title = f"The first token of a prompt of {found[0]['tokens']:,} tokens comes {firsts} after the prefill began"
     others = [r for r in found if r["token"] is not None]
     if others:
         title += "; each other takes " + ", ".join(f"{r['token']['seconds']:.2f} s ({r['policy']})" for r in others)

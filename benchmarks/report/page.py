@@ -19,7 +19,7 @@ _STYLE = (Path(__file__).parent / "report.css").read_text()
 
 def write_report(folder: Path) -> tuple[Path, Path]:
     """report.html and report.md of a folder's records, in that folder, and each plot under plots/, named by its section
-    and number. Raises ConfigError if there are none."""
+    and the figure's name or number. Raises ConfigError if there are none."""
     records = read_records(folder)
     html, text = folder / "report.html", folder / "report.md"
     try:
@@ -37,7 +37,7 @@ def _write_plots(records: Sequence[Record], folder: Path) -> None:
         for number, figure in enumerate(figures, 1):
             if figure.plot.startswith("<svg "):
                 plot = figure.plot.replace("<svg ", '<svg style="background:#fff" ', 1)
-                (folder / f"{title.lower().replace(' ', '-')}-{number}.svg").write_text(plot)
+                (folder / f"{title.lower().replace(' ', '-')}-{figure.name or number}.svg").write_text(plot)
 
 
 def _sections(records: Sequence[Record], legend: Legend) -> list[tuple[str, list[Figure]]]:
@@ -47,7 +47,7 @@ def _sections(records: Sequence[Record], legend: Legend) -> list[tuple[str, list
 
 
 def page(records: Sequence[Record]) -> str:
-    body = [f"<h1>{_TITLE}</h1>", f'<p class="note">{escape(_origin(records))}</p>']
+    body = [f"<h1>{_TITLE}</h1>", f'<p class="note">{escape(origin(records))}</p>']
     for title, figures in _sections(records, Legend()):
         body.append(f"<h2>{escape(title)}</h2>")
         body.append(f'<div class="figures">{"".join(_figure(figure) for figure in figures)}</div>')
@@ -73,7 +73,7 @@ def _figure(figure: Figure) -> str:
     )
 
 
-def _origin(records: Sequence[Record]) -> str:
+def origin(records: Sequence[Record]) -> str:
     """What ran the records, and when."""
     machines = {(r["machine"]["processor"], r["machine"]["cores"]) for r in records}
     versions = {f"{r['versions']['mpcache']} ({r['versions']['commit'] or 'no commit'})" for r in records}
@@ -104,7 +104,7 @@ def _failure(record: Record) -> str:
 
 def twin(records: Sequence[Record]) -> str:
     """The same figures as tables."""
-    out = [f"# {_TITLE}\n", f"{_origin(records)}\n"]
+    out = [f"# {_TITLE}\n", f"{origin(records)}\n"]
     for title, figures in _sections(records, Legend()):
         out.append(f"## {title}\n")
         for figure in figures:
