@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from benchmarks import tables
 from benchmarks.agreement import ANSWERED, agreement_cases
 from benchmarks.decode import decode_cases
 from benchmarks.generation import MAX_NEW_TOKENS, generation_cases
+from benchmarks.namespace import parse_namespace
 from benchmarks.networks import network_cases
 from benchmarks.ops import OPERATIONS, operation_cases
 from benchmarks.options import (
@@ -153,6 +155,11 @@ def prefill(
 @tokens_option
 @policy_option("full,mpcache")
 @click.option("--network", default="loopback lan wan", show_default=True, help="Presets, or e.g. 5ms,100mbit; spaces.")
+@click.option(
+    "--namespace",
+    metavar="NAME,OWNER,DEALER",
+    help="Owner and dealer in a network namespace, at addresses of it; the link there is as --network says (root).",
+)
 @repeat_option(5, "Steps measured.")
 @out_option
 @json_option
@@ -165,6 +172,7 @@ def network(
     tokens: str,
     policy: str,
     network: str,
+    namespace: str | None,
     repeat: int,
     out: Path | None,
     json_path: Path | None,
@@ -176,6 +184,10 @@ def network(
     """
     work, pool = workload("decode", shape, model, layers, embedding, head), ProcessPool()
     networks = [parse_network(text) for text in network.split()]
+    if namespace is not None:
+        if len(networks) != 1:
+            raise ConfigError("the link to a namespace is one network: say with --network which, e.g. 20ms,400mbit")
+        work = replace(work, namespace=parse_namespace(namespace))
     cases = network_cases(work, networks, numbers(tokens), parse_contenders(policy), repeat, pool)
     _run(cases, pool, out, json_path)
 

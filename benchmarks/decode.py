@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.local import run_here
 from benchmarks.model import checkpoint
+from benchmarks.namespace import Namespace
 from benchmarks.policies import Contender
 from benchmarks.processes import Stretch
 from benchmarks.program import Program
@@ -46,6 +47,7 @@ class Workload:
     layers: int | None
     program: Program
     network: Network | None = None
+    namespace: Namespace | None = None
 
     def setup(self, tokens: int) -> Setup:
         """Without embedding and head, the vocabulary is left out of the model."""
@@ -53,7 +55,7 @@ class Workload:
         folder = Path(self.shape) if Path(self.shape).is_dir() else None
         if folder is None and not (self.program.head or self.program.embedding):
             config = replace(config, vocabulary=2)
-        return Setup(config, self.program, folder, self.network)
+        return Setup(config, self.program, folder, self.network, self.namespace)
 
     def settings(self, tokens: int) -> Record:
         return {
@@ -62,6 +64,7 @@ class Workload:
             "tokens": tokens,
             "program": self.program.to_dict(),
             "network": asdict(self.network) if self.network else None,
+            **({"namespace": asdict(self.namespace)} if self.namespace else {}),
         }
 
 

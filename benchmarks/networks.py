@@ -21,7 +21,8 @@ def network_cases(
     repeat: int,
     pool: ProcessPool,
 ) -> list[Case]:
-    """Loopback is the real one; others are delayed in both parties (see delay.py). The dealer's link is not."""
+    """Loopback is the real one; others are delayed in both parties (see delay.py), unless the workload has a namespace,
+    the link to which is the one network there is. The dealer's link is not delayed."""
     cases = []
     for network in networks:
         delayed = replace(workload, network=None if network == LOOPBACK else network)

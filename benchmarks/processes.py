@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.delay import delaying
 from benchmarks.process import ROLES, forget_peak, peak_memory, read_notes, seconds_between
 from benchmarks.roles import Setup
 from mpcache.policies import PolicySettings
@@ -65,8 +64,7 @@ class Processes:
     def run(self, prompt: list[int], steps: int, policy: PolicySettings, backend: str = "mpc") -> Run:
         """One session. Raises MpcacheError if a process fails."""
         request = Request(prompt, steps, policy=policy, backend=backend)
-        transport = delaying(self.setup.network) if self.setup.network else None
-        generation = Generation(self.connection, request, program=self.setup.program, transport=transport)
+        generation = Generation(self.connection, request, program=self.setup.program, transport=self.setup.transport)
         for log in self.logs.values():
             log.unlink(missing_ok=True)
         forget_peak()
@@ -122,16 +120,18 @@ class _Snapshot:
 
 @contextmanager
 def local_processes(setup: Setup) -> Iterator[Processes]:
-    """Dealer and owner on loopback, with certificates of their own, ended with the block."""
+    """Dealer and owner on loopback, or in the setup's namespace, with certificates of their own; ended with the block."""
     with tempfile.TemporaryDirectory(prefix="mpcache-bench-") as name:
         folder = Path(name)
         certificates = folder / "certificates"
         write_development_certificates(certificates, days=1)
         logs = {role: folder / f"{role}.jsonl" for role in ROLES}
         shared = {"setup": setup.to_dict(), "certificates": str(certificates)}
-        with role_process("dealer", _config(folder, "dealer", log=str(logs["dealer"]), **shared), _MODULE) as dealer:
+        prefix = setup.namespace.prefix if setup.namespace else []
+        dealer_file = _config(folder, "dealer", log=str(logs["dealer"]), **shared)
+        with role_process("dealer", dealer_file, _MODULE, prefix) as dealer:
             own = {"log": str(logs["owner"]), "dealer": dealer, "state": str(folder / "owner-state")}
-            with role_process("owner", _config(folder, "owner", **own, **shared), _MODULE) as owner:
+            with role_process("owner", _config(folder, "owner", **own, **shared), _MODULE, prefix) as owner:
                 identity = load_identity(certificates, "client")
                 state = folder / "client-state"
                 yield Processes(setup, Connection(owner, dealer, identity, state, setup.timeout_seconds), logs)

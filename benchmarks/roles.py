@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.delay import delaying
 from benchmarks.model import checkpoint
+from benchmarks.namespace import Namespace
 from benchmarks.process import watched
 from benchmarks.program import Program
 from mpcache.model_config import ModelConfig
@@ -23,18 +24,23 @@ from parties.certificates import Identity, load_identity
 from parties.dealing import DealerServer
 from parties.owner import OwnerServer
 from parties.settings import OwnerSettings
+from protocols.transport import Transport
 
-ADDRESS = "127.0.0.1:0"
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all three processes of a benchmark are given. model: a folder; without, weights are random."""
+    """What all three processes of a benchmark are given. model: a folder; without, weights are random.
+
+    network: what messages are delayed like, if owner and dealer are not in a namespace, where the link itself does it.
+    """
 
     config: ModelConfig
     program: Program
     model: Path | None = None
     network: Network | None = None
+    namespace: Namespace | None = None
     timeout_seconds: float = 300.0
     dealer_memory_mib: int = 128
 
@@ -48,20 +54,34 @@ class Setup:
             program=Program(**raw["program"]),
             model=Path(raw["model"]) if raw["model"] else None,
             network=Network(**raw["network"]) if raw["network"] else None,
+            namespace=Namespace(**raw["namespace"]) if raw["namespace"] else None,
             timeout_seconds=raw["timeout_seconds"],
             dealer_memory_mib=raw["dealer_memory_mib"],
         )
 
+    @property
+    def transport(self) -> Transport | None:
+        """Of both parties: one that delays, where a network is to be simulated."""
+        return delaying(self.network) if self.network and not self.namespace else None
+
+    @property
+    def hosts(self) -> dict[str, str]:
+        """Where owner and dealer listen."""
+        there = self.namespace
+        return {"owner": there.owner if there else LOOPBACK, "dealer": there.dealer if there else LOOPBACK}
+
 
 def serve_dealer(setup: Setup, identity: Identity, log: Path) -> DealerServer:
     memory = setup.dealer_memory_mib << 20
-    return DealerServer(ADDRESS, identity, setup.timeout_seconds, memory, watched(setup.program, log))
+    return DealerServer(
+        f"{setup.hosts['dealer']}:0", identity, setup.timeout_seconds, memory, watched(setup.program, log)
+    )
 
 
 def serve_owner(setup: Setup, identity: Identity, log: Path, dealer: str, state: Path) -> OwnerServer:
     longest = setup.config.max_positions
     settings = OwnerSettings(
-        ADDRESS,
+        f"{setup.hosts['owner']}:0",
         dealer,
         model=Path(),
         state=state,
@@ -69,9 +89,8 @@ def serve_owner(setup: Setup, identity: Identity, log: Path, dealer: str, state:
         max_prompt_tokens=longest,
         max_new_tokens=longest,
     )
-    transport = delaying(setup.network) if setup.network else None
     model = checkpoint(setup.config, setup.model)
-    return OwnerServer(settings, identity, model, watched(setup.program, log), transport)
+    return OwnerServer(settings, identity, model, watched(setup.program, log), setup.transport)
 
 
 def main() -> None:
@@ -88,7 +107,7 @@ def main() -> None:
         server = serve_dealer(setup, identity, log)
     else:
         server = serve_owner(setup, identity, log, raw["dealer"], Path(raw["state"]))
-    print(f"{options.role} listening on 127.0.0.1:{server.port}", flush=True)
+    print(f"{options.role} listening on {setup.hosts[options.role]}:{server.port}", flush=True)
     try:
         server.wait()
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +33,12 @@ START_SECONDS = 60
 
 
 @contextmanager
-def role_process(role: str, settings: Path, module: str = "mpcache") -> Iterator[str]:
-    """A role's command as a process, ended with the block; gives the address where it listens."""
-    command = [sys.executable, "-m", module, role, "--config", str(settings)]
+def role_process(role: str, settings: Path, module: str = "mpcache", prefix: Sequence[str] = ()) -> Iterator[str]:
+    """A role's command as a process, ended with the block; gives the address where it listens.
+
+    prefix: a command that runs the role's, somewhere else (benchmarks/namespace.py).
+    """
+    command = [*prefix, sys.executable, "-m", module, role, "--config", str(settings)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     errors: list[str] = []
     assert process.stderr is not None and process.stdout is not None
