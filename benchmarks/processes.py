@@ -120,7 +120,7 @@ class _Snapshot:
 
 @contextmanager
 def local_processes(setup: Setup) -> Iterator[Processes]:
-    """Dealer and owner on loopback, or in the setup's namespace, with certificates of their own; ended with the block."""
+    """Dealer and owner, here or in the setup's namespace, with certificates of their own; ended with the block."""
     with tempfile.TemporaryDirectory(prefix="mpcache-bench-") as name:
         folder = Path(name)
         certificates = folder / "certificates"

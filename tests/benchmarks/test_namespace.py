@@ -32,7 +32,8 @@ def namespace() -> Iterator[Namespace]:
             ip("addr", "add", f"{HERE}/24", "dev", "mpcache0")
             ip("-n", NAME, "addr", "add", f"{THERE}/24", "dev", "mpcache1")
             ip("link", "set", "mpcache0", "up")
-            ip("-n", NAME, "link", "set", "mpcache1", "up")
+            for device in ("lo", "mpcache1"):
+                ip("-n", NAME, "link", "set", device, "up")
         except subprocess.SubprocessError:
             pytest.skip("no virtual network devices here")
         yield Namespace(NAME, THERE, THERE)
