@@ -15,7 +15,7 @@ from mpcache.network import LOOPBACK, parse_network
 from mpcache.policies import PolicySettings, check_policy, policy_settings
 from protocols.correlation import Correlation
 from protocols.errors import ConfigError, HandshakeError
-from protocols.plan import Plan
+from protocols.plan import Plan, ShapeArithmetic
 from protocols.ring import FRACTION_BITS, PRODUCT_BITS
 from protocols.session import Cost
 
@@ -86,16 +86,27 @@ def plan_parts(parameters: PublicParameters, program: Program | None = None) -> 
     session = plan_session(parameters.backend)
     session.round_bytes = parameters.round_bytes
     with private_backend(parameters.backend, session) as backend:
-        decoder = Decoder(parameters.model, backend)
-        if program is not None:
-            for _ in program(decoder, parameters.generation(), None):
-                yield session.next_part()
-            return
-        cache, x = decoder.new_cache(parameters.policy, parameters.prompt_tokens), None
-        for _, x in prefill(decoder, parameters.generation(), None, cache):
+        parts = _parts(parameters, Decoder(parameters.model, backend), program)
+        while True:
+            with ShapeArithmetic():  # not while the plan's reader works
+                if next(parts, _END) is _END:
+                    return
             yield session.next_part()
-        for _ in decode(decoder, parameters.generation(), x, cache):
-            yield session.next_part()
+
+
+_END = object()
+
+
+def _parts(parameters: PublicParameters, decoder: Decoder, program: Program | None) -> Iterator[object]:
+    """Yields where a part ends."""
+    generation = parameters.generation()
+    if program is not None:
+        yield from program(decoder, generation, None)
+        return
+    cache, x = decoder.new_cache(parameters.policy, parameters.prompt_tokens), None
+    for _, x in prefill(decoder, generation, None, cache):
+        yield None
+    yield from decode(decoder, generation, x, cache)
 
 
 def correlations(parameters: PublicParameters, program: Program | None = None) -> Iterator[Correlation]:

@@ -17,7 +17,7 @@ from mpcache.network import LOOPBACK, Network
 from mpcache.policies import Policy, PolicySettings, policy_class
 from mpcache.prefilled import prefilled_cache
 from protocols.backends.mpc import MpcBackend
-from protocols.plan import PlanSession
+from protocols.plan import PlanSession, ShapeArithmetic
 from protocols.session import Cost
 
 Parts = dict[str, Cost]
@@ -117,7 +117,8 @@ def _planned(generation: Generation, layers: int, program: Program) -> list[Pric
     session.round_bytes = generation.network.round_bytes
     model = replace(generation.model, layers=layers)
     decoder = Decoder(model, MpcBackend(session))
-    return list(program(replace(generation, model=model), decoder, _Counter(session, model)))
+    with ShapeArithmetic():
+        return list(program(replace(generation, model=model), decoder, _Counter(session, model)))
 
 
 class _Counter:

@@ -118,11 +118,14 @@ class MpcBackend:
         return self._run(layer_norm(self.session, x.share, epsilon))
 
     def rotate(self, x: Secret, cos: torch.Tensor, sin: torch.Tensor) -> Secret:
-        device = self.session.device
-        first, second = x.share.chunk(2, -1)
-        turned = torch.cat([-second, first], -1)
-        z = x.share * encode(cos).to(device) + turned * encode(sin).to(device)
-        return self._run(truncate(self.session, z))
+        async def rotated() -> torch.Tensor:
+            device = self.session.device
+            first, second = x.share.chunk(2, -1)
+            turned = torch.cat([-second, first], -1)
+            z = x.share * encode(cos).to(device) + turned * encode(sin).to(device)
+            return await truncate(self.session, z)
+
+        return self._run(rotated())
 
     def activation(self, x: Secret, kind: str) -> Secret:
         return self._run(activation(self.session, x.share, kind))
