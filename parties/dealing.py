@@ -298,20 +298,27 @@ class DealerLink:
         return b"".join(parts)
 
     def _next_chunk(self) -> bytes:
+        try:
+            chunk = self._chunks.get_nowait()
+        except queue.Empty:
+            chunk = self._wait_for_chunk()
+        self.received_bytes += len(chunk)
+        return chunk
+
+    def _wait_for_chunk(self) -> bytes:
         begun = time.perf_counter()
         while True:
             try:
                 chunk = self._chunks.get(timeout=0.2)
-                break
             except queue.Empty:
                 self.check()
                 if self.finished.is_set() and self._chunks.empty():
                     raise PeerLost("the dealer's corrections ended early: is it the same MPCache?") from None
                 if time.perf_counter() - begun > self._timeout:
                     raise PeerLost(f"the dealer sent nothing for {self._timeout:g} seconds") from None
-        self.waited_seconds += time.perf_counter() - begun
-        self.received_bytes += len(chunk)
-        return chunk
+            else:
+                self.waited_seconds += time.perf_counter() - begun
+                return chunk
 
     def close(self) -> None:
         self._closed = True
