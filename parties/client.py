@@ -186,7 +186,8 @@ class Generation:
         state = self._connection.state
         kept, weights = load_masked_weights(state, parameters.model_digest)
         shapes = weight_shapes(parameters.model)
-        complete = kept == fingerprint and {n: tuple(w.shape) for n, w in weights.items()} == shapes
+        wanted = {n: (shape, stored(torch.empty(0), weight_bits(n)).dtype) for n, shape in shapes.items()}
+        complete = kept == fingerprint and {n: (tuple(w.shape), w.dtype) for n, w in weights.items()} == wanted
         link.send(b"\x00" if complete else b"\x01")
         if complete:
             return weights

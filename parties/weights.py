@@ -19,6 +19,9 @@ from protocols.backends.mpc import encoded_weight, masked_weight, weight_bits
 from protocols.errors import ConfigError
 from protocols.randomness import KEY_BYTES, derive_key, new_key
 
+_DRAWN = b"AES-128-CTR, an element in the next power of two of bytes\n"
+"""How masks are drawn from a key: drawn otherwise, the same bytes would mask other elements."""
+
 
 def encoded_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """The model with its weights encoded once, for all sessions; biases and positions stay real."""
@@ -33,7 +36,7 @@ def encoded_digest(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> 
     A weight key is for these alone. Two versions of MPCache may fold the same checkpoint differently, and one mask
     for two weights would give their difference away.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_DRAWN)
     for name in weight_shapes(config):
         digest.update(f"{name} {weight_bits(name)}\n".encode())
         digest.update(hashlib.sha256(encoded_weight(name, tensors[name]).contiguous().numpy().data).digest())

@@ -90,7 +90,7 @@ class Dealer:
         self._own_key = derive_key(seeds[0] + seeds[1], "dealer")
         self._weight_key = weight_key
         self._kept: dict[int, torch.Tensor] = {}
-        self._weight_masks: dict[str, torch.Tensor] = {}
+        self._weight_masks: dict[str, tuple[int, torch.Tensor]] = {}
         self._growing: dict[int, Growing] = {}
         self._number = 0
 
@@ -137,8 +137,11 @@ class Dealer:
         if self._weight_key is None:
             raise ValueError("the owner gave no weight key")
         if name not in self._weight_masks:
-            self._weight_masks[name] = weight_mask(self._weight_key, name, shape, bits)
-        return self._weight_masks[name]
+            self._weight_masks[name] = bits, weight_mask(self._weight_key, name, shape, bits)
+        width, mask = self._weight_masks[name]
+        if width != bits:
+            raise ValueError(f"the weight {name} is masked at {width} bits, not {bits}")
+        return mask
 
 
 def weight_mask(weight_key: bytes, name: str, shape: Shape, bits: int) -> torch.Tensor:

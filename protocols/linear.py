@@ -38,25 +38,28 @@ class LinearMask(Correlation):
 
 @dataclass
 class MaskedWeight:
-    """A weight (out, in), scale 2^16: party 0 has the value, party 1 has F = W - B. int32 if its products are of 32
-    bits or fewer: half the memory, and twice as fast."""
+    """A weight (out, in), scale 2^16: party 0 has the value, party 1 has F = W - B, modulo 2^bits.
+
+    bits: of its products, too. tensor: int32 if they are 32 or fewer (`ring.stored`): half the memory, twice as fast.
+    """
 
     name: str
     tensor: torch.Tensor
+    bits: int = PRODUCT_BITS
 
     @property
     def shape(self) -> Shape:
         return tuple(self.tensor.shape)
 
 
-async def linear(session: Session, x: torch.Tensor, weight: MaskedWeight, bits: int = PRODUCT_BITS) -> torch.Tensor:
-    """Shares of x W^T modulo 2^bits, scales added, nothing truncated.
+async def linear(session: Session, x: torch.Tensor, weight: MaskedWeight) -> torch.Tensor:
+    """Shares of x W^T modulo 2^bits, the weight's; scales added, nothing truncated.
 
     x: (..., in). Rounds: 1, one way. Online: ceil(bits/8) bytes an element of x, from party 1. Correction: ceil(bits/8)
     bytes an element of the result. Party 0 sees x1 - a, uniform since a is party 1's own mask, used once; party 1
     sees nothing.
     """
-    shape = (*x.shape[:-1], weight.shape[0])
+    shape, bits = (*x.shape[:-1], weight.shape[0]), weight.bits
     a, c = session.take(LinearMask(weight.name, weight.shape, tuple(x.shape), shape, bits))
     if session.party == 1:
         await session.transfer(x - a, x.shape, bits, receiver=0)

@@ -51,29 +51,38 @@ _ELEMENTWISE = (
 _INDEXED = {torch.Tensor.gather, torch.gather}
 
 
-def _of_cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> Sequence[int]:
-    shape = list(tensors[0].shape)
-    shape[dim] = sum(x.shape[dim] for x in tensors)
-    return shape
+def _of_cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> Sequence[int] | None:
+    shapes = [list(x.shape) for x in tensors]
+    total = sum(shape.pop(dim) for shape in shapes)
+    if any(shape != shapes[0] for shape in shapes):
+        return None
+    shapes[0].insert(dim % (len(shapes[0]) + 1), total)
+    return shapes[0]
 
 
-def _of_stack(tensors: Sequence[torch.Tensor], dim: int = 0) -> Sequence[int]:
+def _of_stack(tensors: Sequence[torch.Tensor], dim: int = 0) -> Sequence[int] | None:
+    if any(x.shape != tensors[0].shape for x in tensors):
+        return None
     shape = list(tensors[0].shape)
     shape.insert(dim % (len(shape) + 1), len(tensors))
     return shape
 
 
-def _of_matmul(a: torch.Tensor, b: torch.Tensor) -> Sequence[int]:
+def _of_matmul(a: torch.Tensor, b: torch.Tensor) -> Sequence[int] | None:
     """Of two matrices, or batches of them."""
+    if min(a.dim(), b.dim()) < 2 or a.shape[-1] != b.shape[-2]:
+        return None
     return (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
 
 
-def _of_sum(x: torch.Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Sequence[int]:
+def _of_sum(x: torch.Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Sequence[int] | None:
+    if not x.dim():
+        return None
     summed = {d % x.dim() for d in ([dim] if isinstance(dim, int) else dim or range(x.dim()))}
     return [1 if d in summed else n for d, n in enumerate(x.shape) if keepdim or d not in summed]
 
 
-_SHAPES: dict[Any, Callable[..., Sequence[int]]] = {
+_SHAPES: dict[Any, Callable[..., Sequence[int] | None]] = {
     torch.cat: _of_cat,
     torch.stack: _of_stack,
     torch.matmul: _of_matmul,
@@ -84,6 +93,7 @@ _SHAPES: dict[Any, Callable[..., Sequence[int]]] = {
     torch.mv: lambda matrix, vector: matrix.shape[:1],
     **{getattr(torch.Tensor, name): lambda x, *_, **__: x.shape for name in ("cumsum", "index_add", "index_copy")},
 }
+"""Shapes of results; None where torch shall say what is wrong, or what else it is."""
 
 
 @lru_cache(1 << 14)
@@ -106,16 +116,20 @@ class ShapeArithmetic(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func in _ELEMENTWISE or func in _INDEXED:
+        options = kwargs or {}
+        if (func in _ELEMENTWISE or func in _INDEXED) and not any(
+            isinstance(x, torch.Tensor) for x in options.values()
+        ):
             tensors = [x for x in args if isinstance(x, torch.Tensor)]
             if any(x.is_meta for x in tensors):
                 shape = tensors[-1].shape if func in _INDEXED else _broadcast([x.shape for x in tensors])
                 return _shaped(shape)
-        elif func in _SHAPES:
+        elif func in _SHAPES and args and options.keys() <= {"dim", "keepdim"}:
             first = args[0] if isinstance(args[0], torch.Tensor) else args[0][0]
-            if first.is_meta:
-                return _shaped(tuple(_SHAPES[func](*args, **(kwargs or {}))))
-        return func(*args, **(kwargs or {}))
+            known = _SHAPES[func](*args, **options) if first.is_meta else None
+            if known is not None:
+                return _shaped(tuple(known))
+        return func(*args, **options)
 
 
 def _broadcast(shapes: list[torch.Size]) -> Sequence[int]:

@@ -65,7 +65,7 @@ def pack(x: torch.Tensor, bits: int) -> bytes:
 
     Bits of the last byte above `bits` are cleared: they would carry a sum's overflow.
     """
-    flat = reduce_bits(x.reshape(-1), bits).contiguous().numpy()
+    flat = reduce_bits(x.reshape(-1).to(torch.int64), bits).contiguous().numpy()
     if bits == 1:
         return np.packbits(flat.astype(np.uint8), bitorder="little").tobytes()
     width = (bits + 7) // 8

@@ -77,13 +77,14 @@ class MpcBackend:
     # ------------------------------------------------------------ weights
 
     def weight(self, name: str, shape: tuple[int, ...], tensor: torch.Tensor | None) -> MaskedWeight:
+        bits = weight_bits(name)
         if self.session.device.type == "meta":
-            return MaskedWeight(name, torch.empty(shape, dtype=torch.int64, device="meta"))
+            return MaskedWeight(name, torch.empty(shape, dtype=torch.int64, device="meta"), bits)
         if self.session.party == 0:
             if tensor is None:
                 raise PlanError(f"the model owner has no value for {name}")
-            return MaskedWeight(name, encoded_weight(name, tensor))
-        return MaskedWeight(name, self._masked_weights[name])
+            return MaskedWeight(name, encoded_weight(name, tensor), bits)
+        return MaskedWeight(name, self._masked_weights[name], bits)
 
     # ------------------------------------------------------------ layers
 
@@ -94,7 +95,7 @@ class MpcBackend:
         return self._run(self._embed(one_hot, table))
 
     async def _embed(self, one_hot: torch.Tensor, table: MaskedWeight) -> torch.Tensor:
-        rows = await linear(self.session, one_hot, table, EMBED_BITS)
+        rows = await linear(self.session, one_hot, table)
         return await truncate(self.session, rows, 0, EMBED_BITS)
 
     def add_known(self, x: Secret, known: torch.Tensor | None) -> Secret:
@@ -430,8 +431,14 @@ def masked_weight(weight_key: bytes, name: str, tensor: torch.Tensor) -> torch.T
 
 
 def encoded_weight(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A weight in the ring of its products; one of integers is encoded already."""
-    return stored(encode(tensor), weight_bits(name)) if tensor.is_floating_point() else tensor
+    """A weight in the ring of its products; one of integers is encoded already.
+
+    int64 is laid out row by row, as products want it; int32 as it comes, which suits the embedding's.
+    """
+    if not tensor.is_floating_point():
+        return tensor
+    encoded = stored(encode(tensor), weight_bits(name))
+    return encoded if encoded.dtype == torch.int32 else encoded.contiguous()
 
 
 def weight_bits(name: str) -> int:

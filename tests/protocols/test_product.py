@@ -64,8 +64,8 @@ def test_a_known_weight_takes_one_message_from_party_1(rows: int, bits: int) -> 
     shared, masked = shares_of(x), stored(w, bits) - weight_mask(key, "w", (7, 5), bits)
 
     def program(session: Session) -> tuple[torch.Tensor, object]:
-        weight = MaskedWeight("w", stored(w, bits) if session.party == 0 else masked)
-        return session.run(linear(session, shared[session.party], weight, bits)), session.cost
+        weight = MaskedWeight("w", stored(w, bits) if session.party == 0 else masked, bits)
+        return session.run(linear(session, shared[session.party], weight)), session.cost
 
     (a, cost), (b, _) = run_parties(program, weight_key=key)
     assert torch.equal(signed(a + b, bits), signed(x @ w.t(), bits))
