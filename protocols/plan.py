@@ -117,9 +117,8 @@ class ShapeArithmetic(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         options = kwargs or {}
-        if (func in _ELEMENTWISE or func in _INDEXED) and not any(
-            isinstance(x, torch.Tensor) for x in options.values()
-        ):
+        named = any(isinstance(x, torch.Tensor) for x in options.values())
+        if (func in _ELEMENTWISE or func in _INDEXED) and not named:
             tensors = [x for x in args if isinstance(x, torch.Tensor)]
             if any(x.is_meta for x in tensors):
                 shape = tensors[-1].shape if func in _INDEXED else _broadcast([x.shape for x in tensors])
