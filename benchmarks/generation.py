@@ -13,7 +13,7 @@ from benchmarks.policies import Contender
 from benchmarks.process import forget_peak, peak_memory, peak_memory_of_roles
 from benchmarks.records import Record
 from benchmarks.runner import Case
-from benchmarks.tables import Rows, megabytes, seconds
+from benchmarks.tables import Rows, mebibytes, megabytes, seconds
 from mpcache.checkpoint import load_tokenizer
 from mpcache.generate import Phase
 from mpcache.policies import PolicySettings
@@ -34,7 +34,9 @@ CONTAINS = {
     "correlation_bytes": "corrections that the dealer sends, both parties together (party 0 is sent none)",
     "rounds": "messages one after another, one in each direction at the same time counting once",
     "peak_memory_bytes": "the most that each process had in memory since its start, interpreter and libraries "
-    "included; the client is the benchmark's own process, from the request on",
+    "included; the client is the benchmark's own process, from the request on, with what an earlier case left in it",
+    "waited_for_dealer_seconds": "how long the client stood still for corrections that were not there yet, in all of a "
+    "generation: the median",
     "same": "whether plaintext gives each time the same answer, token by token, under the same policy",
 }
 
@@ -151,7 +153,7 @@ def generation_rows(records: Sequence[Record]) -> Rows:
     for r in records:
         if r["status"] != "done":
             continue
-        peaks = [f"{(r['peak_memory_bytes'].get(role) or 0) / 2**20:,.0f}" for role in ("owner", "client", "dealer")]
+        peaks = [mebibytes(r["peak_memory_bytes"].get(role)) for role in ("owner", "client", "dealer")]
         same = "the same" if r["same"] else "another answer"
         out.append([r["policy"], f"{r['tokens']:,}", "prefill", *_costs(r["prefill"]), *peaks, same])
         if r["token"] is not None:

@@ -30,17 +30,33 @@ def network_cases(
     return cases
 
 
-def model_seconds(record: Record) -> dict[str, float]:
+def model_seconds(record: Record, on: Network | None = None) -> dict[str, float]:
     """What a step should take: for each round half a round trip (both parties send at the same time) and what gRPC
-    takes for a message, online bytes / bandwidth, and CPU: the busier party's, as the two work side by side."""
-    raw = record["settings"]["network"]
-    network = Network(**raw) if raw else LOOPBACK
+    takes for a message, online bytes / bandwidth, and CPU: the busier party's, as the two work side by side.
+
+    on: another network than that on which the record was measured; what decides the seconds there is the same.
+    """
+    network = on or network_of(record)
     cpu = record["cpu_seconds_by_process"]
     return {
         "latency": record["rounds"] * (network.round_trip / 2 + MESSAGE_SECONDS),
         "bytes": record["online_bytes"] / network.bandwidth,
         "CPU": max(cpu["owner"], cpu["client"]),
     }
+
+
+def network_of(record: Record) -> Network:
+    raw = record["settings"]["network"]
+    return Network(**raw) if raw else LOOPBACK
+
+
+def network_name(record: Record) -> str:
+    """And whether the link was a real one, to a namespace, or loopback with messages held back."""
+    return network_of(record).name + (" (real link)" if is_real(record) else "")
+
+
+def is_real(record: Record) -> bool:
+    return bool(record["settings"].get("namespace"))
 
 
 MESSAGE_SECONDS = 0.26e-3
@@ -81,7 +97,7 @@ def network_rows(records: Sequence[Record]) -> Rows:
             [
                 r["policy"],
                 f"{r['tokens']:,}",
-                (r["settings"]["network"] or {"name": "loopback"})["name"],
+                network_name(r),
                 seconds(r["seconds"]),
                 seconds(bound_seconds(r)),
                 f"{r['seconds'] / bound_seconds(r):.2f}",

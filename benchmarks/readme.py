@@ -1,7 +1,8 @@
 """The README's tables, written from a run's records, so that none of its figures can drift from them.
 
 A section stands between `<!-- figures: NAME -->` and `<!-- end -->`. What a run has no record of is left out; a section
-of which it has none says so. Each names the command that gives its figures alone, with the run's own settings.
+of which it has none says so. Each names the command that gives its figures alone, with the run's own settings: where a
+folder has runs of several sizes (--quick and the full one), a table is that of the largest, alone.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.generation import MAX_NEW_TOKENS
 from benchmarks.quality_cases import PLACED
-from benchmarks.records import Record, is_block, is_whole_model, read_records
+from benchmarks.records import Record, is_block, is_whole_model, largest_run, read_records
 from benchmarks.report.page import origin
 from benchmarks.tables import Rows, markdown
 from mpcache.files import written_whole
-from mpcache.policies import policies
+from mpcache.policies import PolicySettings, policies
 from protocols.errors import ConfigError
 
 ABSENT = "Not in these records.\n"
 BLOCK_TOKENS = (512, 1024, 2048)
 QUALITY_TOKENS = 1024
-MIDDLE = 0.125
+MIDDLE = PolicySettings().budget
 """The share that policies attend to by default."""
 WIDTH = 120
 ROLES = ("owner", "client", "dealer")
@@ -64,7 +66,8 @@ def render(text: str, records: Sequence[Record]) -> str:
 
 
 def _generation(records: Sequence[Record]) -> str:
-    found = _by_policy(r for r in records if r["bench"] == "generate" and r["settings"]["model"] == "demo")
+    made = [r for r in records if r["bench"] == "generate" and r["settings"]["model"] == "demo"]
+    found = _by_policy(largest_run(r for r in made if r["policy"] in POLICIES))
     if not found:
         return ""
     first = next(iter(found.values()))
@@ -78,14 +81,16 @@ def _generation(records: Sequence[Record]) -> str:
     agrees = f"with {' and '.join(same)}" if same else "with neither"
     settings = first["settings"]
     command = f"mpcache bench generate --policy {','.join(found)} --repeat {settings['repeat']}"
+    if settings["max_new_tokens"] != MAX_NEW_TOKENS:
+        command += f" --max-new-tokens {settings['max_new_tokens']}"
     note = f"`{command}`. Peak memory: {peaks}. The private answer was that of plaintext {agrees}."
     return f"{markdown(header, rows)}\n{_prose(note)}"
 
 
 def _block(records: Sequence[Record]) -> str:
     decoded = [r for r in records if r["bench"] == "decode" and r["backend"] == "mpc" and is_block(r)]
-    ours = [r for r in _ordered(decoded) if r["tokens"] in BLOCK_TOKENS and r["settings"]["shape"] == "gpt2"]
-    spu = [r for r in _spu(records, "block") if r["tokens"] in BLOCK_TOKENS]
+    shown = [r for r in decoded if r["tokens"] in BLOCK_TOKENS and r["settings"]["shape"] == "gpt2"]
+    ours, spu = _ordered(shown), _spu([r for r in records if r.get("tokens") in BLOCK_TOKENS], "block")
     rows = [_step(_ours(r), r) for r in ours] + [_step(_theirs(r), r) for r in spu]
     commands = []
     if ours:
@@ -127,7 +132,9 @@ def _whole_model(records: Sequence[Record]) -> str:
             options = f"--shape gpt2 --embedding --head --tokens {_all_tokens(own)} --policy {_all_policies(own)}"
             repeat = f" --repeat {own[0]['settings']['repeat']}" if bench == "decode" else ""
             commands.append(f"mpcache bench {bench} {options}{repeat}")
-    peaks = [_prose(f"Peak memory in the prefill of {r['tokens']:,} tokens: {_peaks(r)}.") for r in prefills[-1:]]
+    peaks = [
+        _prose(f"Peak memory in the prefill of {r['tokens']:,} tokens, {_ours(r)}: {_peaks(r)}.") for r in prefills[-1:]
+    ]
     title = "12 layers, embedding, logits and arg max of 50,257"
     return "".join([_steps(title, rows, commands, spu), *peaks]) if rows else ""
 
@@ -147,35 +154,42 @@ def _steps(title: str, rows: Rows, commands: list[str], spu: Sequence[Record]) -
 
 
 def _quality(records: Sequence[Record]) -> str:
-    found = [
-        r
-        for r in records
-        if r["bench"] == "quality"
-        and (r["task"], r["tokens"], r["settings"]["model"]) == ("day-sheet", QUALITY_TOKENS, "demo")
-        and r["policy"] in (*policies(), *ABLATED)
-    ]
+    named = [r for r in records if r["bench"] == "quality" and r["policy"] in (*policies(), *ABLATED)]
+    where = ("day-sheet", QUALITY_TOKENS, "demo")
+    found = largest_run(r for r in named if (r["task"], r["tokens"], r["settings"]["model"]) == where)
     if not found:
         return ""
     budgets = sorted({r["budget"] for r in found if r["budget"] is not None})
     match = {(r["policy"], r["placement"], r["budget"]): r["exact_match"] for r in found}
-    columns = [(placement, budget) for placement in PLACED for budget in budgets]
-    titles = {(placement, budgets[0]): f"{PLACED[placement]}: " for placement in PLACED}
-    header = ["policy", *(f"{titles.get(column, '')}{column[1] * 100:.3g}%" for column in columns)]
+    names = list(dict.fromkeys(r["policy"] for r in found))
     rows = []
-    for name in dict.fromkeys(r["policy"] for r in found):
-        cells = (match.get((name, p, b), match.get((name, p, None))) for p, b in columns)
+    for name in names:
+        cells = (match.get((name, p, b), match.get((name, p, None))) for p in PLACED for b in budgets or [None])
         rows.append([name, *("" if cell is None else f"{cell:.3f}" for cell in cells)])
-    documents, asked = found[0]["settings"]["documents"], found[0]["asked"]
     error = max(r["standard_error"] for r in found)
-    shares = ",".join(f"{b:g}" for b in budgets)
-    options = (
-        f"--tokens {QUALITY_TOKENS} --documents {documents} --budget {shares} --policy {','.join(('all', *ABLATED))}"
-    )
+    command = _quality_command(found[0]["settings"]["documents"], budgets, names)
     note = (
-        f"`mpcache bench quality {options}`: {asked} questions a cell about sheets of {QUALITY_TOKENS:,} tokens, "
+        f"`{command}`: {found[0]['asked']} questions a cell about sheets of {QUALITY_TOKENS:,} tokens, "
         f"standard error up to {error:.3f}.{_kept(match)}"
     )
-    return f"{markdown(header, rows)}\n{_prose(note)}"
+    return f"{markdown(_quality_header(budgets), rows)}\n{_prose(note)}"
+
+
+def _quality_header(budgets: Sequence[float]) -> list[str]:
+    """The full cache alone has no budget: then one column for each place of the question."""
+    header = ["policy"]
+    for where in PLACED.values():
+        first, *others = [f"{budget * 100:.3g}%" for budget in budgets] or [""]
+        header += [f"{where}: {first}" if first else where, *others]
+    return header
+
+
+def _quality_command(documents: int, budgets: Sequence[float], names: Sequence[str]) -> str:
+    every = set(policies()) <= set(names)
+    shown = ["all", *(name for name in names if name not in policies())] if every else names
+    budget = f" --budget {','.join(f'{b:g}' for b in budgets)}" if budgets else ""
+    options = f"--tokens {QUALITY_TOKENS} --documents {documents}{budget} --policy {','.join(shown)}"
+    return f"mpcache bench quality {options}"
 
 
 def _kept(match: dict[tuple[str, str, float | None], float]) -> str:
@@ -212,12 +226,12 @@ def _by_policy(records: Iterable[Record]) -> dict[str, Record]:
 def _ordered(records: Iterable[Record]) -> list[Record]:
     names = list(POLICIES)
     own = (r for r in records if r["policy"] in names)
-    return sorted(own, key=lambda r: (names.index(r["policy"]), r["tokens"]))
+    return sorted(largest_run(own), key=lambda r: (names.index(r["policy"]), r["tokens"]))
 
 
 def _spu(records: Iterable[Record], what: str) -> list[Record]:
     peers = (r for r in records if r["bench"] == "peers" and (r["what"], r["policy"]) == (what, "full"))
-    return sorted((r for r in peers if r["protocol"] == "ABY3"), key=lambda r: r["tokens"])
+    return sorted(largest_run(r for r in peers if r["protocol"] == "ABY3"), key=lambda r: r["tokens"])
 
 
 def _all_tokens(records: Sequence[Record]) -> str:

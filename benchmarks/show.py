@@ -60,7 +60,8 @@ def _network(records: list[Record]) -> None:
         "A decode step on slower networks: medians",
         networks.HEADER,
         networks.network_rows(records),
-        "model: rounds x (RTT / 2 + 0.26 ms) + online bytes / bandwidth + CPU of the busier party; both send at a time",
+        "model: rounds x (RTT / 2 + 0.26 ms) + online bytes / bandwidth + CPU of the busier party; both send at once; "
+        "messages are held back by the parties, except on a real link",
     )
 
 

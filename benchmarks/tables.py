@@ -36,6 +36,11 @@ def megabytes(count: float) -> str:
     return f"{count / 1e6:.2f}"
 
 
+def mebibytes(count: float | None) -> str:
+    """Blank where the system did not say how many."""
+    return f"{count / 2**20:,.0f}" if count else ""
+
+
 def seconds(value: float) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
@@ -107,6 +112,6 @@ def process_rows(records: Sequence[Record]) -> Rows:
             continue
         cpu, peak = r["cpu_seconds_by_process"], r["peak_memory_bytes"]
         cells = [seconds(cpu.get(role, 0.0)) for role in ("owner", "client", "dealer")]
-        cells += [f"{(peak.get(role) or 0) / 2**20:.0f}" for role in ("owner", "client", "dealer")]
+        cells += [mebibytes(peak.get(role)) for role in ("owner", "client", "dealer")]
         out.append([r["policy"], f"{r['tokens']:,}", r["backend"], *cells, seconds(r["dealer"]["waited_seconds"])])
     return out

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 from benchmarks.agreement import DIFFERENCES, agreement_rows
 from benchmarks.agreement import HEADER as AGREEMENT
 from benchmarks.generation import HEADER as GENERATION
 from benchmarks.generation import generation_rows
-from benchmarks.networks import model_seconds
+from benchmarks.networks import is_real, model_seconds, network_name, network_of
 from benchmarks.quality_cases import CAN, PLACED
 from benchmarks.records import Record, is_block, is_whole_model
 from benchmarks.report.html import table
@@ -26,7 +28,9 @@ from benchmarks.report.svg import (
     scatter_plot,
     stacked_bars,
 )
-from benchmarks.tables import PARTS, Rows, megabytes, seconds
+from benchmarks.tables import PARTS, Rows, mebibytes, megabytes, seconds
+from mpcache.network import NETWORKS, Network
+from mpcache.policies import PolicySettings
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,42 @@ class Figure:
     name: str = ""
 
 
+BUDGET = PolicySettings().budget
+"""The share of the prompt that policies attend to by default."""
 Maker = Callable[[Sequence[Record], Legend], list[Figure]]
 
 
-def _decoded(records: Sequence[Record], backend: str = "mpc") -> list[Record]:
+SHAPE = "gpt2"
+"""The shape that others' systems, and quality, are set beside."""
+
+
+def _decoded(records: Sequence[Record], backend: str = "mpc", shape: str = SHAPE) -> list[Record]:
     """Decode steps of one block on loopback, without embedding and head."""
-    return [r for r in records if r["bench"] == "decode" and r["backend"] == backend and is_block(r)]
+    return [r for r in _steps(records, shape) if r["backend"] == backend and is_block(r)]
 
 
 def _whole_models(records: Sequence[Record]) -> list[Record]:
     """Decode steps of a whole model on loopback, from the token to the next one."""
-    return [r for r in records if r["bench"] == "decode" and r["backend"] == "mpc" and is_whole_model(r)]
+    return [r for r in _steps(records, SHAPE) if r["backend"] == "mpc" and is_whole_model(r)]
+
+
+def _steps(records: Sequence[Record], shape: str) -> list[Record]:
+    return [r for r in records if r["bench"] == "decode" and r["settings"]["shape"] == shape]
+
+
+def decode_steps(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    """For every shape that was measured, GPT-2's first."""
+    shapes = dict.fromkeys(r["settings"]["shape"] for r in records if r["bench"] == "decode")
+    found = [_decoded(records, shape=shape) for shape in sorted(shapes, key=lambda shape: shape != SHAPE)]
+    return [figure for own in found if own for make in STEP_FIGURES for figure in make(own, legend)]
+
+
+def _a_block(record: Record) -> str:
+    shape = record["settings"]["shape"]
+    return GPT2_BLOCK if shape == SHAPE else f"block of the shape {Path(shape).name}"
+
+
+GPT2_BLOCK = "GPT-2-shaped block (hidden 768, 12 heads of 64)"
 
 
 def _by_policy(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -78,15 +107,12 @@ def _token_axis(records: Sequence[Record]) -> Axis:
 # ------------------------------------------------------------ cost against cached tokens
 
 
-def time_per_token(records: Sequence[Record], legend: Legend) -> list[Figure]:
-    found = _decoded(records)
-    if not found:
-        return []
+def time_per_token(found: Sequence[Record], legend: Legend) -> list[Figure]:
     series = [Series(name, [_timed(r) for r in own], legend.style(name)) for name, own in _by_policy(found).items()]
     plot = line_plot(series, _token_axis(found), Axis("seconds a step", True, show=lambda v: f"{v:g}"))
     title = _against_full(found, "seconds", lambda r: r["seconds"], "seconds a step")
     note = (
-        "Median wall time of a decode step of one GPT-2-shaped block (hidden 768, 12 heads of 64), three processes, "
+        f"Median wall time of a decode step of one {_a_block(found[0])}, three processes, "
         "gRPC with mutual TLS on loopback, one thread each. Bars: fastest and slowest step. Logarithmic axes."
     )
     rows = [[name, *_cells(own, found, lambda r: seconds(r["seconds"]))] for name, own in _by_policy(found).items()]
@@ -97,10 +123,7 @@ def _timed(record: Record) -> Point:
     return Point(record["tokens"], record["seconds"], min(record["all_seconds"]), max(record["all_seconds"]))
 
 
-def bytes_per_token(records: Sequence[Record], legend: Legend) -> list[Figure]:
-    found = _decoded(records)
-    if not found:
-        return []
+def bytes_per_token(found: Sequence[Record], legend: Legend) -> list[Figure]:
     series = [
         Series(name, [Point(r["tokens"], _bytes(r) / 1e6) for r in own], legend.style(name))
         for name, own in _by_policy(found).items()
@@ -149,10 +172,7 @@ def _against_full(records: Sequence[Record], what: str, value: Callable[[Record]
 PART_STYLES = [Style.of(i) for i in range(len(PARTS))]
 
 
-def parts(records: Sequence[Record], legend: Legend) -> list[Figure]:
-    found = _decoded(records)
-    if not found:
-        return []
+def parts(found: Sequence[Record], legend: Legend) -> list[Figure]:
     tokens = max(r["tokens"] for r in found)
     at = sorted((r for r in found if r["tokens"] == tokens), key=_bytes)
     used = [name for name in PARTS if any(name in r["parts"] for r in at)]
@@ -195,6 +215,9 @@ def _parts_title(at: Sequence[Record], tokens: int) -> str:
 def _seconds_title(at: Sequence[Record]) -> str:
     shares = [r["parts"]["linear"]["seconds"] / r["seconds"] for r in at if "linear" in r["parts"]]
     return f"Linear layers, which no policy changes, are {statistics.median(shares):.0%} of a step's seconds"
+
+
+STEP_FIGURES = (time_per_token, bytes_per_token, parts)
 
 
 # ------------------------------------------------------------ quality
@@ -242,7 +265,7 @@ def _match(record: Record, x: float) -> Point:
 
 
 def _quality_title(group: Sequence[Record], tokens: int, placement: str, budgets: Sequence[float]) -> str:
-    middle = min(budgets, key=lambda b: abs(b - 0.125))
+    middle = min(budgets, key=lambda b: abs(b - BUDGET))
     full = next((r["exact_match"] for r in group if r["budget"] is None), None)
     at = {r["policy"]: r["exact_match"] for r in group if r["budget"] == middle}
     where = "a question in the prompt" if placement == "end" else "a question that comes later"
@@ -307,7 +330,7 @@ def needles(records: Sequence[Record], legend: Legend) -> list[Figure]:
     out = []
     found = [r for r in records if r["bench"] == "quality" and r["task"] == "needle" and r["cells"]]
     for placement in ("end", "later"):
-        group = [r for r in found if r["placement"] == placement and r["budget"] in (None, 0.125)]
+        group = [r for r in found if r["placement"] == placement and r["budget"] in (None, BUDGET)]
         if group:
             out.append(_needles(group, placement))
     return out
@@ -328,7 +351,7 @@ def _needles(group: Sequence[Record], placement: str) -> Figure:
     whole = [row[0] for row in rows if all(cell in ("", "1.00") for cell in row[1:])]
     note = (
         "Share of needles found among fillers, by prompt length and depth (0%: at the beginning), at a budget of "
-        f"12.5%, {PLACED[placement]}. Darker is better."
+        f"{BUDGET:.1%}, {PLACED[placement]}. Darker is better."
     )
     where = "in the prompt" if placement == "end" else "after eviction"
     title = f"Needles, question {where}: found at every depth by {', '.join(whole) or 'no policy'}"
@@ -346,7 +369,7 @@ def _shade(share: float | None) -> str:
 def other_tasks(records: Sequence[Record], legend: Legend) -> list[Figure]:
     """The full cache's result decides whether a task says anything of policies."""
     found = [
-        r for r in records if r["bench"] == "quality" and r["budget"] in (None, 0.125) and r["placement"] == "later"
+        r for r in records if r["bench"] == "quality" and r["budget"] in (None, BUDGET) and r["placement"] == "later"
     ]
     tasks = dict.fromkeys((r["task"], r["tokens"]) for r in found)
     if len({task for task, _ in tasks}) < 2:
@@ -360,8 +383,8 @@ def other_tasks(records: Sequence[Record], legend: Legend) -> list[Figure]:
     if beyond:
         title += f": {', '.join(beyond)} are more than this model does, whatever the policy"
     note = (
-        "Exact match at a budget of 12.5%, question after eviction; perplexity (lower is better) where a task has no "
-        "answer to match. Read nothing into a column whose full cache fails."
+        f"Exact match at a budget of {BUDGET:.1%}, question after eviction; perplexity (lower is better) where a task "
+        "has no answer to match. Read nothing into a column whose full cache fails."
     )
     return [Figure(title, note, table(header, rows), header, rows)]
 
@@ -375,35 +398,121 @@ def _result(record: Record | None) -> str:
 # ------------------------------------------------------------ networks, CrypTen, prefill
 
 
-def networks(records: Sequence[Record], legend: Legend) -> list[Figure]:
+NETWORK_TERMS = {"latency": Style.of(0), "bytes": Style.of(1), "CPU": Style.of(2)}
+NETWORK_TOKENS = 1024
+MODEL = "rounds x (half a round trip + 0.26 ms) + online bytes / bandwidth + CPU of the busier party"
+
+
+def measured_networks(records: Sequence[Record], legend: Legend) -> list[Figure]:
     found = [r for r in records if r["bench"] == "network"]
     if not found:
         return []
-    terms = {id(r): model_seconds(r) for r in found}
-    names = ["latency", "bytes", "CPU"]
-    styles = [Style.of(i) for i in (0, 1, 2)]
-    bars = [Bar(_network_name(r), [terms[id(r)][n] for n in names], r["seconds"]) for r in found]
+    bars = [_network_bar(_network_name(r), model_seconds(r), r["seconds"]) for r in found]
     slow = [r for r in found if r["settings"]["network"]]
-    worst = max((r["seconds"] / sum(terms[id(r)].values()) for r in slow), default=None)
+    worst = max((r["seconds"] / sum(model_seconds(r).values()) for r in slow), default=None)
     title = "On a slow network, rounds decide"
     if worst is not None:
         title += f": measured seconds are at most {worst:.2f} times the model's"
     note = (
-        "A decode step of a GPT-2-shaped block on simulated networks. Bars: the model, rounds x (half a round trip "
-        "+ 0.26 ms) + online bytes / bandwidth + CPU of the busier party. Black mark: measured."
+        f"A decode step of a GPT-2-shaped block. {_how_slowed(found)} Bars: the model, {MODEL}. Black mark: measured."
     )
+    header = ["policy, tokens, network", *(f"{n}, s" for n in NETWORK_TERMS), "measured, s", "rounds"]
     rows = [
-        [_network_name(r), *(seconds(terms[id(r)][n]) for n in names), seconds(r["seconds"]), str(r["rounds"])]
+        [_network_name(r), *(seconds(v) for v in model_seconds(r).values()), seconds(r["seconds"]), str(r["rounds"])]
         for r in found
     ]
-    header = ["policy, tokens, network", *(f"{n}, s" for n in names), "measured, s", "rounds"]
-    plot = stacked_bars(bars, styles, "seconds a step", lambda v: f"{v:.2f}")
-    return [Figure(title, note, plot, header, rows, _keys(names, styles))]
+    return [_network_figure(title, note, bars, header, rows)]
+
+
+def _how_slowed(found: Sequence[Record]) -> str:
+    held = "Both parties hold messages back as long as the network would take."
+    real = "The messages cross a real link between network namespaces, delayed by the system."
+    kinds = {is_real(r) for r in found if r["settings"]["network"] or is_real(r)}
+    if kinds == {True, False}:
+        return f"{held} Where it says real link, they cross one between network namespaces, delayed by the system."
+    return real if kinds == {True} else held
 
 
 def _network_name(record: Record) -> str:
-    network = record["settings"]["network"]
-    return f"{record['policy']}, {record['tokens']:,}, {network['name'] if network else 'loopback'}"
+    settings = record["settings"]
+    name = f"{record['policy']}, {record['tokens']:,}, {network_name(record)}"
+    if (settings["shape"], settings["layers"]) == (SHAPE, 1):
+        return name
+    return f"{name}, {Path(settings['shape']).name}, layers: {settings['layers']}"
+
+
+def _network_bar(name: str, terms: dict[str, float], measured: float | None) -> Bar:
+    return Bar(name, [terms[n] for n in NETWORK_TERMS], measured)
+
+
+def _network_figure(title: str, note: str, bars: Sequence[Bar], header: Sequence[str], rows: Rows) -> Figure:
+    styles = list(NETWORK_TERMS.values())
+    plot = stacked_bars(bars, styles, "seconds a step", lambda v: f"{v:.2f}")
+    return Figure(title, note, plot, header, rows, _keys(list(NETWORK_TERMS), styles))
+
+
+def computed_networks(records: Sequence[Record], legend: Legend) -> list[Figure]:
+    """Every policy's step on each slow network, by the model, from what was measured on loopback."""
+    found = _decoded(records)
+    if not found:
+        return []
+    tokens = _compared_tokens(found)
+    at = [r for r in found if r["tokens"] == tokens]
+    return [
+        _computed(at, network, _measured_on(records, network, tokens))
+        for network in NETWORKS.values()
+        if network.round_trip
+    ]
+
+
+def _compared_tokens(found: Sequence[Record]) -> int:
+    """The length that most policies were measured at; of several, the one nearest to what networks are measured at."""
+    count = Counter(r["tokens"] for r in found)
+    return min(count, key=lambda tokens: (-count[tokens], abs(tokens - NETWORK_TOKENS)))
+
+
+def _measured_on(records: Sequence[Record], network: Network, tokens: int) -> dict[str, float]:
+    """Seconds by policy; over a real link, where there is one."""
+    found = [r for r in records if r["bench"] == "network" and network_of(r) == network and r["tokens"] == tokens]
+    blocks = [r for r in found if (r["settings"]["shape"], r["settings"]["layers"]) == (SHAPE, 1)]
+    return {r["policy"]: r["seconds"] for r in sorted(blocks, key=is_real)}
+
+
+def _computed(at: Sequence[Record], network: Network, measured: dict[str, float]) -> Figure:
+    terms = {r["policy"]: model_seconds(r, network) for r in at}
+    names = sorted(terms, key=lambda name: sum(terms[name].values()))
+    bars = [_network_bar(name, terms[name], measured.get(name)) for name in names]
+    note = (
+        f"Computed, not measured: a decode step of a GPT-2-shaped block at {at[0]['tokens']:,} cached tokens, from "
+        f"rounds, bytes and CPU measured on loopback: {MODEL}. {network.name}: round trip "
+        f"{network.round_trip * 1e3:g} ms, {network.bandwidth * 8 / 1e6:,.0f} Mbit/s."
+    )
+    if measured:
+        note += " Black mark: measured on this network."
+    rounds = {r["policy"]: r["rounds"] for r in at}
+    rows = [
+        [
+            name,
+            *(seconds(v) for v in terms[name].values()),
+            seconds(sum(terms[name].values())),
+            seconds(measured[name]) if name in measured else "",
+            str(rounds[name]),
+        ]
+        for name in names
+    ]
+    header = ["policy", *(f"{n}, s" for n in NETWORK_TERMS), "computed, s", "measured, s", "rounds"]
+    return _network_figure(_computed_title(terms, network), note, bars, header, rows)
+
+
+def _computed_title(terms: dict[str, dict[str, float]], network: Network) -> str:
+    share = statistics.median(t["latency"] / sum(t.values()) for t in terms.values())
+    title = (
+        f"By computation, {share:.0%} of a step on a {network.name.upper()} is waiting for rounds (the median policy)"
+    )
+    if {"full", "mpcache"} <= terms.keys():
+        own, full = (sum(terms[name].values()) for name in ("mpcache", "full"))
+        title += f"; mpcache takes {own / full:.2f} of the full cache's seconds"
+    return title
 
 
 def against_crypten(records: Sequence[Record], legend: Legend) -> list[Figure]:
@@ -448,7 +557,8 @@ def against_crypten(records: Sequence[Record], legend: Legend) -> list[Figure]:
 
 
 def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
-    found = sorted((r for r in records if r["bench"] == "prefill" and r["backend"] == "mpc"), key=lambda r: r["tokens"])
+    ours = [r for r in records if r["bench"] == "prefill" and r["backend"] == "mpc"]
+    found = sorted((r for r in ours if r["settings"]["shape"] == SHAPE), key=lambda r: r["tokens"])
     if not found:
         return []
     names = [n for n in PARTS if any(n in r["parts"] for r in found)]
@@ -457,7 +567,10 @@ def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
         Bar(_prompt_name(r), [_bytes(r["parts"][n]) / 1e6 if n in r["parts"] else 0.0 for n in names]) for r in found
     ]
     last = found[-1]
-    title = f"A prompt of {bars[-1].name} takes {last['seconds']:.0f} s and {_bytes(last) / 1e6:,.0f} MB"
+    title = (
+        f"A prompt of {last['tokens']:,} tokens takes {_prefilled(last)} {last['seconds']:.0f} s and "
+        f"{_bytes(last) / 1e6:,.0f} MB"
+    )
     rows = [
         [
             bar.name,
@@ -465,7 +578,7 @@ def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
             megabytes(r["online_bytes"]),
             megabytes(r["correlation_bytes"]),
             f"{r['rounds']:,}",
-            *(f"{(r['peak_memory_bytes'][p] or 0) / 2**20:,.0f}" for p in ("owner", "client", "dealer")),
+            *(mebibytes(r["peak_memory_bytes"].get(p)) for p in ("owner", "client", "dealer")),
         ]
         for bar, r in zip(bars, found, strict=True)
     ]
@@ -480,9 +593,13 @@ def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
 
 
 def _prompt_name(record: Record) -> str:
+    policy = "" if record["policy"] == "full" else f", {record['policy']}"
+    return f"{record['tokens']:,} tokens, {_prefilled(record).removeprefix('the ')}{policy}"
+
+
+def _prefilled(record: Record) -> str:
     layers = record["settings"]["layers"]
-    what = "whole model" if is_whole_model(record) else f"{layers} layer{'s' if layers > 1 else ''} alone"
-    return f"{record['tokens']:,} tokens, {what}"
+    return "the whole model" if is_whole_model(record) else f"{layers} layer{'s' if layers > 1 else ''} alone"
 
 
 def generations(records: Sequence[Record], legend: Legend) -> list[Figure]:
@@ -581,24 +698,24 @@ def _peers_title(what: str, tokens: int, ours: dict[str, Record], theirs: dict[s
     other = min(theirs, key=lambda name: theirs[name]["seconds"])
     title = f"{tokens:,} tokens: {other} takes {theirs[other]['seconds']:.2f} s {unit}"
     for name, r in ours.items():
-        title += f"; {name} {r['seconds']:.2f} s ({theirs[other]['seconds'] / r['seconds']:.2g} times as fast)"
+        title += f"; {name} {r['seconds']:.2f} s ({_times(theirs[other]['seconds'] / r['seconds'])} times as fast)"
     return title
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
 FIGURES: dict[str, Maker] = {
     "Quality against cost": quality_against_cost,
-    "A decode step": lambda records, legend: [
-        *time_per_token(records, legend),
-        *bytes_per_token(records, legend),
-        *parts(records, legend),
-    ],
+    "A decode step": decode_steps,
     "Quality": lambda records, legend: [
         *quality_by_budget(records, legend),
         *needles(records, legend),
         *other_tasks(records, legend),
     ],
     "Plaintext and MPC": agreements,
-    "Networks": networks,
+    "Networks": lambda records, legend: [*measured_networks(records, legend), *computed_networks(records, legend)],
     "CrypTen": against_crypten,
     "Peers": peers,
     "Prefill": prefills,

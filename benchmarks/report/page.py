@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from benchmarks.ops import HEADER, operation_rows
-from benchmarks.records import Record, read_records
+from benchmarks.records import Record, most_measured, read_records
 from benchmarks.report.figures import FIGURES, Figure
 from benchmarks.report.html import table
 from benchmarks.report.svg import Legend
@@ -41,9 +41,14 @@ def _write_plots(records: Sequence[Record], folder: Path) -> None:
 
 
 def _sections(records: Sequence[Record], legend: Legend) -> list[tuple[str, list[Figure]]]:
-    done = [r for r in records if r["status"] == "done"]
+    done = _done(records)
     made = [(title, make(done, legend)) for title, make in FIGURES.items()]
     return [(title, figures) for title, figures in made if figures]
+
+
+def _done(records: Sequence[Record]) -> list[Record]:
+    """Each case once, as it was measured most."""
+    return most_measured(r for r in records if r["status"] == "done")
 
 
 def page(records: Sequence[Record]) -> str:
@@ -51,7 +56,7 @@ def page(records: Sequence[Record]) -> str:
     for title, figures in _sections(records, Legend()):
         body.append(f"<h2>{escape(title)}</h2>")
         body.append(f'<div class="figures">{"".join(_figure(figure) for figure in figures)}</div>')
-    rows = operation_rows([r for r in records if r["bench"] == "ops"])
+    rows = operation_rows([r for r in _done(records) if r["bench"] == "ops"])
     if rows:
         body.append(f"<h2>Protocols alone</h2>{table(HEADER, rows)}")
     body.append(_failures(records))
@@ -109,7 +114,7 @@ def twin(records: Sequence[Record]) -> str:
         out.append(f"## {title}\n")
         for figure in figures:
             out.append(f"### {figure.title}\n\n{figure.note}\n\n{markdown(figure.header, figure.rows)}")
-    rows = operation_rows([r for r in records if r["bench"] == "ops"])
+    rows = operation_rows([r for r in _done(records) if r["bench"] == "ops"])
     if rows:
         out.append(f"## Protocols alone\n\n{markdown(HEADER, rows)}")
     failed = [r for r in records if r["status"] != "done"]

@@ -77,7 +77,7 @@ def test_whole_models_and_generations_have_tables_of_their_own() -> None:
         "decode step, SPU ABY3, full cache",
         "prefill with the first token, full cache",
     ]
-    assert "Peak memory in the prefill of 512 tokens: owner 4.0 GiB, client 3.0 GiB." in text
+    assert "Peak memory in the prefill of 512 tokens, full cache: owner 4.0 GiB, client 3.0 GiB." in text
     made = generated("full", 6.0)
     made["settings"]["repeat"] = 3
     text = render(section("generation"), [made])

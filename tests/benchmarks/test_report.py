@@ -44,10 +44,12 @@ def decoded(policy: str, tokens: int, share: float, bench: str = "decode", **cha
     settings = {
         "bench": bench,
         "label": policy,
+        "shape": "gpt2",
         "tokens": tokens,
         "layers": 1,
         "network": None,
         "backend": "mpc",
+        "repeat": 3,
         "program": {"head": False},
         "policy": {"name": policy, "budget": 0.125},
         **changes,
@@ -87,7 +89,7 @@ def answered(policy: str, budget: float | None, match: float, placement: str, ta
     return make_record(settings, "done", figures)
 
 
-def generated(policy: str, seconds: float) -> Record:
+def generated(policy: str, seconds: float, **changes: Any) -> Record:
     prefill = {**part(1.0), "seconds": seconds, "all_seconds": [seconds]}
     figures = {
         "policy": policy,
@@ -99,7 +101,8 @@ def generated(policy: str, seconds: float) -> Record:
         "peak_memory_bytes": {"owner": 1 << 29, "client": 1 << 29, "dealer": 1 << 29},
         "same": True,
     }
-    return make_record({"bench": "generate", "label": policy, "model": "demo"}, "done", figures)
+    settings = {"bench": "generate", "label": policy, "model": "demo", "repeat": 3, "max_new_tokens": 8}
+    return make_record({**settings, **changes}, "done", figures)
 
 
 def compared(task: str, given: list[list[int]]) -> Record:
