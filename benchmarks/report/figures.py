@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -13,10 +11,11 @@ from benchmarks.agreement import DIFFERENCES, agreement_rows
 from benchmarks.agreement import HEADER as AGREEMENT
 from benchmarks.generation import HEADER as GENERATION
 from benchmarks.generation import generation_rows
-from benchmarks.networks import is_real, model_seconds, network_name, network_of
 from benchmarks.quality_cases import CAN, PLACED
-from benchmarks.records import Record, is_block, is_whole_model
+from benchmarks.records import Record, is_whole_model
+from benchmarks.report.figure import SHAPE, Figure, Maker, decoded, keys, steps_of
 from benchmarks.report.html import table
+from benchmarks.report.networks import computed_networks, measured_networks
 from benchmarks.report.svg import (
     Axis,
     Bar,
@@ -28,52 +27,22 @@ from benchmarks.report.svg import (
     scatter_plot,
     stacked_bars,
 )
-from benchmarks.tables import PARTS, Rows, mebibytes, megabytes, seconds
-from mpcache.network import NETWORKS, Network
+from benchmarks.tables import PARTS, mebibytes, megabytes, seconds
 from mpcache.policies import PolicySettings
-
-
-@dataclass(frozen=True)
-class Figure:
-    """title: the finding. note: what is plotted, with units. plot: SVG or HTML. name: of its file, where others link to
-    it."""
-
-    title: str
-    note: str
-    plot: str
-    header: Sequence[str]
-    rows: Rows
-    legend: str = ""
-    name: str = ""
-
 
 BUDGET = PolicySettings().budget
 """The share of the prompt that policies attend to by default."""
-Maker = Callable[[Sequence[Record], Legend], list[Figure]]
-
-
-SHAPE = "gpt2"
-"""The shape that others' systems, and quality, are set beside."""
-
-
-def _decoded(records: Sequence[Record], backend: str = "mpc", shape: str = SHAPE) -> list[Record]:
-    """Decode steps of one block on loopback, without embedding and head."""
-    return [r for r in _steps(records, shape) if r["backend"] == backend and is_block(r)]
 
 
 def _whole_models(records: Sequence[Record]) -> list[Record]:
     """Decode steps of a whole model on loopback, from the token to the next one."""
-    return [r for r in _steps(records, SHAPE) if r["backend"] == "mpc" and is_whole_model(r)]
-
-
-def _steps(records: Sequence[Record], shape: str) -> list[Record]:
-    return [r for r in records if r["bench"] == "decode" and r["settings"]["shape"] == shape]
+    return [r for r in steps_of(records, SHAPE) if r["backend"] == "mpc" and is_whole_model(r)]
 
 
 def decode_steps(records: Sequence[Record], legend: Legend) -> list[Figure]:
     """For every shape that was measured, GPT-2's first."""
     shapes = dict.fromkeys(r["settings"]["shape"] for r in records if r["bench"] == "decode")
-    found = [_decoded(records, shape=shape) for shape in sorted(shapes, key=lambda shape: shape != SHAPE)]
+    found = [decoded(records, shape=shape) for shape in sorted(shapes, key=lambda shape: shape != SHAPE)]
     return [figure for own in found if own for make in STEP_FIGURES for figure in make(own, legend)]
 
 
@@ -104,16 +73,25 @@ def _token_axis(records: Sequence[Record]) -> Axis:
     return Axis("cached tokens", True, ticks=sorted({r["tokens"] for r in records}), show=_tokens)
 
 
+COMPARED = ("full", "mpcache")
+"""What a reader looks for first: drawn thick, and set beside others' systems."""
+STEP_HEIGHT = 380
+
+
 # ------------------------------------------------------------ cost against cached tokens
 
 
 def time_per_token(found: Sequence[Record], legend: Legend) -> list[Figure]:
-    series = [Series(name, [_timed(r) for r in own], legend.style(name)) for name, own in _by_policy(found).items()]
-    plot = line_plot(series, _token_axis(found), Axis("seconds a step", True, show=lambda v: f"{v:g}"))
+    series = [
+        Series(name, [_timed(r) for r in own], legend.style(name), name in COMPARED)
+        for name, own in _by_policy(found).items()
+    ]
+    plot = line_plot(series, _token_axis(found), Axis("seconds a step", True), STEP_HEIGHT)
     title = _against_full(found, "seconds", lambda r: r["seconds"], "seconds a step")
     note = (
         f"Median wall time of a decode step of one {_a_block(found[0])}, three processes, "
-        "gRPC with mutual TLS on loopback, one thread each. Bars: fastest and slowest step. Logarithmic axes."
+        "gRPC with mutual TLS on loopback, one thread each. Bars: fastest and slowest step; series side by side. "
+        "Logarithmic axes."
     )
     rows = [[name, *_cells(own, found, lambda r: seconds(r["seconds"]))] for name, own in _by_policy(found).items()]
     return [Figure(title, note, plot, _token_header(found), rows, legend.html([s.name for s in series]))]
@@ -125,10 +103,10 @@ def _timed(record: Record) -> Point:
 
 def bytes_per_token(found: Sequence[Record], legend: Legend) -> list[Figure]:
     series = [
-        Series(name, [Point(r["tokens"], _bytes(r) / 1e6) for r in own], legend.style(name))
+        Series(name, [Point(r["tokens"], _bytes(r) / 1e6) for r in own], legend.style(name), name in COMPARED)
         for name, own in _by_policy(found).items()
     ]
-    plot = line_plot(series, _token_axis(found), Axis("MB a step", True))
+    plot = line_plot(series, _token_axis(found), Axis("MB a step", True), STEP_HEIGHT)
     title = _against_full(found, "bytes", _bytes, "bytes a step")
     note = (
         "Online payload in both directions and correlations of both parties, together, of the same step. Exact: bytes "
@@ -174,16 +152,17 @@ PART_STYLES = [Style.of(i) for i in range(len(PARTS))]
 
 def parts(found: Sequence[Record], legend: Legend) -> list[Figure]:
     tokens = max(r["tokens"] for r in found)
-    at = sorted((r for r in found if r["tokens"] == tokens), key=_bytes)
+    at = [r for r in found if r["tokens"] == tokens]
     used = [name for name in PARTS if any(name in r["parts"] for r in at)]
     styles = [PART_STYLES[PARTS.index(name)] for name in used]
 
     def figure(title: str, unit: str, value: Callable[[Record], float], show: Callable[[float], str]) -> Figure:
         values = {r["policy"]: [value(r["parts"][n]) if n in r["parts"] else 0.0 for n in used] for r in at}
+        values = dict(sorted(values.items(), key=lambda item: sum(item[1])))
         bars = [Bar(name, numbers) for name, numbers in values.items()]
         rows = [[name, *(show(v) for v in numbers)] for name, numbers in values.items()]
         note = f"{unit} of a decode step at {tokens:,} cached tokens, by what it is spent on."
-        return Figure(title, note, stacked_bars(bars, styles, unit, show), ["policy", *used], rows, _keys(used, styles))
+        return Figure(title, note, stacked_bars(bars, styles, unit, show), ["policy", *used], rows, keys(used, styles))
 
     return [
         figure(
@@ -191,15 +170,6 @@ def parts(found: Sequence[Record], legend: Legend) -> list[Figure]:
         ),
         figure(_seconds_title(at), "seconds", lambda p: p["seconds"], lambda v: f"{v:.3f}"),
     ]
-
-
-def _keys(names: Sequence[str], styles: Sequence[Style]) -> str:
-    squares = (
-        '<span><svg width="12" height="12" aria-hidden="true">'
-        f'<rect width="12" height="12" fill="{style.colour}"/></svg> {name}</span>'
-        for name, style in zip(names, styles, strict=True)
-    )
-    return f'<div class="legend">{"".join(squares)}</div>'
 
 
 def _parts_title(at: Sequence[Record], tokens: int) -> str:
@@ -243,7 +213,7 @@ def _quality(group: Sequence[Record], tokens: int, placement: str, legend: Legen
             points = [_match(own[0], budget) for budget in (budgets[0], budgets[-1])]
         else:
             points = [_match(r, r["budget"]) for r in own]
-        series.append(Series(name, points, legend.style(name)))
+        series.append(Series(name, points, legend.style(name), name in COMPARED))
     x = Axis("tokens attended to, share of the prompt", True, ticks=budgets, show=lambda v: f"{v:.3g}")
     plot = line_plot(series, x, Axis("exact match", limits=(-0.03, 1.05), ticks=(0, 0.25, 0.5, 0.75, 1)))
     rows = []
@@ -252,7 +222,7 @@ def _quality(group: Sequence[Record], tokens: int, placement: str, legend: Legen
         rows.append([one.name, *(f"{at[b].y:.3f}" if b in at else "" for b in budgets)])
     note = (
         f"Exact match of greedy answers on held-out day sheets of {tokens:,} tokens, {PLACED[placement]}, demo model, "
-        f"plaintext, {group[0]['asked']} questions. Bars: a standard error to either side."
+        f"plaintext, {group[0]['asked']} questions. Bars: a standard error to either side; series side by side."
     )
     header = ["policy", *(f"{b:.1%}" for b in budgets)]
     title = _quality_title(group, tokens, placement, budgets)
@@ -291,7 +261,7 @@ def _priced(records: Sequence[Record], tokens: int, placement: str) -> dict[str,
     """By policy: (MB a step, exact match), where both were measured at the same settings and length."""
     cost = {
         (r["policy"], str(r["settings"]["policy"]["budget"])): _bytes(r) / 1e6
-        for r in _decoded(records)
+        for r in decoded(records)
         if r["tokens"] == tokens
     }
     out = {}
@@ -381,7 +351,9 @@ def other_tasks(records: Sequence[Record], legend: Legend) -> list[Figure]:
     beyond = dict.fromkeys(r["task"] for r in found if r["policy"] == "full" and r.get("exact_match", 1.0) < CAN)
     title = "Tasks beyond day sheets"
     if beyond:
-        title += f": {', '.join(beyond)} are more than this model does, whatever the policy"
+        title += (
+            f": {', '.join(beyond)} {'are' if len(beyond) > 1 else 'is'} more than this model does, whatever the policy"
+        )
     note = (
         f"Exact match at a budget of {BUDGET:.1%}, question after eviction; perplexity (lower is better) where a task "
         "has no answer to match. Read nothing into a column whose full cache fails."
@@ -398,126 +370,9 @@ def _result(record: Record | None) -> str:
 # ------------------------------------------------------------ networks, CrypTen, prefill
 
 
-NETWORK_TERMS = {"latency": Style.of(0), "bytes": Style.of(1), "CPU": Style.of(2)}
-NETWORK_TOKENS = 1024
-MODEL = "rounds x (half a round trip + 0.26 ms) + online bytes / bandwidth + CPU of the busier party"
-
-
-def measured_networks(records: Sequence[Record], legend: Legend) -> list[Figure]:
-    found = [r for r in records if r["bench"] == "network"]
-    if not found:
-        return []
-    bars = [_network_bar(_network_name(r), model_seconds(r), r["seconds"]) for r in found]
-    slow = [r for r in found if r["settings"]["network"]]
-    worst = max((r["seconds"] / sum(model_seconds(r).values()) for r in slow), default=None)
-    title = "On a slow network, rounds decide"
-    if worst is not None:
-        title += f": measured seconds are at most {worst:.2f} times the model's"
-    note = (
-        f"A decode step of a GPT-2-shaped block. {_how_slowed(found)} Bars: the model, {MODEL}. Black mark: measured."
-    )
-    header = ["policy, tokens, network", *(f"{n}, s" for n in NETWORK_TERMS), "measured, s", "rounds"]
-    rows = [
-        [_network_name(r), *(seconds(v) for v in model_seconds(r).values()), seconds(r["seconds"]), str(r["rounds"])]
-        for r in found
-    ]
-    return [_network_figure(title, note, bars, header, rows)]
-
-
-def _how_slowed(found: Sequence[Record]) -> str:
-    held = "Both parties hold messages back as long as the network would take."
-    real = "The messages cross a real link between network namespaces, delayed by the system."
-    kinds = {is_real(r) for r in found if r["settings"]["network"] or is_real(r)}
-    if kinds == {True, False}:
-        return f"{held} Where it says real link, they cross one between network namespaces, delayed by the system."
-    return real if kinds == {True} else held
-
-
-def _network_name(record: Record) -> str:
-    settings = record["settings"]
-    name = f"{record['policy']}, {record['tokens']:,}, {network_name(record)}"
-    if (settings["shape"], settings["layers"]) == (SHAPE, 1):
-        return name
-    return f"{name}, {Path(settings['shape']).name}, layers: {settings['layers']}"
-
-
-def _network_bar(name: str, terms: dict[str, float], measured: float | None) -> Bar:
-    return Bar(name, [terms[n] for n in NETWORK_TERMS], measured)
-
-
-def _network_figure(title: str, note: str, bars: Sequence[Bar], header: Sequence[str], rows: Rows) -> Figure:
-    styles = list(NETWORK_TERMS.values())
-    plot = stacked_bars(bars, styles, "seconds a step", lambda v: f"{v:.2f}")
-    return Figure(title, note, plot, header, rows, _keys(list(NETWORK_TERMS), styles))
-
-
-def computed_networks(records: Sequence[Record], legend: Legend) -> list[Figure]:
-    """Every policy's step on each slow network, by the model, from what was measured on loopback."""
-    found = _decoded(records)
-    if not found:
-        return []
-    tokens = _compared_tokens(found)
-    at = [r for r in found if r["tokens"] == tokens]
-    return [
-        _computed(at, network, _measured_on(records, network, tokens))
-        for network in NETWORKS.values()
-        if network.round_trip
-    ]
-
-
-def _compared_tokens(found: Sequence[Record]) -> int:
-    """The length that most policies were measured at; of several, the one nearest to what networks are measured at."""
-    count = Counter(r["tokens"] for r in found)
-    return min(count, key=lambda tokens: (-count[tokens], abs(tokens - NETWORK_TOKENS)))
-
-
-def _measured_on(records: Sequence[Record], network: Network, tokens: int) -> dict[str, float]:
-    """Seconds by policy; over a real link, where there is one."""
-    found = [r for r in records if r["bench"] == "network" and network_of(r) == network and r["tokens"] == tokens]
-    blocks = [r for r in found if (r["settings"]["shape"], r["settings"]["layers"]) == (SHAPE, 1)]
-    return {r["policy"]: r["seconds"] for r in sorted(blocks, key=is_real)}
-
-
-def _computed(at: Sequence[Record], network: Network, measured: dict[str, float]) -> Figure:
-    terms = {r["policy"]: model_seconds(r, network) for r in at}
-    names = sorted(terms, key=lambda name: sum(terms[name].values()))
-    bars = [_network_bar(name, terms[name], measured.get(name)) for name in names]
-    note = (
-        f"Computed, not measured: a decode step of a GPT-2-shaped block at {at[0]['tokens']:,} cached tokens, from "
-        f"rounds, bytes and CPU measured on loopback: {MODEL}. {network.name}: round trip "
-        f"{network.round_trip * 1e3:g} ms, {network.bandwidth * 8 / 1e6:,.0f} Mbit/s."
-    )
-    if measured:
-        note += " Black mark: measured on this network."
-    rounds = {r["policy"]: r["rounds"] for r in at}
-    rows = [
-        [
-            name,
-            *(seconds(v) for v in terms[name].values()),
-            seconds(sum(terms[name].values())),
-            seconds(measured[name]) if name in measured else "",
-            str(rounds[name]),
-        ]
-        for name in names
-    ]
-    header = ["policy", *(f"{n}, s" for n in NETWORK_TERMS), "computed, s", "measured, s", "rounds"]
-    return _network_figure(_computed_title(terms, network), note, bars, header, rows)
-
-
-def _computed_title(terms: dict[str, dict[str, float]], network: Network) -> str:
-    share = statistics.median(t["latency"] / sum(t.values()) for t in terms.values())
-    title = (
-        f"By computation, {share:.0%} of a step on a {network.name.upper()} is waiting for rounds (the median policy)"
-    )
-    if {"full", "mpcache"} <= terms.keys():
-        own, full = (sum(terms[name].values()) for name in ("mpcache", "full"))
-        title += f"; mpcache takes {own / full:.2f} of the full cache's seconds"
-    return title
-
-
 def against_crypten(records: Sequence[Record], legend: Legend) -> list[Figure]:
-    theirs = _decoded(records, "crypten")
-    ours = {(r["policy"], r["tokens"]): r for r in _decoded(records)}
+    theirs = decoded(records, "crypten")
+    ours = {(r["policy"], r["tokens"]): r for r in decoded(records)}
     pairs = [(ours[r["policy"], r["tokens"]], r) for r in theirs if (r["policy"], r["tokens"]) in ours]
     if not pairs:
         return []
@@ -553,7 +408,7 @@ def against_crypten(records: Sequence[Record], legend: Legend) -> list[Figure]:
     note = "The same decode step on CrypTen's protocols, over our transport and dealer, in the same run. MB a step."
     header = ["protocols", "policy", "tokens", "s", "online MB", "correlation MB", "rounds"]
     plot = stacked_bars(bars, styles, "MB a step", lambda v: f"{v:.1f}")
-    return [Figure(title, note, plot, header, rows, _keys(["online", "correlations"], styles))]
+    return [Figure(title, note, plot, header, rows, keys(["online", "correlations"], styles))]
 
 
 def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
@@ -588,7 +443,7 @@ def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
         "logits and arg max of the first token; layers alone: without these."
     )
     return [
-        Figure(title, note, stacked_bars(bars, styles, "MB", lambda v: f"{v:,.0f}"), header, rows, _keys(names, styles))
+        Figure(title, note, stacked_bars(bars, styles, "MB", lambda v: f"{v:,.0f}"), header, rows, keys(names, styles))
     ]
 
 
@@ -620,7 +475,7 @@ def generations(records: Sequence[Record], legend: Legend) -> list[Figure]:
         "and the masked weights, which a new client is sent once."
     )
     plot = stacked_bars(bars, styles, "seconds", lambda v: f"{v:.1f}")
-    return [Figure(title, note, plot, GENERATION, generation_rows(found), _keys(names, styles))]
+    return [Figure(title, note, plot, GENERATION, generation_rows(found), keys(names, styles))]
 
 
 def _stretches(record: Record) -> list[float]:
@@ -646,13 +501,21 @@ def agreements(records: Sequence[Record], legend: Legend) -> list[Figure]:
         "after eviction; differing: by the document's seed. Right or wrong, answers should agree. Perplexity is left "
         f"out: its tokens are given, so there is no answer to compare. {DIFFERENCES}"
     )
-    return [Figure(title, note, table(AGREEMENT, rows), AGREEMENT, rows)]
+    return [Figure(title, note, _agreement_table(found), AGREEMENT, rows)]
+
+
+def _agreement_table(found: Sequence[Record]) -> str:
+    """How many cases agree, a row for each policy, a column for each task and length."""
+    columns = list(dict.fromkeys((r["task"], r["tokens"]) for r in found))
+    at = {(r["policy"], r["task"], r["tokens"]): f"{r['same']} of {r['asked']}" for r in found}
+    rows = [[name, *(at.get((name, *c), "") for c in columns)] for name in dict.fromkeys(r["policy"] for r in found)]
+    return table(["policy", *(f"{task}, {tokens:,}" for task, tokens in columns)], rows)
 
 
 def peers(records: Sequence[Record], legend: Legend) -> list[Figure]:
     """Others' systems beside ours, from the records of `python -m benchmarks.peers`: a block, then the whole model."""
     out = []
-    for what, own in (("block", _decoded(records)), ("model", _whole_models(records))):
+    for what, own in (("block", decoded(records)), ("model", _whole_models(records))):
         found = [r for r in records if "system" in r and r["what"] == what]
         for tokens in sorted({r["tokens"] for r in found}):
             theirs = {f"{r['system']} {r['protocol']}, {r['policy']}": r for r in found if r["tokens"] == tokens}
@@ -661,7 +524,6 @@ def peers(records: Sequence[Record], legend: Legend) -> list[Figure]:
     return out
 
 
-COMPARED = ("full", "mpcache")
 PEERS_NOTE = {
     "block": "A decode step of a GPT-2-shaped block",
     "model": "A decode step of GPT-2 small's shape, 12 layers, final norm, logits and arg max of 50,257 (ours: the "
@@ -686,9 +548,7 @@ def _peers(what: str, tokens: int, ours: dict[str, Record], theirs: dict[str, Re
         for name, r in ordered
     ]
     header = ["system", "s", "online MB", "correlation MB", "rounds, or messages of a party"]
-    plot = stacked_bars(
-        [Bar(n, [r["seconds"]]) for n, r in ordered], [Style.of(0)], "seconds a step", lambda v: f"{v:.2f}"
-    )
+    plot = stacked_bars([Bar(n, [r["seconds"]]) for n, r in ordered], [Style.of(0)], "seconds a step", _brief)
     return Figure(_peers_title(what, tokens, ours, theirs), note, plot, header, rows)
 
 
@@ -696,10 +556,14 @@ def _peers_title(what: str, tokens: int, ours: dict[str, Record], theirs: dict[s
     """The fastest of theirs against each of ours."""
     unit = {"block": "a block", "model": "a whole model's step"}[what]
     other = min(theirs, key=lambda name: theirs[name]["seconds"])
-    title = f"{tokens:,} tokens: {other} takes {theirs[other]['seconds']:.2f} s {unit}"
+    title = f"{tokens:,} tokens: {other} takes {_brief(theirs[other]['seconds'])} s {unit}"
     for name, r in ours.items():
-        title += f"; {name} {r['seconds']:.2f} s ({_times(theirs[other]['seconds'] / r['seconds'])} times as fast)"
+        title += f"; {name} {_brief(r['seconds'])} s ({_times(theirs[other]['seconds'] / r['seconds'])} times as fast)"
     return title
+
+
+def _brief(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
 def _times(ratio: float) -> str:

@@ -11,6 +11,8 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 """Okabe and Ito's colours, which colour-blind people can tell apart; their yellow darkened, to be seen on white."""
 DASHES = ("", "5 3", "1.5 2.5")
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 420, 52, 14, 12, 40
+ASIDE = 1.2
+"""Between neighbouring series: sixteen stay well within the space from one length to the next."""
 GRID, TEXT = "#dddddd", "#333333"
 
 
@@ -41,9 +43,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
+    """strong: drawn thick, above the others."""
+
     name: str
     points: Sequence[Point]
     style: Style
+    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,17 @@ class _Scale:
 
 
 def line_plot(series: Sequence[Series], x: Axis, y: Axis, height: int = 280) -> str:
-    """Lines through each series' points."""
+    """Lines through each series' points. Where points have error bars, series stand side by side, so that bars of the
+    same x do not cover each other."""
     drawing = _Drawing(series, x, y, height)
-    for one in series:
-        places = [(drawing.x(p.x), drawing.y(p.y)) for p in one.points]
+    barred = any(p.low is not None for one in series for p in one.points)
+    aside = {one.name: (i - (len(series) - 1) / 2) * ASIDE if barred else 0.0 for i, one in enumerate(series)}
+    for one in sorted(series, key=lambda one: one.strong):
+        places = [(drawing.x(p.x) + aside[one.name], drawing.y(p.y)) for p in one.points]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         dash = f' stroke-dasharray="{one.style.dash}"' if one.style.dash else ""
-        drawing.add(f'<polyline points="{path}" fill="none" stroke="{one.style.colour}" stroke-width="1.8"{dash}/>')
+        stroke = f'stroke="{one.style.colour}" stroke-width="{3 if one.strong else 1.3}"{dash}'
+        drawing.add(f'<polyline points="{path}" fill="none" {stroke}/>')
         for point, (a, b) in zip(one.points, places, strict=True):
             drawing.error_bar(point, a, one.style)
             title = f"{escape(one.name)}: {x.show(point.x)}, {y.show(point.y)}"
@@ -85,7 +94,7 @@ def line_plot(series: Sequence[Series], x: Axis, y: Axis, height: int = 280) -> 
     return drawing.text()
 
 
-def scatter_plot(series: Sequence[Series], x: Axis, y: Axis, front: Sequence[Point] = (), height: int = 330) -> str:
+def scatter_plot(series: Sequence[Series], x: Axis, y: Axis, front: Sequence[Point] = (), height: int = 380) -> str:
     """Points with their names beside them; `front` is joined by a line."""
     drawing = _Drawing(series, x, y, height)
     if front:
@@ -110,19 +119,32 @@ class _Names:
         self._bottom = height - BOTTOM
 
     def beside(self, a: float, b: float, name: str, colour: str) -> str:
-        width = 6.2 * len(name)
-        places = [(side, down) for down in (0, -12, 12, -24, 24, -36, 36, 48) for side in (8, -8 - width)]
-        boxes = [(a + side, b + down - 6, a + side + width, b + down + 6) for side, down in places]
-        free = [box for box in boxes if self._is_free(box)] or boxes[:1]
-        left, top, right, _ = free[0]
-        self._boxes.append(free[0])
-        x, anchor = (left, "start") if left > a else (right, "end")
-        return f'<text x="{x:.1f}" y="{top + 9.5:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(name)}</text>'
+        """The name; with a thin line to its point, if it is not next to it."""
+        width = NAME_WIDTH * len(name)
+        down = sorted((step * 12 for step in range(-12, 13)), key=abs)
+        places = [(side, d) for d in down for side in (8, -8 - width, 24, -24 - width)]
+        boxes = [(a + side, b + d - 6, a + side + width, b + d + 6) for side, d in places]
+        inside = [box for box in boxes if self._is_inside(box)]
+        box = min(inside, key=lambda box: self._covered(box) + abs((box[1] + box[3]) / 2 - b), default=boxes[0])
+        left, top, right, bottom = box
+        self._boxes.append(box)
+        x, anchor, near = (left, "start", left - 1) if left > a else (right, "end", right + 1)
+        beside = abs(near - a) < 9 and abs((top + bottom) / 2 - b) < 1
+        end = f'x2="{near:.1f}" y2="{(top + bottom) / 2:.1f}"'
+        line = f'<line x1="{a:.1f}" y1="{b:.1f}" {end} stroke="{colour}" stroke-width="0.6"/>'
+        text = f'<text x="{x:.1f}" y="{top + 9.5:.1f}" text-anchor="{anchor}" font-size="{NAME_SIZE}" fill="{colour}">'
+        return f"{'' if beside else line}{text}{escape(name)}</text>"
 
-    def _is_free(self, box: tuple[float, float, float, float]) -> bool:
-        inside = box[0] > LEFT and box[1] > 0 and box[2] < WIDTH and box[3] < self._bottom
-        apart = (box[2] < o[0] or o[2] < box[0] or box[3] < o[1] or o[3] < box[1] for o in self._boxes)
-        return inside and all(apart)
+    def _is_inside(self, box: tuple[float, float, float, float]) -> bool:
+        return box[0] > LEFT and box[1] > 0 and box[2] < WIDTH and box[3] < self._bottom
+
+    def _covered(self, box: tuple[float, float, float, float]) -> float:
+        """The area of it that other names and points take."""
+        wide = ((min(box[2], o[2]) - max(box[0], o[0]), min(box[3], o[3]) - max(box[1], o[1])) for o in self._boxes)
+        return sum(max(w, 0) * max(h, 0) for w, h in wide)
+
+
+NAME_SIZE, NAME_WIDTH = 10.5, 6.3
 
 
 @dataclass(frozen=True)
@@ -145,7 +167,7 @@ def stacked_bars(bars: Sequence[Bar], styles: Sequence[Style], label: str, show:
         a = scale(tick)
         out.append(f'<line x1="{a:.1f}" y1="{top}" x2="{a:.1f}" y2="{height - 32}" stroke="{GRID}"/>')
         anchor = "middle" if tick else "start"
-        out.append(f'<text x="{a:.1f}" y="{height - 20}" text-anchor="{anchor}">{show(tick)}</text>')
+        out.append(f'<text x="{a:.1f}" y="{height - 20}" text-anchor="{anchor}">{tick:,g}</text>')
     for i, bar in enumerate(bars):
         y, begin = top + i * step, 0.0
         out.append(f'<text x="6" y="{y + 11}">{escape(bar.name)}</text>')
@@ -156,9 +178,12 @@ def stacked_bars(bars: Sequence[Bar], styles: Sequence[Style], label: str, show:
                 f"<title>{show(value)}</title></rect>"
             )
             begin += value
-        out.append(f'<text x="{scale(begin) + 4:.1f}" y="{y + 26}">{show(begin)}</text>')
+        end, total = scale(begin), show(begin)
+        marked = end if bar.mark is None else scale(bar.mark)
+        beside = marked if end < marked < end + 7 * len(total) + 6 else end
+        out.append(f'<text x="{beside + 4:.1f}" y="{y + 26}">{total}</text>')
         if bar.mark is not None:
-            a = scale(bar.mark)
+            a = marked
             out.append(f'<line x1="{a:.1f}" y1="{y + 12}" x2="{a:.1f}" y2="{y + 31}" stroke="#000" stroke-width="2"/>')
     out.append(f'<text x="{(WIDTH - 64) / 2}" y="{height - 4}" text-anchor="middle">{escape(label)}</text>')
     return _svg(out, height)

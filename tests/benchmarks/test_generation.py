@@ -12,6 +12,7 @@ from benchmarks.runner import run_cases
 from mpcache.checkpoint import load_checkpoint
 from mpcache.planning import PublicParameters, phase_costs
 from parties.demo import DEMO_MODEL
+from tests.benchmarks.test_report import generated
 
 
 def test_a_generation_costs_what_its_plan_says_and_answers_as_plaintext_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +32,7 @@ def test_a_generation_costs_what_its_plan_says_and_answers_as_plaintext_does(mon
         assert abs(figures["online_bytes"] - cost.online_bytes) <= 1 and abs(figures["rounds"] - cost.rounds) <= 1
     assert record["first_token_seconds"] > record["prefill"]["all_seconds"][0]
     assert len(record["prefill"]["all_seconds"]) == len(record["token"]["all_seconds"]) == 2
+    assert set(record) - {"contains"} >= {"waited_for_dealer_seconds", "peak_memory_bytes"} <= set(record["contains"])
     assert set(record["peak_memory_bytes"]) in ({"owner", "client", "dealer"}, {"client"})
     assert [row[2] for row in generation_rows([record])] == ["prefill", "a token"]
 
@@ -39,3 +41,9 @@ def test_a_failed_generation_is_a_record_with_its_reason(tmp_path: Path) -> None
     (record,) = run_cases(generation_cases(tmp_path, parse_contenders("full"), 1, 1), Records())
     assert record["status"] == "failed" and str(tmp_path) in record["error"]
     assert generation_rows([record]) == [] and record["settings"]["prompt"] == PROMPT
+
+
+def test_memory_that_the_system_did_not_tell_is_left_blank() -> None:
+    record = {**generated("full", 6.0), "peak_memory_bytes": {"client": 3 << 20, "owner": None}}
+    first, _ = generation_rows([record])
+    assert first[-4:-1] == ["", "3", ""]

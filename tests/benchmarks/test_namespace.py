@@ -1,7 +1,10 @@
 """Decode steps over a link between network namespaces: a real one, of two virtual devices."""
 
+import contextlib
+import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,32 +16,51 @@ from benchmarks.records import Records
 from benchmarks.runner import ProcessPool, run_cases
 from protocols.errors import ConfigError
 
-NAME, HERE, THERE = "mpcache-test", "10.213.97.1", "10.213.97.2"
+PREFIX = "mpcache-test-"
+NAME = f"{PREFIX}{os.getpid()}"
+NEAR_DEVICE, FAR_DEVICE = (f"mpc{os.getpid()}{end}" for end in "ab")
+HERE, THERE = (f"10.213.{os.getpid() % 256}.{host}" for host in (1, 2))
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=10)
+def ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=10).stdout
+
+
+def remove(name: str) -> None:
+    """With the link that leads to it; no error if it is not there."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        ip("netns", "del", name)
+
+
+def remove_left_over() -> None:
+    """The namespaces of test runs that were killed."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        for line in ip("netns", "list").splitlines():
+            name = line.split()[0]
+            if name.startswith(PREFIX) and not Path(f"/proc/{name.removeprefix(PREFIX)}").exists():
+                remove(name)
 
 
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
-    try:
-        ip("netns", "add", NAME)
-    except (OSError, subprocess.SubprocessError):
-        pytest.skip("network namespaces need Linux, iproute2 and root")
+    remove_left_over()
     try:
         try:
-            ip("link", "add", "mpcache0", "type", "veth", "peer", "name", "mpcache1", "netns", NAME)
-            ip("addr", "add", f"{HERE}/24", "dev", "mpcache0")
-            ip("-n", NAME, "addr", "add", f"{THERE}/24", "dev", "mpcache1")
-            ip("link", "set", "mpcache0", "up")
-            for device in ("lo", "mpcache1"):
+            ip("netns", "add", NAME)
+        except (OSError, subprocess.SubprocessError):
+            pytest.skip("network namespaces need Linux, iproute2 and root")
+        try:
+            ip("link", "add", NEAR_DEVICE, "type", "veth", "peer", "name", FAR_DEVICE, "netns", NAME)
+            ip("addr", "add", f"{HERE}/24", "dev", NEAR_DEVICE)
+            ip("-n", NAME, "addr", "add", f"{THERE}/24", "dev", FAR_DEVICE)
+            ip("link", "set", NEAR_DEVICE, "up")
+            for device in ("lo", FAR_DEVICE):
                 ip("-n", NAME, "link", "set", device, "up")
         except subprocess.SubprocessError:
             pytest.skip("no virtual network devices here")
         yield Namespace(NAME, THERE, THERE)
     finally:
-        ip("netns", "del", NAME)
+        remove(NAME)
 
 
 def test_owner_and_dealer_run_in_another_network_namespace(namespace: Namespace) -> None:

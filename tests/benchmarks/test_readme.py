@@ -29,8 +29,8 @@ def prefilled() -> Record:
     return {**record, "peak_memory_bytes": {"owner": 4 << 30, "client": 3 << 30, "dealer": None}}
 
 
-def peer(what: str, tokens: int, share: float) -> Record:
-    settings = {"bench": "peers", "system": "spu-aby3", "what": what, "tokens": tokens, "repeat": 7}
+def peer(what: str, tokens: int, share: float, repeat: int = 7) -> Record:
+    settings = {"bench": "peers", "system": "spu-aby3", "what": what, "tokens": tokens, "repeat": repeat}
     figures = {"system": "spu", "protocol": "ABY3", "what": what, "policy": "full", "tokens": tokens}
     unknown = {"correlation_bytes": None, "rounds": None, "messages_per_party": 455}
     times = {"all_seconds": [0.1 * share], "system_versions": {"spu": "0.9.5"}}
@@ -97,6 +97,45 @@ def test_answers_stand_by_placement_and_budget() -> None:
     text = render(section("quality"), records)
     assert rows(text)[2:] == [["full", "1.000", "1.000"], ["mpcache", "0.900", "0.600"]]
     assert "keep 90% with the question at the end of the prompt and 60% with" in text.replace("\n", " ")
+
+
+def test_a_folder_with_a_quick_and_a_full_run_gives_the_full_ones_tables() -> None:
+    records = []
+    for repeat, share in ((21, 2.0), (3, 1.0)):
+        records += [decoded(policy, 512, share, repeat=repeat) for policy in ("full", "mpcache")]
+        records += [decoded("full", 1024, 1.0, repeat=3)]
+        records += [generated("full", share, repeat=repeat)]
+        records.append(peer("block", 512, share, repeat))
+    assert [row[1:3] for row in rows(render(section("block"), records))[2:]] == [
+        ["512", "0.20 (0.18)"],
+        ["512", "0.20 (0.18)"],
+        ["512", "0.20 (0.20)"],
+    ]
+    text = render(section("generation"), records)
+    assert rows(text)[2][:2] == ["prefill, to the first token: full cache", "2.0"] and "--repeat 21`" in text
+    records = []
+    for documents, match in ((50, 0.9), (10, 0.5)):
+        for policy, budget in (("full", None), ("mpcache", 0.125), ("quest", 0.125)):
+            record = answered(policy, budget, match, "end")
+            record["settings"] |= {"model": "demo", "documents": documents}
+            records.append({**record, "tokens": 1024, "asked": documents * 4})
+    text = render(section("quality"), [*records[:2], *records[3:]])
+    assert rows(text)[2:] == [["full", "0.900"], ["mpcache", "0.900"]]
+    assert "--documents 50 --budget 0.125 --policy full,mpcache`: 200 questions" in text.replace("\n", " ")
+
+
+def test_the_full_cache_alone_has_a_table_of_answers() -> None:
+    record = answered("full", None, 1.0, "end")
+    record["settings"] |= {"model": "demo", "documents": 10}
+    text = render(section("quality"), [{**record, "tokens": 1024}])
+    assert rows(text)[0][1:] == ["question at the end of the prompt", "question after eviction"]
+    assert rows(text)[2:] == [["full", "1.000"]]
+    assert "`mpcache bench quality --tokens 1024 --documents 10 --policy full`" in text
+
+
+def test_a_longer_generations_command_says_how_long() -> None:
+    text = render(section("generation"), [generated("full", 6.0, max_new_tokens=64)])
+    assert "`mpcache bench generate --policy full --repeat 3 --max-new-tokens 64`" in text
 
 
 @pytest.mark.parametrize("name", [name for name in SECTIONS if name != "origin"])

@@ -2,7 +2,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.records import FILE, Records, make_record, read_records, write_json
+from benchmarks.records import (
+    FILE,
+    Record,
+    Records,
+    is_whole_model,
+    largest_run,
+    make_record,
+    most_measured,
+    read_records,
+    write_json,
+)
 from benchmarks.runner import Case, run_cases
 from protocols.errors import ConfigError, PeerLost
 
@@ -60,3 +70,35 @@ def test_unusable_folders_are_refused_in_words(tmp_path: Path) -> None:
         read_records(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="cannot be written"):
         write_json(tmp_path / "nowhere" / "records.json", [])
+
+
+def sized(bench: str = "decode", **settings: object) -> Record:
+    return make_record({"bench": bench, **settings}, "done", {})
+
+
+def test_of_runs_of_several_sizes_the_largest_is_taken_alone() -> None:
+    quick = [sized(tokens=512, repeat=3), sized(tokens=1024, repeat=3)]
+    full = sized(tokens=512, repeat=21)
+    assert largest_run([*quick, full]) == [full] and largest_run(quick) == quick and largest_run([]) == []
+    short, long = sized(repeat=3, max_new_tokens=8), sized(repeat=3, max_new_tokens=64)
+    assert largest_run([long, short]) == [long]
+
+
+def test_a_case_that_was_measured_twice_is_taken_once_and_others_stay() -> None:
+    quick, other = sized(tokens=512, label="full", repeat=3), sized(tokens=1024, label="full", repeat=3)
+    full = sized(tokens=512, label="full", repeat=21)
+    assert most_measured([full, quick, other]) == [full, other]
+
+
+def test_answers_about_fewer_documents_stand_beside_none_about_more() -> None:
+    few, more = sized("quality", task="needle", label="own", documents=10), sized("quality", label="own", documents=10)
+    full = sized("quality", task="needle", label="full", documents=50)
+    assert most_measured([few, full, more]) == [full, more]
+
+
+@pytest.mark.parametrize(
+    ("shape", "layers", "whole"), [("gpt2", 12, True), ("gpt2", 2, False), ("tiny", 2, True), ("/nowhere", 2, False)]
+)
+def test_a_whole_model_has_all_of_its_shapes_layers(shape: str, layers: int, whole: bool) -> None:
+    program = {"head": True, "embedding": True}
+    assert is_whole_model(sized(shape=shape, layers=layers, program=program, network=None)) == whole

@@ -1,14 +1,26 @@
 """The report, from records as the suite writes them."""
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.networks import network_rows
 from benchmarks.records import Record, Records, make_record
 from benchmarks.report import write_report
-from benchmarks.report.svg import Axis, Bar, Legend, Point, Series, Style, line_plot, stacked_bars
+from benchmarks.report.svg import (
+    Axis,
+    Bar,
+    Legend,
+    Point,
+    Series,
+    Style,
+    line_plot,
+    scatter_plot,
+    stacked_bars,
+)
 from protocols.errors import ConfigError
 
 
@@ -153,7 +165,7 @@ def test_the_page_is_whole_and_its_titles_say_the_finding(folder: Path) -> None:
         "At 1,024 tokens mpcache takes 0.50 of the full cache's bytes",
         "CrypTen's own protocols take 7 times the seconds",
         "at 12.5%, mpcache keeps 97% of the full cache's answers",
-        "count are more than this model does",
+        "count is more than this model does",
         "spu ABY3, full takes 0.90 s a block; MPCache, full 0.20 s (4.5 times as fast)",
         "spu ABY3, full takes 9.00 s a whole model's step; MPCache, mpcache 0.30 s (30 times as fast)",
         "comes 6.0 s (full), 7.0 s (mpcache) after the prefill began; each other takes 0.10 s (full), 0.10 s (mpcache)",
@@ -163,6 +175,69 @@ def test_the_page_is_whole_and_its_titles_say_the_finding(folder: Path) -> None:
         assert finding.replace("'", "&#x27;") in html and finding in text
     assert "src=" not in html and "href=" not in html, "it must need nothing else"
     assert "<b>" not in html and "it &lt;died&gt;" in html and "it <died>" in text
+
+
+def lines(folder: Path) -> list[str]:
+    return write_report(folder)[1].read_text().splitlines()
+
+
+def test_a_case_of_a_quick_and_a_full_run_is_shown_once(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    for repeat, share in ((21, 2.0), (3, 1.0)):
+        records.add(decoded("full", 512, share, "network", repeat=repeat))
+        records.add(decoded("full", 512, share, repeat=repeat))
+    text = lines(tmp_path)
+    assert [line for line in text if line.startswith("| full, 512, loopback")] == [
+        "| full, 512, loopback | 0.003 | 0.000 | 0.030 | 0.200 | 10 |"
+    ]
+    assert "| full | 0.200 |" in text and "| full | 0.100 |" not in text
+
+
+def test_networks_over_a_real_link_are_named_so(tmp_path: Path) -> None:
+    wan = {"name": "wan", "round_trip": 0.02, "bandwidth": 5e7}
+    link = {"name": "far", "owner": "10.9.0.1", "dealer": "10.8.0.1"}
+    records = Records(tmp_path)
+    records.add(decoded("full", 512, 2.0, "network", network=wan))
+    records.add(decoded("full", 512, 1.0, "network", network=wan, namespace=link))
+    text = lines(tmp_path)
+    names = [line.split(" | ")[0] for line in text if line.startswith("| full, 512")]
+    assert names == ["| full, 512, wan", "| full, 512, wan (real link)"]
+    assert any("hold messages back" in line and "Where it says real link" in line for line in text)
+    assert [row[2] for row in network_rows(records.records)] == ["wan", "wan (real link)"]
+
+
+def test_what_every_policy_takes_on_a_network_is_computed_and_said_to_be(tmp_path: Path) -> None:
+    records, wan = Records(tmp_path), {"name": "wan", "round_trip": 0.02, "bandwidth": 5e7}
+    for policy, tokens, share in (("full", 512, 1.0), ("full", 1024, 2.0), ("h2o", 1024, 4.0)):
+        records.add(decoded(policy, tokens, share))
+    records.add(decoded("full", 1024, 2.0, "network", network=wan))
+    text = lines(tmp_path)
+    at = next(i for i, line in enumerate(text) if line.startswith("Computed, not measured") and "wan: round" in line)
+    assert "at 1,024 cached tokens" in text[at]
+    # 10 rounds of 10.26 ms, 2 and 4 MB at 50 MB/s, 0.03 s of the client
+    assert text[at + 4 : at + 6] == [
+        "| full | 0.103 | 0.040 | 0.030 | 0.173 | 0.200 | 10 |",
+        "| h2o | 0.103 | 0.080 | 0.030 | 0.213 |  | 10 |",
+    ]
+
+
+def test_other_shapes_have_figures_of_their_own_and_are_not_set_beside_peers(folder: Path) -> None:
+    records = Records(folder)
+    before = [line for line in lines(folder) if "spu ABY3" in line or "CrypTen" in line]
+    records.add(decoded("full", 1024, 50.0, shape="llama-7b"))
+    text = lines(folder)
+    assert [line for line in text if "spu ABY3" in line or "CrypTen" in line] == before
+    assert any("one block of the shape llama-7b" in line for line in text) and "| full | 5.000 |" in text
+
+
+def test_a_prefills_title_is_a_sentence_and_unknown_memory_is_blank(tmp_path: Path) -> None:
+    record = decoded("full", 512, 100.0, "prefill", layers=12, program={"head": True, "embedding": True})
+    Records(tmp_path).add({**record, "peak_memory_bytes": {"owner": 4 << 30, "client": None, "dealer": None}})
+    text = lines(tmp_path)
+    assert "### A prompt of 512 tokens takes the whole model 10 s and 400 MB" in text
+    assert any(
+        line.startswith("| 512 tokens, whole model | 10.0 |") and line.endswith("| 4,096 |  |  |") for line in text
+    )
 
 
 def test_each_plot_is_a_file_of_its_own(folder: Path) -> None:
@@ -189,3 +264,21 @@ def test_a_name_has_one_style_and_no_two_names_the_same() -> None:
     styles = [legend.style(f"policy {i}") for i in range(20)]
     assert legend.style("policy 3") == styles[3]
     assert len({(s.colour, s.dash) for s in styles}) == 20
+
+
+def test_series_with_error_bars_stand_side_by_side() -> None:
+    series = [Series(f"{i}", [Point(1, 2.0, 1.0, 3.0), Point(2, 2.0)], Style.of(i), i == 0) for i in range(3)]
+    svg = line_plot(series, Axis("x"), Axis("y"))
+    starts = [float(x) for x in re.findall(r'<polyline points="([0-9.]+),', svg)]
+    assert len(set(starts)) == 3 and max(starts) - min(starts) < 10
+    assert svg.count('stroke-width="3"') == 1 and starts[-1] == min(starts), "the strong one is drawn last, above"
+
+
+def test_names_of_crowded_points_do_not_cover_each_other() -> None:
+    series = [Series(f"policy-{i}", [Point(1 + i / 100, 0.5)], Style.of(i)) for i in range(8)]
+    svg = scatter_plot(series, Axis("x", limits=(0, 4)), Axis("y", limits=(0, 1)))
+    at = re.findall(r'<text x="([0-9.]+)" y="([0-9.]+)" text-anchor="(start|end)" font-size', svg)
+    spans = [(float(x) - (50 if a == "end" else 0), float(y)) for x, y, a in at]
+    assert len(spans) == 8
+    for i, (x, y) in enumerate(spans):
+        assert all(abs(x - u) >= 50 or abs(y - v) >= 11 for u, v in spans[:i])
