@@ -16,7 +16,7 @@ from benchmarks.processes import Stretch
 from benchmarks.records import Record
 from benchmarks.roles import Setup
 from benchmarks.runner import Case, ProcessPool
-from benchmarks.tables import Rows, cost_cells, seconds
+from benchmarks.tables import Rows, cost_cells, mebibytes, seconds
 from protocols.session import Part
 
 CONTAINS = {
@@ -113,7 +113,7 @@ def prefill_rows(records: Sequence[Record]) -> Rows:
         out.append(
             [
                 *cost_cells(r),
-                *(f"{(peak.get(role) or 0) / 2**20:.0f}" for role in ("owner", "client", "dealer")),
+                *(mebibytes(peak.get(role)) for role in ("owner", "client", "dealer")),
                 seconds(r.get("dealer", {}).get("waited_seconds", 0.0)),
             ]
         )
