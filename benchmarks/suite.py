@@ -123,7 +123,7 @@ def quality_options(suite: Suite, model: Path) -> QualityOptions:
 
 def suite_parts(suite: Suite, model: Path, pool: ProcessPool) -> list[tuple[str, list[Case]]]:
     """All but quality. Whole generations come first, as long as no other benchmark's process runs, nor has this one
-    grown: they tell peak memory."""
+    grown: they tell peak memory. Agreement, which runs all parties in this process, comes last."""
     contenders, few = parse_contenders(suite.policies), parse_contenders(FEW)
     block = Workload("gpt2", 1, Program("decode"))
     parts = [
@@ -134,14 +134,13 @@ def suite_parts(suite: Suite, model: Path, pool: ProcessPool) -> list[tuple[str,
         ("peers", peer_cases("block", suite.peer_tokens, ("full", "mpcache"), suite.peer_repeat)),
         ("network", network_cases(block, list(NETWORKS.values()), suite.network_tokens, few, suite.repeat, pool)),
         ("prefill", _prefill(suite, pool)),
-        ("agreement", sample(suite, model)),
     ]
     if suite.whole_model:
         whole = Workload("gpt2", None, Program("decode", embedding=True, head=True))
         ours = decode_cases(whole, WHOLE_MODEL_TOKENS, few, ("mpc",), WHOLE_MODEL_REPEAT, pool)
         spu = peer_cases("model", WHOLE_MODEL_TOKENS, ("full",), SPU_WHOLE_MODEL_REPEAT, ("spu-aby3",))
         parts += [("decode, whole model", ours), ("peers, whole model", spu)]
-    return parts
+    return [*parts, ("agreement", sample(suite, model))]
 
 
 def _crypten(block: Workload, suite: Suite, pool: ProcessPool) -> list[Case]:
