@@ -37,8 +37,9 @@ ANSWERED = tuple(name for name in TASKS if name != "perplexity")
 """The tasks whose answers are generated."""
 PLACEMENT = "later"
 DIFFERENCES = (
-    "Two known reasons for a difference: a secure comparison may change the places of two scores within 1/128 of each "
-    "other, so that another token or cluster is kept or picked; and two best logits may be within fixed-point noise."
+    "Known reasons for a difference: a secure comparison may change the places of two scores within 1/128 of each "
+    "other, so that another cluster is picked; attention below 2^-16 is nothing to it, so that h2o and tova may evict "
+    "another token; and two best logits may be within fixed-point noise."
 )
 
 CONTAINS = {

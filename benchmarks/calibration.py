@@ -22,7 +22,6 @@ from protocols.errors import ConfigError
 def fit(records: Sequence[Record]) -> tuple[Speed, list[tuple[Record, float]]]:
     """(constants, each record with the seconds that they give): least squares of relative errors, none below zero.
 
-    A record's seconds are those of its fastest step, which other work on the machine disturbed least.
     records: decode steps and prefills of the mpc backend, of several shapes or lengths. Raises ConfigError if too few.
     """
     used = [r for r in records if r["status"] == "done" and r["bench"] in ("decode", "prefill", "network")]
@@ -31,14 +30,10 @@ def fit(records: Sequence[Record]) -> tuple[Speed, list[tuple[Record, float]]]:
         raise ConfigError(f"{len(used)} records of decode steps and prefills are too few: at least 8 are needed")
     terms = torch.tensor([_terms(r) for r in used], dtype=torch.float64)
     known = torch.tensor([_network(r).seconds(r["rounds"], r["online_bytes"]) for r in used], dtype=torch.float64)
-    measured = torch.tensor([fastest(r) for r in used], dtype=torch.float64)
+    measured = torch.tensor([r["seconds"] for r in used], dtype=torch.float64)
     speed = Speed(*_not_negative(terms / measured[:, None], (measured - known) / measured))
     estimates = known + terms @ torch.tensor(astuple(speed), dtype=torch.float64)
     return speed, list(zip(used, estimates.tolist(), strict=True))
-
-
-def fastest(record: Record) -> float:
-    return float(min(record.get("all_seconds", [record["seconds"]])))
 
 
 def _network(record: Record) -> Network:

@@ -282,12 +282,13 @@ def everything(quick: bool, out: Path, json_path: Path | None) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def calibrate(folder: Path) -> None:
     """The constants of `mpcache plan`'s estimated seconds, fitted to the records in FOLDER."""
-    from benchmarks.calibration import fastest, fit
+    from benchmarks.calibration import fit
 
     speed, estimates = fit(read_records(folder))
     for record, estimate in estimates:
         what = f"{record['bench']} {record['policy']} {record['tokens']}"
-        click.echo(f"{what:40} fastest {fastest(record):9.3f} s, estimated {estimate:9.3f} s")
+        ratio = record["seconds"] / estimate
+        click.echo(f"{what:40} measured {record['seconds']:9.3f} s, estimated {estimate:9.3f} s, ratio {ratio:.2f}")
     click.echo(repr(speed))
 
 

@@ -198,11 +198,11 @@ class Speed:
     multiply_add: float
 
 
-MEASURED = Speed(round=3.8e-4, online_byte=1.5e-9, correlation_byte=1.9e-9, multiply_add=5.2e-10)
-"""Fitted with `mpcache bench calibrate DIR` to `mpcache bench decode` of one layer and of a whole GPT-2 and to `mpcache
-bench prefill` of 512 tokens: three processes on two cores of an AMD EPYC that did little else. The fastest step of each
-took within 8% of the estimate, the median up to 1.6 times that (steps of 30 ms wait for whatever else runs). A round's
-share is gRPC, TLS, and the operations on small tensors between two messages."""
+MEASURED = Speed(round=5.3e-4, online_byte=0.0, correlation_byte=4.0e-9, multiply_add=2.6e-10)
+"""Fitted with `mpcache bench calibrate docs/report` to the decode steps, prefills and networks of a full run: three
+processes on two cores of an AMD EPYC that did nothing else. Nine in ten medians are within 20% of the estimate, all
+within 25%; from run to run a step of 30 ms varies as much. A round's share is gRPC, TLS, and the operations on small
+tensors between two messages; of bytes, corrections tell the work best, so that none is left for online ones."""
 
 
 def seconds(price: Price, network: Network, speed: Speed = MEASURED) -> float:

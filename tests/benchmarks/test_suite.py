@@ -53,7 +53,7 @@ def test_no_two_cases_of_a_run_have_one_record(suite: Suite) -> None:
 
 def test_the_full_run_has_whole_models_ours_and_spus_side_by_side() -> None:
     made = parts(FULL)
-    assert list(made)[-2:] == ["decode, whole model", "peers, whole model"]
+    assert list(made)[-3:] == ["decode, whole model", "peers, whole model", "agreement"]
     for case in [*made["decode, whole model"], *made["prefill"]]:
         settings = case.settings
         assert settings["layers"] == 12 and settings["program"]["head"] and settings["program"]["embedding"]
