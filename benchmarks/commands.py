@@ -128,6 +128,7 @@ def generate(
 @policy_option("full")
 @backend_option
 @network_option
+@repeat_option(1, "Prefills measured.")
 @out_option
 @json_option
 def prefill(
@@ -140,13 +141,14 @@ def prefill(
     policy: str,
     backend: str,
     network: str,
+    repeat: int,
     out: Path | None,
     json_path: Path | None,
 ) -> None:
     """A prompt's prefill over three real processes, by its length."""
     work, pool = workload("prefill", shape, model, layers, embedding, head, parse_network(network)), ProcessPool()
     backends = words(backend, BACKENDS, "backend")
-    cases = prefill_cases(work, numbers(tokens), parse_contenders(policy), backends, pool)
+    cases = prefill_cases(work, numbers(tokens), parse_contenders(policy), backends, pool, repeat)
     _run(cases, pool, out, json_path)
 
 

@@ -130,7 +130,8 @@ def _whole_model(records: Sequence[Record]) -> str:
     for bench, own in (("decode", steps), ("prefill", prefills)):
         if own:
             options = f"--shape gpt2 --embedding --head --tokens {_all_tokens(own)} --policy {_all_policies(own)}"
-            repeat = f" --repeat {own[0]['settings']['repeat']}" if bench == "decode" else ""
+            times = own[0]["settings"].get("repeat", 1)
+            repeat = f" --repeat {times}" if bench == "decode" or times > 1 else ""
             commands.append(f"mpcache bench {bench} {options}{repeat}")
     peaks = [
         _prose(f"Peak memory in the prefill of {r['tokens']:,} tokens, {_ours(r)}: {_peaks(r)}.") for r in prefills[-1:]

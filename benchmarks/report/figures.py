@@ -75,6 +75,7 @@ def _token_axis(records: Sequence[Record]) -> Axis:
 
 COMPARED = ("full", "mpcache")
 """What a reader looks for first: drawn thick, and set beside others' systems."""
+SYSTEMS = {"spu": "SPU", "crypten": "CrypTen"}
 STEP_HEIGHT = 380
 
 
@@ -520,7 +521,8 @@ def peers(records: Sequence[Record], legend: Legend) -> list[Figure]:
     for what, own in (("block", decoded(records)), ("model", _whole_models(records))):
         found = [r for r in records if "system" in r and r["what"] == what]
         for tokens in sorted({r["tokens"] for r in found}):
-            theirs = {f"{r['system']} {r['protocol']}, {r['policy']}": r for r in found if r["tokens"] == tokens}
+            at = [r for r in found if r["tokens"] == tokens]
+            theirs = {f"{SYSTEMS[r['system']]} {r['protocol']}, {r['policy']}": r for r in at}
             ours = {f"MPCache, {r['policy']}": r for r in own if r["tokens"] == tokens}
             out.append(_peers(what, tokens, {n: r for n, r in ours.items() if r["policy"] in COMPARED}, theirs))
     return out

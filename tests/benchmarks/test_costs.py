@@ -62,11 +62,12 @@ def test_a_prefill_and_a_head_on_a_slower_network() -> None:
         prompt = Workload("tiny", 1, Program("prefill", embedding=True, head=True), network)
         step = Workload("tiny", 1, Program("decode", head=True), network)
         full = parse_contenders("full")
-        cases = prefill_cases(prompt, [TOKENS], full, ["mpc", "plain"], pool)
+        cases = prefill_cases(prompt, [TOKENS], full, ["mpc", "plain"], pool, 2)
         cases += decode_cases(step, [TOKENS], full, ["mpc"], 2, pool, "network")
         private, plain, slow = run_cases(cases, Records())
     finally:
         pool.close()
+    assert len(private["all_seconds"]) == 2 and private["seconds"] in private["all_seconds"]
     assert private["rounds"] > 0 and private["parts"]["head"]["rounds"] > 0 and plain["online_bytes"] == 0
     terms = model_seconds(slow)
     assert terms["latency"] == pytest.approx(slow["rounds"] * (0.004 / 2 + MESSAGE_SECONDS))

@@ -166,8 +166,8 @@ def test_the_page_is_whole_and_its_titles_say_the_finding(folder: Path) -> None:
         "CrypTen's own protocols take 7 times the seconds",
         "at 12.5%, mpcache keeps 97% of the full cache's answers",
         "count is more than this model does",
-        "spu ABY3, full takes 0.90 s a block; MPCache, full 0.20 s (4.5 times as fast)",
-        "spu ABY3, full takes 9.00 s a whole model's step; MPCache, mpcache 0.30 s (30 times as fast)",
+        "SPU ABY3, full takes 0.90 s a block; MPCache, full 0.20 s (4.5 times as fast)",
+        "SPU ABY3, full takes 9.00 s a whole model's step; MPCache, mpcache 0.30 s (30 times as fast)",
         "comes 6.0 s (full), 7.0 s (mpcache) after the prefill began; each other takes 0.10 s (full), 0.10 s (mpcache)",
         "the answers of plaintext in 3 of 4 cases; not in needle, mpcache",
         "peers spu-semi2k full 1024: absent: SPU is not installed",
@@ -223,10 +223,10 @@ def test_what_every_policy_takes_on_a_network_is_computed_and_said_to_be(tmp_pat
 
 def test_other_shapes_have_figures_of_their_own_and_are_not_set_beside_peers(folder: Path) -> None:
     records = Records(folder)
-    before = [line for line in lines(folder) if "spu ABY3" in line or "CrypTen" in line]
+    before = [line for line in lines(folder) if "SPU ABY3" in line or "CrypTen" in line]
     records.add(decoded("full", 1024, 50.0, shape="llama-7b"))
     text = lines(folder)
-    assert [line for line in text if "spu ABY3" in line or "CrypTen" in line] == before
+    assert [line for line in text if "SPU ABY3" in line or "CrypTen" in line] == before
     assert any("one block of the shape llama-7b" in line for line in text) and "| full | 5.000 |" in text
 
 
