@@ -201,7 +201,8 @@ class Speed:
 MEASURED = Speed(round=5.3e-4, online_byte=0.0, correlation_byte=4.0e-9, multiply_add=2.6e-10)
 """Fitted with `mpcache bench calibrate docs/report` to the decode steps, prefills and networks of a full run: three
 processes on two cores of an AMD EPYC that did nothing else. Nine in ten medians are within 20% of the estimate, all
-within 25%; from run to run a step of 30 ms varies as much. A round's share is gRPC, TLS, and the operations on small
+within 25%; from run to run a step of 30 ms varies as much. Correlations are there: a dealer that works beside the
+parties on the same cores makes steps half as long again. A round's share is gRPC, TLS, and the operations on small
 tensors between two messages; of bytes, corrections tell the work best, so that none is left for online ones."""
 
 
