@@ -9,14 +9,14 @@ from benchmarks.peers.measure import SYSTEMS, measure_case
 from benchmarks.records import Record
 from benchmarks.runner import Case
 
-LIMIT_SECONDS = {"block": 300, "model": 900}
+LIMIT_SECONDS = {"attention": 300, "selection": 300, "block": 300, "model": 900}
 _OUTER = ("bench", "settings", "load_average")
 
 
 def peer_cases(
     what: str, tokens: Sequence[int], policies: Sequence[str], repeat: int, systems: Sequence[str] = tuple(SYSTEMS)
 ) -> list[Case]:
-    """Decode steps of a block, or of the whole model; a system that is not installed gives a record that says so."""
+    """Decode steps of a part, a block or the whole model; a system that is not installed gives a record to say so."""
 
     def case(system: str, peer: PeerCase) -> Case:
         settings = {"bench": "peers", "system": system, "label": peer.policy, **peer.to_dict()}

@@ -52,6 +52,7 @@ class Suite:
 EVERY = "all,mpcache-static,mpcache-dynamic,mpcache-half,mpcache-by-head,mpcache-extremes,mpcache-paper"
 FEW = "full,mpcache"
 WHOLE_MODEL_TOKENS = (512,)
+PEER_PART_TOKENS = (1024,)
 WHOLE_MODEL_REPEAT = 5
 SPU_WHOLE_MODEL_REPEAT = 3
 """A step of SPU's takes seconds, and its start minutes."""
@@ -132,6 +133,7 @@ def suite_parts(suite: Suite, model: Path, pool: ProcessPool) -> list[tuple[str,
         ("decode", decode_cases(block, suite.decode_tokens, contenders, ("mpc",), suite.repeat, pool)),
         ("decode, crypten", _crypten(block, suite, pool)),
         ("peers", peer_cases("block", suite.peer_tokens, ("full", "mpcache"), suite.peer_repeat)),
+        ("peers, parts of a block", _peer_parts(suite)),
         ("network", network_cases(block, list(NETWORKS.values()), suite.network_tokens, few, suite.repeat, pool)),
         ("prefill", _prefill(suite, pool)),
     ]
@@ -141,6 +143,12 @@ def suite_parts(suite: Suite, model: Path, pool: ProcessPool) -> list[tuple[str,
         spu = peer_cases("model", WHOLE_MODEL_TOKENS, ("full",), SPU_WHOLE_MODEL_REPEAT, ("spu-aby3",))
         parts += [("decode, whole model", ours), ("peers, whole model", spu)]
     return [*parts, ("agreement", sample(suite, model))]
+
+
+def _peer_parts(suite: Suite) -> list[Case]:
+    """Where ours are parts of the decode steps' records."""
+    attention = peer_cases("attention", PEER_PART_TOKENS, ("full",), suite.peer_repeat)
+    return attention + peer_cases("selection", PEER_PART_TOKENS, ("mpcache",), suite.peer_repeat)
 
 
 def _crypten(block: Workload, suite: Suite, pool: ProcessPool) -> list[Case]:

@@ -516,19 +516,38 @@ def _agreement_table(found: Sequence[Record]) -> str:
 
 
 def peers(records: Sequence[Record], legend: Legend) -> list[Figure]:
-    """Others' systems beside ours, from the records of `python -m benchmarks.peers`: a block, then the whole model."""
-    out = []
-    for what, own in (("block", decoded(records)), ("model", _whole_models(records))):
+    """Others' systems beside ours, as `python -m benchmarks.peers` has it: a block, its parts, the whole model."""
+    out, steps = [], decoded(records)
+    attention, selection = _of_part(steps, "attention", "full"), _of_part(steps, "selection", "mpcache")
+    measured = {"block": steps, "attention": attention, "selection": selection, "model": _whole_models(records)}
+    for what, own in measured.items():
         found = [r for r in records if "system" in r and r["what"] == what]
         for tokens in sorted({r["tokens"] for r in found}):
             at = [r for r in found if r["tokens"] == tokens]
-            theirs = {f"{SYSTEMS[r['system']]} {r['protocol']}, {r['policy']}": r for r in at}
+            theirs = {f"{SYSTEMS[r['system']]} {r['protocol']}, {r['policy']}{_wrong(r)}": r for r in at}
             ours = {f"MPCache, {r['policy']}": r for r in own if r["tokens"] == tokens}
             out.append(_peers(what, tokens, {n: r for n, r in ours.items() if r["policy"] in COMPARED}, theirs))
     return out
 
 
+WRONG = 0.1
+"""From this error on, against plaintext, a peer's result is another one, and its seconds count for nothing."""
+
+
+def _wrong(record: Record) -> str:
+    error = record.get("error") or 0.0
+    return f" (off by {error:.1g})" if error >= WRONG else ""
+
+
+def _of_part(steps: Sequence[Record], part: str, policy: str) -> list[Record]:
+    """What a part of a policy's steps took, as records of their own."""
+    return [{**r, **r["parts"][part]} for r in steps if r["policy"] == policy and part in r["parts"]]
+
+
 PEERS_NOTE = {
+    "attention": "Attention over the full cache, of a decode step of a GPT-2-shaped block (ours: a part of that step)",
+    "selection": "mpcache's selection, of the same step, with its default settings (ours: one choice for all heads, a "
+    "part of that step; theirs: one for each head)",
     "block": "A decode step of a GPT-2-shaped block",
     "model": "A decode step of GPT-2 small's shape, 12 layers, final norm, logits and arg max of 50,257 (ours: the "
     "token's embedding as well)",
@@ -539,7 +558,7 @@ def _peers(what: str, tokens: int, ours: dict[str, Record], theirs: dict[str, Re
     ordered = sorted({**theirs, **ours}.items(), key=lambda item: item[1]["seconds"])
     note = (
         f"{PEERS_NOTE[what]}, median seconds, real processes on loopback; what is secret and who "
-        "computes differs: see benchmarks/peers/README.md."
+        "computes differs: see benchmarks/peers/README.md. Off by: the largest error against plaintext, if it is large."
     )
     rows = [
         [
@@ -557,9 +576,14 @@ def _peers(what: str, tokens: int, ours: dict[str, Record], theirs: dict[str, Re
 
 
 def _peers_title(what: str, tokens: int, ours: dict[str, Record], theirs: dict[str, Record]) -> str:
-    """The fastest of theirs against each of ours."""
-    unit = {"block": "a block", "model": "a whole model's step"}[what]
-    other = min(theirs, key=lambda name: theirs[name]["seconds"])
+    """The fastest right one of theirs against each of ours."""
+    unit = {
+        "block": "a block",
+        "attention": "for attention",
+        "selection": "for selection",
+        "model": "a whole model's step",
+    }[what]
+    other = min(theirs, key=lambda name: (bool(_wrong(theirs[name])), theirs[name]["seconds"]))
     title = f"{tokens:,} tokens: {other} takes {_brief(theirs[other]['seconds'])} s {unit}"
     for name, r in ours.items():
         title += f"; {name} {_brief(r['seconds'])} s ({_times(theirs[other]['seconds'] / r['seconds'])} times as fast)"
