@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from mpcache.model_config import ModelConfig, read_model_config
+from mpcache.wire import to_wire
 from protocols.errors import ModelError
 
 Tensors = Mapping[str, torch.Tensor]
@@ -64,7 +65,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if not files:
         raise ModelError(f"{folder} has no .safetensors file (other formats may hold code and are not read)")
     raw: dict[str, torch.Tensor] = {}
-    digest = hashlib.sha256(config.to_json().encode())
+    digest = hashlib.sha256(to_wire(config).encode())
     for path in files:
         try:
             with safe_open(str(path), framework="pt") as tensors:

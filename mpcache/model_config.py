@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpcache.wire import STRICT
 from protocols.errors import ModelError
 
 ACTIVATIONS = {
@@ -18,9 +19,23 @@ ACTIVATIONS = {
 }
 
 
+FAMILIES = ("llama", "gpt2")
+LIMITS = {
+    "vocabulary": 1 << 21,
+    "hidden": 1 << 16,
+    "intermediate": 1 << 18,
+    "layers": 1 << 10,
+    "heads": 1 << 10,
+    "key_value_heads": 1 << 10,
+    "head_size": 1 << 12,
+    "max_positions": 1 << 24,
+}
+"""What no model exceeds: checked before anything of a description is allocated or looped over."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything about a model that both parties and the dealer know."""
+    """Everything about a model that both parties and the dealer know. Raises ModelError for what cannot be a model."""
 
     family: str
     vocabulary: int
@@ -34,22 +49,30 @@ class ModelConfig:
     norm_epsilon: float
     activation: str
     rope_theta: float = 10000.0
-    end_tokens: tuple[int, ...] = ()
+
+    __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        for name, limit in LIMITS.items():
+            if not 1 <= getattr(self, name) <= limit:
+                raise ModelError(f"a model's {name} lies between 1 and {limit:,}, not {getattr(self, name)}")
+        if self.family not in FAMILIES:
+            known = ", ".join(FAMILIES)
+            raise ModelError(f"the model family {self.family[:40]!r} is not supported (supported: {known})")
+        if self.activation not in ACTIVATIONS.values():
+            raise ModelError(f"the activation {self.activation[:40]!r} is not supported")
+        if self.heads % self.key_value_heads:
+            raise ModelError(f"{self.heads} heads cannot share {self.key_value_heads} key/value heads")
+        if self.family == "llama" and self.head_size % 2:
+            raise ModelError(f"rotary positions need an even head size, not {self.head_size}")
+        if not 0 < self.norm_epsilon <= 1:
+            raise ModelError(f"a norm's epsilon lies above 0 and is at most 1, not {self.norm_epsilon:g}")
+        if not 1 <= self.rope_theta <= 1e12:
+            raise ModelError(f"rotary positions' theta lies between 1 and 1e12, not {self.rope_theta:g}")
 
     @property
     def queries_per_head(self) -> int:
         return self.heads // self.key_value_heads
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-
-    @staticmethod
-    def from_json(text: str) -> ModelConfig:
-        try:
-            raw = json.loads(text)
-            return ModelConfig(**{**raw, "end_tokens": tuple(raw["end_tokens"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise ModelError(f"the model owner sent a model description that cannot be read: {error}") from None
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -69,16 +92,9 @@ def read_model_config(folder: Path) -> ModelConfig:
         config = readers[family](raw)
     except KeyError as error:
         raise ModelError(f"{path}: {error} is missing") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ModelError) as error:
         raise ModelError(f"{path}: {error}") from None
-    if config.heads % config.key_value_heads:
-        raise ModelError(f"{path}: {config.heads} heads cannot share {config.key_value_heads} key/value heads")
     return config
-
-
-def _end_tokens(raw: dict[str, Any]) -> tuple[int, ...]:
-    value = raw.get("eos_token_id")
-    return () if value is None else tuple(value) if isinstance(value, list) else (int(value),)
 
 
 def _activation(name: str) -> str:
@@ -105,7 +121,6 @@ def _read_llama(raw: dict[str, Any]) -> ModelConfig:
         norm_epsilon=float(raw["rms_norm_eps"]),
         activation=_activation(raw.get("hidden_act", "silu")),
         rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
-        end_tokens=_end_tokens(raw),
     )
 
 
@@ -125,5 +140,4 @@ def _read_gpt2(raw: dict[str, Any]) -> ModelConfig:
         max_positions=int(raw["n_positions"]),
         norm_epsilon=float(raw["layer_norm_epsilon"]),
         activation=_activation(raw.get("activation_function", "gelu_new")),
-        end_tokens=_end_tokens(raw),
     )

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 import ssl
 import tempfile
 from collections.abc import Callable
 from concurrent import futures
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from parties.certificates import Identity, host_name
+from parties.certificates import Identity, fingerprint, host_name, names_of
 from protocols.errors import ConfigError, IdentityError
 
-_OPTIONS = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.so_reuseport", 0),  # so that a port in use is an error
-    ("grpc.use_local_subchannel_pool", 1),
-]
+log = logging.getLogger("mpcache.network")
+
+DEFAULT_TIMEOUT = 60.0
+PART_BYTES = 1 << 20
+"""The largest payload of one gRPC message: larger ones travel in parts (link.py, dealing.py)."""
+MESSAGE_BYTES = PART_BYTES + (1 << 12)
+"""The largest gRPC message that a process accepts: a part and its headers."""
+REQUEST_BYTES = 1 << 16
+"""The largest that the dealer accepts: a request."""
+
+
+def _options(timeout: float, message_bytes: int = MESSAGE_BYTES) -> list[tuple[str, int]]:
+    """timeout: seconds that a silent network is borne, as every wait is."""
+    return [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.max_metadata_size", 1 << 14),
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", max(1, round(timeout * 1e3))),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.enable_retries", 0),
+        ("grpc.so_reuseport", 0),  # so that a port in use is an error
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -49,13 +66,22 @@ def require_loopback(address: str) -> None:
         raise ConfigError(f"without TLS (insecure) only a loopback address is allowed, not {address}")
 
 
-def open_server(address: str, identity: Identity | None, workers: int) -> tuple[grpc.Server, int]:
+def open_server(
+    address: str,
+    identity: Identity | None,
+    workers: int,
+    timeout: float = DEFAULT_TIMEOUT,
+    message_bytes: int = MESSAGE_BYTES,
+) -> tuple[grpc.Server, int]:
     """A server bound to `address` (port 0: any free one), not yet started, and its port.
 
-    identity None: plaintext, on loopback only. Raises ConfigError if the address cannot be had.
+    identity None: plaintext, on loopback only. workers: calls at a time; one more is refused at once. Raises
+    ConfigError if the address cannot be had.
     """
     split_address(address)
-    server = grpc.server(futures.ThreadPoolExecutor(workers), options=_OPTIONS)
+    server = grpc.server(
+        futures.ThreadPoolExecutor(workers), options=_options(timeout, message_bytes), maximum_concurrent_rpcs=workers
+    )
     try:
         if identity is None:
             require_loopback(address)
@@ -71,31 +97,48 @@ def open_server(address: str, identity: Identity | None, workers: int) -> tuple[
     return server, port
 
 
-def open_channel(address: str, identity: Identity | None, role: str) -> grpc.Channel:
+def open_channel(
+    address: str, identity: Identity | None, role: str, timeout: float = DEFAULT_TIMEOUT
+) -> grpc.Channel:
     """A channel to the server of `role`; a server of another role fails the handshake."""
     split_address(address)
+    options = _options(timeout)
     if identity is None:
         require_loopback(address)
-        return grpc.insecure_channel(address, options=_OPTIONS)
+        return grpc.insecure_channel(address, options=options)
     credentials = grpc.ssl_channel_credentials(identity.authority, identity.key, identity.certificate)
-    return grpc.secure_channel(address, credentials, [*_OPTIONS, ("grpc.ssl_target_name_override", host_name(role))])
+    return grpc.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", host_name(role))])
 
 
 def on_end(context: grpc.ServicerContext, callback: Callable[[], None]) -> None:
-    """Call back when the call ends, whyever: at once if it has ended."""
+    """Call back when the call ends, for whatever reason: at once if it has ended."""
     if not context.add_callback(callback):
         callback()
 
 
-def require_role(context: grpc.ServicerContext, roles: tuple[str, ...], insecure: bool) -> str:
-    """The connected peer's role by its certificate; ends the call if it is none of `roles`."""
+@dataclass(frozen=True)
+class Peer:
+    """Who is at the other end of a call. certificate: its fingerprint, by which peers are told apart."""
+
+    role: str
+    certificate: str
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.certificate[:16]}"
+
+
+def require_peer(context: grpc.ServicerContext, roles: tuple[str, ...], insecure: bool) -> Peer:
+    """The connected peer by its certificate, of which DNS names alone make a role. Ends the call if it is none of
+    `roles`."""
     if insecure:
-        return roles[0]
-    names = {bytes(name).decode() for name in context.auth_context().get("x509_subject_alternative_name", [])}
+        return Peer(roles[0], "plaintext")
+    certificate = bytes(next(iter(context.auth_context().get("x509_pem_cert", [])), b""))
+    names = names_of(certificate)
     for role in roles:
         if host_name(role) in names:
-            return role
+            return Peer(role, fingerprint(certificate))
     wanted = " or ".join(roles)
+    log.warning("refused %s: its certificate is not of the role %s", context.peer(), wanted)
     context.abort(grpc.StatusCode.PERMISSION_DENIED, f"your certificate is not of the role {wanted}")
     raise AssertionError("abort does not return")
 

@@ -23,7 +23,7 @@ def test_a_generation_costs_what_its_plan_says_and_answers_as_plaintext_does(mon
     assert record["status"] == "done", record.get("error")
     assert record["same"] and record["answer"] == record["plain_answer"]
     config = load_checkpoint(DEMO_MODEL).config
-    parameters = PublicParameters(config, "", len(prompt), record["new_tokens"], policy=contender.settings)
+    parameters = PublicParameters(config, len(prompt), record["new_tokens"], policy=contender.settings)
     planned = phase_costs(parameters)
     for phase, cost in zip(("prefill", "token"), planned, strict=True):
         figures = record[phase]
