@@ -30,13 +30,13 @@ class Places:
     def take(self, certificate: str) -> None:
         """Raises Busy."""
         with self._lock:
+            if self._taken.total() >= self._total:
+                raise Busy(f"the {self._role} serves {self._total} {self._what} already: try again later")
             if self._taken[certificate] >= self._each:
                 raise Busy(
                     f"the {self._role} allows {self._each} {self._what} at a time for one certificate: "
                     "wait for one of yours to end"
                 )
-            if self._taken.total() >= self._total:
-                raise Busy(f"the {self._role} serves {self._total} {self._what} already: try again later")
             self._taken[certificate] += 1
 
     def free(self, certificate: str) -> None:
