@@ -121,8 +121,8 @@ def main() -> None:
         server = serve_dealer(setup, identity, log)
     else:
         server = serve_owner(setup, identity, log, raw["dealer"], Path(raw["state"]))
-    print(f"{options.role} listening on {setup.hosts[options.role]}:{server.port}", flush=True)
-    serve(server, drain_seconds=0.0)
+    address = f"{setup.hosts[options.role]}:{server.port}"
+    serve(server, 0.0, lambda: print(f"{options.role} listening on {address}", flush=True))
 
 
 if __name__ == "__main__":

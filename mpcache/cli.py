@@ -81,14 +81,20 @@ def _identity(folder: Path, role: str, insecure: bool) -> Any:
     return None if insecure else load_identity(folder, role)
 
 
-def _serve(server: Any, role: str, address: str, drain_seconds: float) -> None:
+def _log_service() -> None:
     from parties.logs import log_service
-    from parties.serving import serve
 
     log_service()
-    click.echo(f"{role} listening on {address.rpartition(':')[0]}:{server.port}")
-    sys.stdout.flush()
-    serve(server, drain_seconds)
+
+
+def _serve(server: Any, role: str, address: str, drain_seconds: float) -> None:
+    from parties.serving import serve
+
+    def announce() -> None:
+        click.echo(f"{role} listening on {address.rpartition(':')[0]}:{server.port}")
+        sys.stdout.flush()
+
+    serve(server, drain_seconds, announce)
 
 
 @main.command()
@@ -96,6 +102,7 @@ def _serve(server: Any, role: str, address: str, drain_seconds: float) -> None:
 @_insecure
 def dealer(path: Path, insecure: bool) -> None:
     """Run the dealer: correlated randomness from public parameters."""
+    _log_service()
     from parties.dealing import DealerServer
     from parties.settings import DealerSettings, load_settings
 
@@ -109,6 +116,7 @@ def dealer(path: Path, insecure: bool) -> None:
 @_insecure
 def owner(path: Path, insecure: bool) -> None:
     """Run the model owner: serves private generations."""
+    _log_service()
     from parties.owner import OwnerServer
     from parties.settings import OwnerSettings, load_settings
 
@@ -235,6 +243,7 @@ def client(
 @click.option("--listen", default="127.0.0.1:7002", show_default=True, help="Loopback address for applications.")
 def gateway(path: Path, insecure: bool, listen: str) -> None:
     """Run the data owner's gateway: applications on this machine generate through it (proto/client.proto)."""
+    _log_service()
     from parties.gateway import GatewayServer
     from parties.settings import ClientSettings, load_settings
 

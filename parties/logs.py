@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -26,5 +27,9 @@ def configure(verbose: bool) -> None:
 
 
 def log_service() -> None:
-    """A process that serves strangers logs sessions' begin and end."""
+    """A process that serves strangers logs sessions' begin and end, and certificates that TLS refuses.
+
+    Call it before gRPC is imported: it is gRPC that logs these, at its level INFO, which it reads then.
+    """
     logging.getLogger("mpcache").setLevel(logging.INFO)
+    os.environ["GRPC_VERBOSITY"] = "INFO"

@@ -6,6 +6,7 @@ import logging
 import queue
 import signal
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 log = logging.getLogger("mpcache.serving")
@@ -23,11 +24,12 @@ class Server(Protocol):
         """End what runs."""
 
 
-def serve(server: Server, drain_seconds: float) -> None:
-    """Call it in the main thread. Returns when the server has stopped."""
+def serve(server: Server, drain_seconds: float, announce: Callable[[], None]) -> None:
+    """Call it in the main thread. Returns when the server has stopped. announce: called once signals are heard."""
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: signals.put(number))
+    announce()
     if signals.get() == signal.SIGTERM:
         log.info("SIGTERM: no new sessions; running ones have %g seconds to end", drain_seconds)
         ended = server.drain(drain_seconds)
