@@ -14,9 +14,9 @@ from benchmarks.process import forget_peak, peak_memory, peak_memory_of_roles
 from benchmarks.records import Record
 from benchmarks.runner import Case
 from benchmarks.tables import Rows, mebibytes, megabytes, seconds
-from mpcache.checkpoint import load_tokenizer
 from mpcache.generate import Phase
 from mpcache.policies import PolicySettings
+from mpcache.tokenizer import load_tokenizer
 from parties.client import Connection, Generation, Request
 from parties.demo import DEMO_MODEL, local_parties, plain_answer
 

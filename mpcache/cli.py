@@ -186,8 +186,8 @@ def client(
     network: str | None,
 ) -> None:
     """Run the data owner: generate from a private prompt."""
-    from mpcache.checkpoint import load_tokenizer
     from mpcache.report import run_generation
+    from mpcache.tokenizer import load_tokenizer
     from parties.client import Connection, Generation, Request
     from parties.settings import ClientSettings, load_settings
 
@@ -220,7 +220,7 @@ def client(
 @click.option("--listen", default="127.0.0.1:7002", show_default=True, help="Loopback address for applications.")
 def gateway(path: Path, insecure: bool, listen: str) -> None:
     """Run the data owner's gateway: applications on this machine generate through it (proto/client.proto)."""
-    from mpcache.checkpoint import load_tokenizer
+    from mpcache.tokenizer import load_tokenizer
     from parties.client import Connection, Request
     from parties.gateway import GatewayServer
     from parties.settings import ClientSettings, load_settings

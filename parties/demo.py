@@ -15,13 +15,14 @@ from pathlib import Path
 
 import click
 
-from mpcache.checkpoint import load_checkpoint, load_tokenizer
+from mpcache.checkpoint import load_checkpoint
+from mpcache.config_file import read_model_config
 from mpcache.decoder import Decoder
 from mpcache.generate import FULL, GenerationPlan, Phase, steps
-from mpcache.model_config import read_model_config
 from mpcache.planning import PublicParameters, phase_costs
 from mpcache.policies import PolicySettings
 from mpcache.report import FullCache, Result, run_generation
+from mpcache.tokenizer import load_tokenizer
 from parties.certificates import load_identity, write_development_certificates
 from parties.client import Connection, Generation, Request
 from parties.settings import DEFAULT_POLICY
