@@ -14,8 +14,9 @@ from benchmarks.quality import Score, score
 from benchmarks.records import Record, Records, make_record
 from benchmarks.tables import Rows
 from benchmarks.tasks import TASKS, Sample
-from mpcache.checkpoint import load_checkpoint, load_tokenizer
+from mpcache.checkpoint import load_checkpoint
 from mpcache.decoder import Decoder
+from mpcache.tokenizer import load_tokenizer
 from protocols.backends.plain import PlainBackend
 from protocols.errors import MpcacheError
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from protocols.errors import ModelError
 
 LARGEST_FILE = 16 << 20
-"""Bytes. The largest seen: a tokenizer_config.json of 1.2 MB, a shard index of 6 MB."""
+"""Bytes: well above a shard index with every tensor of a model that fits here."""
 
 _REQUIRED: Any = object()
 _SHORT = reprlib.Repr()
@@ -47,12 +49,18 @@ def read_json_object(path: Path) -> JsonObject:
 
 def find_json_object(path: Path) -> JsonObject | None:
     """The object in a JSON file, None where there is no such file. A link that leads nowhere is an error."""
-    return read_json_object(path) if path.exists() or path.is_symlink() else None
+    return read_json_object(path) if os.path.lexists(path) else None
 
 
 def shown(value: object) -> str:
     """A value from a file in a few printable characters, as Python writes it."""
     return _SHORT.repr(value)
+
+
+def some(values: Sequence[object]) -> str:
+    """The first few of some values from a file, and how many more there are."""
+    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+    return ", ".join(shown(value) for value in values[:5]) + more
 
 
 class JsonObject:

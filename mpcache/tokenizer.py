@@ -32,8 +32,8 @@ def end_tokens(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The tokens that end an answer, sorted: all that the first of these files names that names any.
 
     generation_config.json and config.json (`eos_token_id`, one or a list), of which the first wins in transformers,
-    too; then tokenizer_config.json (`eos_token`). Empty if none does. Raises ModelError for a file that is malformed, or
-    names a token that the tokenizer does not have.
+    too; then tokenizer_config.json (`eos_token`). Empty if none does. Raises ModelError for a malformed file, and for a
+    token that the tokenizer does not have.
     """
     for file in ("generation_config.json", "config.json"):
         config = find_json_object(folder / file)
@@ -46,7 +46,16 @@ def end_tokens(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
         return ()
     described = isinstance(config.value("eos_token"), dict)  # an added token with its settings
     text = config.nested("eos_token").text("content") if described else config.text("eos_token")
-    token = tokenizer.token_to_id(text)
+    token = _token(tokenizer, text)
     if token is None:
         raise config.error(f"eos_token {shown(text)} is no token of tokenizer.json")
     return (token,)
+
+
+def _token(tokenizer: Tokenizer, text: str) -> int | None:
+    """The token of that name, or else the one that stands for that text: byte-level vocabularies have other names."""
+    token = tokenizer.token_to_id(text)
+    if token is None:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        token = ids[0] if len(ids) == 1 and tokenizer.decode(ids, skip_special_tokens=False) == text else None
+    return token

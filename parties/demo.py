@@ -17,9 +17,9 @@ import click
 
 from mpcache.backends import PRIVATE_BACKENDS
 from mpcache.checkpoint import load_checkpoint
+from mpcache.config_file import read_model_config
 from mpcache.decoder import Decoder
 from mpcache.generate import FULL, GenerationPlan, Phase, steps
-from mpcache.model_config import read_model_config
 from mpcache.planning import PublicParameters, phase_costs
 from mpcache.policies import PolicySettings
 from mpcache.report import FullCache, Result, run_generation

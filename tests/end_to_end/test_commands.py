@@ -9,9 +9,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mpcache.checkpoint import load_tokenizer
 from mpcache.daysheet import sheet_of_tokens
 from mpcache.policies import PolicySettings, policies
+from mpcache.tokenizer import load_tokenizer
 from parties.client import Request
 from parties.demo import DEMO_MODEL, local_parties, role_process
 from parties.gateway import GatewayServer

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mpcache.config_file import read_model_config
 from mpcache.generate import FULL, Phase
-from mpcache.model_config import read_model_config
 from mpcache.planning import PublicParameters, phase_costs
 from mpcache.policies import PolicySettings
 from parties.client import Connection, Generation, Request
