@@ -295,7 +295,7 @@ class DealerLink:
         self._current = memoryview(b"")
         self._failure: str | None = None
         self.told: str | None = None
-        self._closed = self._connected = False
+        self._closed = False
         self.finished = threading.Event()
         self.started = threading.Event()
         self.received_bytes = 0
@@ -303,14 +303,13 @@ class DealerLink:
         self._stream = dealer_pb2_grpc.DealerStub(self._channel).Deal(request)
 
         def explain(error: grpc.RpcError) -> str:
-            return explain_error(error, address, identity, "dealer", self._connected)
+            return explain_error(error, address, "dealer")
 
         start_thread(f"{request.role}: corrections from the dealer", self._feed, explain)
 
     def _feed(self, explain: object) -> None:
         try:
             for reply in self._stream:
-                self._connected = True
                 kind = reply.WhichOneof("kind")
                 if kind == "chunk":
                     if not reply.chunk:

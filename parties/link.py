@@ -16,7 +16,7 @@ import grpc
 from parties.certificates import Identity
 from parties.generated import owner_pb2, owner_pb2_grpc
 from parties.threads import start_thread
-from parties.tls import DEFAULT_TIMEOUT, PART_BYTES, explain_failure, open_channel
+from parties.tls import DEFAULT_TIMEOUT, PART_BYTES, open_channel
 from protocols.errors import Busy, HandshakeError, ModelError, PeerLost, ProtocolError
 
 Frame = owner_pb2.Frame
@@ -48,8 +48,6 @@ class Link:
 
     def __init__(self, role: str, peer: str, session: bytes, timeout: float) -> None:
         self.role, self.peer, self.session, self.timeout = role, peer, session, timeout
-        self.connected = False
-        """Whether the peer has ever sent something."""
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._sent = self._received = 0
@@ -155,7 +153,6 @@ class Link:
         """Read the stream to its end; runs in a thread of its own."""
         try:
             for frame in frames:
-                self.connected = True
                 if frame.WhichOneof("kind") == "abort":
                     self.lost(f"the {self.peer} ended the session: {printable(frame.abort.reason)}")
                 else:
@@ -190,7 +187,7 @@ class ClientLink(Link):
         frames = owner_pb2_grpc.OwnerStub(self._channel).Converse(self.outgoing())
 
         def explain(error: grpc.RpcError) -> str:
-            return explain_error(error, address, identity, "owner", self.connected)
+            return explain_error(error, address, "owner")
 
         start_thread("client: frames from the owner", self.feed, frames, explain)
 
@@ -201,21 +198,13 @@ class ClientLink(Link):
         self._channel.close()
 
 
-def explain_error(
-    error: grpc.RpcError, address: str, identity: Identity | None, role: str, connected: bool
-) -> str:
-    """A gRPC error in words that say what to do. While the peer was never heard, a handshake in the open may tell more;
-    it comes after what happened, as it is of a later moment."""
+def explain_error(error: grpc.RpcError, address: str, role: str) -> str:
+    """A gRPC error in words that say what to do."""
     code, details = error.code(), printable(error.details() or "")
     if code == grpc.StatusCode.PERMISSION_DENIED:
         return f"the {role} refused: {details}"
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return f"the {role} at {address} refused: {details or 'it has no place left'}; try again later"
-    if code == grpc.StatusCode.UNAVAILABLE and not connected:
-        return (
-            f"no connection to the {role} at {address} came about ({details}); tried once more: "
-            f"{explain_failure(address, identity, role)}"
-        )
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
         return f"lost the {role} at {address}: its process ended or the connection broke ({details or code.name})"
     return f"the {role} failed: {details or code.name}"

@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 
 from parties.certificates import Identity, fingerprint, host_name, names_of
-from protocols.errors import ConfigError, IdentityError
+from protocols.errors import ConfigError, IdentityError, PeerLost
 
 log = logging.getLogger("mpcache.network")
 
@@ -100,14 +100,70 @@ def open_server(
 def open_channel(
     address: str, identity: Identity | None, role: str, timeout: float = DEFAULT_TIMEOUT
 ) -> grpc.Channel:
-    """A channel to the server of `role`; a server of another role fails the handshake."""
+    """A channel to the server of `role` at `address`, and to no other.
+
+    A first handshake finds out who is there, and the channel trusts that certificate alone: gRPC by itself would also
+    take a wildcard, or a common name where there is no DNS name, for the role. Raises PeerLost that says what is wrong.
+    """
     split_address(address)
     options = _options(timeout)
     if identity is None:
         require_loopback(address)
+        _connected(address, role, timeout).close()
         return grpc.insecure_channel(address, options=options)
-    credentials = grpc.ssl_channel_credentials(identity.authority, identity.key, identity.certificate)
+    there = _server_certificate(address, identity, role, timeout)
+    credentials = grpc.ssl_channel_credentials(there, identity.key, identity.certificate)
     return grpc.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", host_name(role))])
+
+
+def _connected(address: str, role: str, timeout: float) -> socket.socket:
+    try:
+        return socket.create_connection(split_address(address), timeout=timeout)
+    except OSError as error:
+        raise PeerLost(
+            f"nothing answers at {address} ({error.strerror or error}): is the {role} running there?"
+        ) from None
+
+
+def _server_certificate(address: str, identity: Identity, role: str, timeout: float) -> bytes:
+    """The certificate (PEM) shown at `address`, once it is one of the authority's with the role as a DNS name, and the
+    server has taken ours. Raises PeerLost."""
+    where = f"the {role} at {address}"
+    with _connected(address, role, timeout) as connection:
+        try:
+            with _context(identity).wrap_socket(connection, server_hostname=host_name(role)) as tls:
+                first = tls.recv(1)  # a server that refuses our certificate says so now (TLS 1.3); gRPC's greets
+                certificate = ssl.DER_cert_to_PEM_cert(tls.getpeercert(binary_form=True) or b"").encode()
+        except ssl.SSLCertVerificationError as error:
+            raise PeerLost(f"the certificate of {where} is refused: {error.verify_message}") from None
+        except (ssl.SSLError, ConnectionError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise PeerLost(
+                f"{where} refused this {identity.role}'s certificate, or does not use TLS ({reason})"
+            ) from None
+        except TimeoutError:
+            raise PeerLost(f"{where} accepts connections, but said nothing for {timeout:g} seconds") from None
+    if not first:
+        raise PeerLost(f"{where} accepts connections, but ended this one")
+    if host_name(role) not in names_of(certificate):
+        raise PeerLost(f"the certificate of {where} is refused: {host_name(role)} is none of its DNS names")
+    return certificate
+
+
+def _context(identity: Identity) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=identity.authority.decode())
+    context.hostname_checks_common_name = False
+    context.set_alpn_protocols(["h2"])
+    with tempfile.TemporaryDirectory() as folder:  # the ssl module reads keys from files only
+        certificate, key = Path(folder, "certificate"), Path(folder, "key")
+        certificate.write_bytes(identity.certificate)
+        key.touch(mode=0o600)
+        key.write_bytes(identity.key)
+        try:
+            context.load_cert_chain(certificate, key)
+        except ssl.SSLError as error:
+            raise IdentityError(f"this {identity.role}'s certificate cannot be used: {error}") from None
+    return context
 
 
 def on_end(context: grpc.ServicerContext, callback: Callable[[], None]) -> None:
@@ -141,42 +197,3 @@ def require_peer(context: grpc.ServicerContext, roles: tuple[str, ...], insecure
     log.warning("refused %s: its certificate is not of the role %s", context.peer(), wanted)
     context.abort(grpc.StatusCode.PERMISSION_DENIED, f"your certificate is not of the role {wanted}")
     raise AssertionError("abort does not return")
-
-
-def explain_failure(address: str, identity: Identity | None, role: str) -> str:
-    """Why no connection to `role` at `address` came about, found by trying the handshake in the open."""
-    host, port = split_address(address)
-    try:
-        connection = socket.create_connection((host, port), timeout=5)
-    except OSError as error:
-        return f"nothing answers at {address} ({error.strerror or error}): is the {role} running there?"
-    with connection:
-        if identity is None:
-            return f"the {role} at {address} does not answer in plaintext: does it use TLS?"
-        try:
-            with _context(identity).wrap_socket(connection, server_hostname=host_name(role)) as tls:
-                tls.settimeout(2)
-                tls.recv(1)  # TLS 1.3: a server that refuses our certificate says so now
-        except ssl.SSLCertVerificationError as error:
-            return f"the certificate of the {role} at {address} is refused: {error.verify_message}"
-        except (ssl.SSLError, ConnectionError) as error:
-            reason = getattr(error, "reason", None) or error
-            return f"the {role} at {address} refused this {identity.role}'s certificate, or does not use TLS ({reason})"
-        except TimeoutError:
-            pass
-    return f"the {role} at {address} accepts connections but ended this one"
-
-
-def _context(identity: Identity) -> ssl.SSLContext:
-    context = ssl.create_default_context(cadata=identity.authority.decode())
-    context.set_alpn_protocols(["h2"])
-    with tempfile.TemporaryDirectory() as folder:  # the ssl module reads keys from files only
-        certificate, key = Path(folder, "certificate"), Path(folder, "key")
-        certificate.write_bytes(identity.certificate)
-        key.touch(mode=0o600)
-        key.write_bytes(identity.key)
-        try:
-            context.load_cert_chain(certificate, key)
-        except ssl.SSLError as error:
-            raise IdentityError(f"this {identity.role}'s certificate cannot be used: {error}") from None
-    return context

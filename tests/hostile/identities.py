@@ -14,14 +14,16 @@ from cryptography.x509.oid import NameOID
 from parties.certificates import Identity, host_name
 
 
-def issued(folder: Path, role: str, names: Sequence[x509.GeneralName] | None = None) -> Identity:
+def issued(
+    folder: Path, role: str, names: Sequence[x509.GeneralName] | None = None, common_name: str | None = None
+) -> Identity:
     """A new certificate of the authority in `folder` with these names; without any, that of the role."""
     authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
     authority_key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host_name(role))]))
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name or host_name(role))]))
         .issuer_name(authority.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
