@@ -72,7 +72,7 @@ ROTATED = Bound("rotated queries and keys", _PRODUCT, _TRUNCATED)
 SCORE = Bound(
     "score beside masked ones",
     float(-MASKED),
-    f"the largest of a row, in size: what is masked counts as {MASKED:,}; once a token sees all, differences alone count",
+    f"the largest of a row, in size, as what is masked counts as {MASKED:,}; a token that sees all has no such bound",
 )
 SCORE_DIFFERENCE = Bound(
     "difference of scores",

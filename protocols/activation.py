@@ -108,7 +108,7 @@ class ActivationMask(Correlation):
 async def activation(session: Session, x: torch.Tensor, kind: str, out_bits: int = PRODUCT_BITS) -> torch.Tensor:
     """Shares modulo 2^out_bits of SiLU ('silu') or GELU ('gelu', 'gelu_tanh'), scale 2^16.
 
-    x: shares at scale 2^16, |x| < 2^12 - 2^4 = LARGEST. Rounds: 5. Online: 14 bytes (GELU) or 15 (SiLU) and 3 bits an element and
+    x: shares at scale 2^16, |x| < LARGEST. Rounds: 5. Online: 14 bytes (GELU) or 15 (SiLU) and 3 bits an element and
     direction. Correction: the table, 84 bytes or 192, and about 70. Absolute error below 1e-3 everywhere.
     Opened: x, the table's argument and its value, each under a mask of its own, and what comparisons open.
     """

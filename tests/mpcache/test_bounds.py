@@ -1,5 +1,5 @@
-"""Every bound is real: just inside, the private computation is right, beyond it is wrong, and the plain one that watches
-says so. And docs/protocols.md has them all."""
+"""Every bound is real: just inside, the private computation is right, beyond it is wrong, and the plain one, which
+watches, says so. And docs/protocols.md has them all."""
 
 import math
 import re
@@ -149,7 +149,11 @@ CASES: dict[Bound, Case] = {
 
 def run_plain(case: Case, size: float) -> tuple[torch.Tensor, Sizes]:
     backend = WatchedBackend()
-    out = case(backend, lambda x: x.float(), lambda name, tensor: backend.weight(name, tuple(tensor.shape), tensor), size)
+
+    def weight(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return backend.weight(name, tuple(tensor.shape), tensor)
+
+    out = case(backend, lambda x: x, weight, size)
     return torch.as_tensor(out).double(), backend.sizes()
 
 
