@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.policies import Contender
 from benchmarks.quality import greedy
+from benchmarks.ranges import RANGES
 from benchmarks.recorded import Recorded, record
 from benchmarks.records import Record
 from benchmarks.runner import Case
@@ -27,9 +28,9 @@ from mpcache.checkpoint import Checkpoint, load_checkpoint, weight_shapes
 from mpcache.decoder import Decoder
 from mpcache.policies import PolicySettings
 from mpcache.tokenizer import load_tokenizer
+from mpcache.watched import WatchedBackend
 from protocols.backends.interface import Value
 from protocols.backends.mpc import MpcBackend, masked_weight
-from protocols.backends.plain import PlainBackend
 from protocols.local import run_parties
 from protocols.randomness import new_key
 from protocols.session import Session
@@ -47,6 +48,7 @@ CONTAINS = {
     "cases": "each with its document's seed, the expected tokens, and those that plaintext and mpc decoding gave; the "
     "document's first sample, its first question alone",
     "same": "cases whose tokens are the same in plaintext and under mpc",
+    "ranges": RANGES,
 }
 TIMEOUT = 600.0
 
@@ -73,10 +75,11 @@ def agreement_cases(
 
 def _measure(model: Path, task: str, tokens: int, contender: Contender, documents: int) -> Record:
     checkpoint, tokenizer = load_checkpoint(model), load_tokenizer(model)
-    cases = []
+    cases, watched = [], WatchedBackend()
+    decoder = Decoder(checkpoint.config, watched, checkpoint.tensors)
     for seed in range(documents):
         sample = TASKS[task].generate(tokenizer, tokens, seed)[0]
-        plain, private = answers(checkpoint, sample, contender.settings)
+        plain, private = answers(checkpoint, decoder, sample, contender.settings)
         expected = list(sample.turns[0][1])
         cases.append({"seed": seed, "expected": expected, "plain": plain, "mpc": private})
     same = sum(c["plain"] == c["mpc"] for c in cases)
@@ -87,14 +90,19 @@ def _measure(model: Path, task: str, tokens: int, contender: Contender, document
         "same": same,
         "asked": len(cases),
         "cases": cases,
+        "ranges": watched.sizes().to_dict(),
         "contains": CONTAINS,
     }
 
 
 @torch.no_grad()
-def answers(checkpoint: Checkpoint, sample: Sample, policy: PolicySettings) -> tuple[list[int], list[int]]:
-    """(in plaintext, under mpc): the answer to the sample's first question, which comes after eviction."""
-    decoder = Decoder(checkpoint.config, PlainBackend(), checkpoint.tensors)
+def answers(
+    checkpoint: Checkpoint, decoder: Decoder, sample: Sample, policy: PolicySettings
+) -> tuple[list[int], list[int]]:
+    """(in plaintext, under mpc): the answer to the sample's first question, which comes after eviction.
+
+    decoder: on a plain backend.
+    """
     document = record(decoder, sample.document)
     question, answer = sample.turns[0]
     cache = document.cache(decoder, policy)

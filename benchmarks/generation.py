@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks.policies import Contender
 from benchmarks.process import forget_peak, peak_memory, peak_memory_of_roles
+from benchmarks.ranges import RANGES
 from benchmarks.records import Record
 from benchmarks.runner import Case
 from benchmarks.tables import Rows, mebibytes, megabytes, seconds
@@ -17,7 +18,7 @@ from mpcache.generate import Phase
 from mpcache.policies import PolicySettings
 from mpcache.tokenizer import end_tokens, load_tokenizer
 from parties.client import Connection, Generation, Request
-from parties.demo import DEMO_MODEL, local_parties, plain_answer
+from parties.demo import DEMO_MODEL, local_parties, plain_twin
 
 PROMPT = "daysheet_512.txt"
 """The day sheet that the demo asks about, packaged with its model."""
@@ -37,6 +38,7 @@ CONTAINS = {
     "waited_for_dealer_seconds": "how long the client stood still for corrections that were not there yet, in all of a "
     "generation: the median",
     "same": "whether plaintext gives each time the same answer, token by token, under the same policy",
+    "ranges": RANGES,
 }
 
 
@@ -88,7 +90,7 @@ def generate(model: Path, prompt: list[int], policy: PolicySettings, max_new_tok
         request = Request(prompt, max_new_tokens, policy=policy, end_tokens=ends)
         runs = [_run(connection, request) for _ in range(repeat)]
         peaks = {**peak_memory_of_roles(), "client": peak_memory()}
-    plain = plain_answer(model, prompt, max_new_tokens, policy, ends)
+    plain, sizes = plain_twin(model, prompt, max_new_tokens, policy, ends)
     steps = [step for run in runs for step in run.steps]
     return {
         "tokens": len(prompt),
@@ -102,6 +104,7 @@ def generate(model: Path, prompt: list[int], policy: PolicySettings, max_new_tok
         "answer": runs[0].answer,
         "plain_answer": plain,
         "same": all(run.answer == plain for run in runs),
+        "ranges": sizes.to_dict(),
         "contains": CONTAINS,
     }
 

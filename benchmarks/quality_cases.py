@@ -11,13 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.policies import Contender
 from benchmarks.quality import Score, score
+from benchmarks.ranges import RANGES
 from benchmarks.records import Record, Records, make_record
 from benchmarks.tables import Rows
 from benchmarks.tasks import TASKS, Sample
-from mpcache.checkpoint import load_checkpoint
+from mpcache.checkpoint import Checkpoint, load_checkpoint
 from mpcache.decoder import Decoder
 from mpcache.tokenizer import load_tokenizer
-from protocols.backends.plain import PlainBackend
+from mpcache.watched import WatchedBackend
 from protocols.errors import MpcacheError
 
 CONTAINS = {
@@ -28,6 +29,7 @@ CONTAINS = {
     "question comes after eviction",
     "perplexity": "of the answers' tokens, given those before them",
     "cells": "by label: right, asked",
+    "ranges": f"{RANGES}; of all policies that were measured together",
 }
 
 
@@ -66,7 +68,6 @@ class _Entry:
 def run_quality(options: QualityOptions, records: Records) -> list[Record]:
     """All records, those that were there already included; all policies share each document's prefill."""
     checkpoint, tokenizer = load_checkpoint(options.model), load_tokenizer(options.model)
-    decoder = Decoder(checkpoint.config, PlainBackend(), checkpoint.tensors)
     out: list[Record] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("documents"))
     total = len(options.tasks) * len(options.tokens) * len(options.placements) * options.documents
@@ -80,7 +81,7 @@ def run_quality(options: QualityOptions, records: Records) -> list[Record]:
                 samples = [TASKS[task].generate(tokenizer, tokens, seed) for seed in range(options.documents)]
                 for placement in options.placements:
                     group = _Group(options, task, tokens, placement, samples)
-                    out += group.run(decoder, records, lambda: bar.advance(progress))
+                    out += group.run(checkpoint, records, lambda: bar.advance(progress))
     return out
 
 
@@ -94,11 +95,11 @@ class _Group:
     placement: str
     samples: list[list[Sample]]
 
-    def run(self, decoder: Decoder, records: Records, on_document: Callable[[], None]) -> list[Record]:
+    def run(self, checkpoint: Checkpoint, records: Records, on_document: Callable[[], None]) -> list[Record]:
         entries = self._entries()
         missing = [entry for entry in entries if records.find(self._settings(entry)) is None]
         if missing:
-            for record in self._measure(decoder, missing, on_document):
+            for record in self._measure(checkpoint, missing, on_document):
                 records.add(record)
         else:
             for _ in self.samples:
@@ -120,8 +121,12 @@ class _Group:
         raw = entry.settings(self.options, self.task, self.tokens, self.placement)
         return {**raw, "policy": {k: list(v) if isinstance(v, tuple) else v for k, v in raw["policy"].items()}}
 
-    def _measure(self, decoder: Decoder, entries: Sequence[_Entry], on_document: Callable[[], None]) -> list[Record]:
+    def _measure(
+        self, checkpoint: Checkpoint, entries: Sequence[_Entry], on_document: Callable[[], None]
+    ) -> list[Record]:
         """One policy's failure is its own: then each is measured alone."""
+        watched = WatchedBackend()
+        decoder = Decoder(checkpoint.config, watched, checkpoint.tensors)
         policies = {entry: entry.contender.settings for entry in entries}
         try:
             results = score(decoder, self.samples, policies, (self.placement,), on_document)
@@ -129,13 +134,14 @@ class _Group:
             if len(entries) == 1:
                 settings = self._settings(entries[0])
                 return [make_record(settings, "failed", {"error": f"{type(error).__name__}: {error}"})]
-            return [record for entry in entries for record in self._measure(decoder, [entry], lambda: None)]
+            return [record for entry in entries for record in self._measure(checkpoint, [entry], lambda: None)]
+        ranges = watched.sizes().to_dict()
         return [
-            make_record(self._settings(entry), "done", self._figures(entry, results[entry, self.placement]))
+            make_record(self._settings(entry), "done", self._figures(entry, results[entry, self.placement], ranges))
             for entry in entries
         ]
 
-    def _figures(self, entry: _Entry, result: Score) -> Record:
+    def _figures(self, entry: _Entry, result: Score, ranges: Record) -> Record:
         figures: Record = {
             "policy": entry.contender.label,
             "task": self.task,
@@ -144,6 +150,7 @@ class _Group:
             "budget": entry.budget,
             "attended": result.attended,
             "asked": len(result.outcomes),
+            "ranges": ranges,
             "contains": CONTAINS,
         }
         if result.perplexity is not None:

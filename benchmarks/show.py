@@ -6,19 +6,22 @@ from collections.abc import Sequence
 
 from benchmarks import agreement, generation, networks, ops, prefill, tables
 from benchmarks.quality_cases import quality_tables
+from benchmarks.ranges import all_ranges
 from benchmarks.records import Record
+from mpcache.report import show_ranges
 
 PROCESSES = ("owner", "client", "dealer")
 
 
 def show_records(records: Sequence[Record]) -> None:
-    """A table, or several, for each part that there are records of."""
+    """A table, or several, for each part that there are records of; and how near plaintext twins came to the bounds."""
     shown = {"ops": _ops, "decode": _decode, "prefill": _prefill, "network": _network, "quality": _quality}
     shown |= {"agreement": _agreement, "generate": _generate}
     for bench, show in shown.items():
         chosen = [r for r in records if r["bench"] == bench]
         if chosen:
             show(chosen)
+    show_ranges(all_ranges(records))
 
 
 def _ops(records: list[Record]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from mpcache import __version__
 from mpcache.policies import PolicySettings, changed_settings, check_policy, policies
-from protocols.errors import ConfigError, MpcacheError
+from protocols.errors import ConfigError, ModelError, MpcacheError
 
 log = logging.getLogger("mpcache")
 
@@ -309,6 +309,51 @@ def demo(
     text = None if prompt_file is None else _read_prompt(prompt_file)
     policy = _chosen_policy(PolicySettings(), policy_name, budget, assignments)
     run_demo(text, max_new_tokens or 16, model, json_path, policy, backend, compare, fixed_length)
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--prompt-file",
+    type=click.Path(path_type=Path),
+    help="File with a prompt, - for standard input; a newline at its end is left out. Default: random tokens, or the "
+    "demo model's day sheet.",
+)
+@_policy_options
+@click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Tokens to generate.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all of it as JSON, for you alone.")
+def inspect(
+    model: Path | None,
+    prompt_file: Path | None,
+    policy_name: str | None,
+    budget: float | None,
+    assignments: tuple[str, ...],
+    max_new_tokens: int,
+    json_path: Path | None,
+) -> None:
+    """Whether a model's values fit a private computation: by its weights, and by a run in plaintext.
+
+    MODEL is a folder (default: the demo model). Runs here alone and tells nobody. Ends with 1 if a bound was passed, or
+    is certain to be.
+    """
+    from mpcache.inspection import inspect_model
+    from parties.demo import DEMO_MODEL
+
+    folder = model or DEMO_MODEL
+    if prompt_file is None and folder.resolve() == DEMO_MODEL.resolve():
+        prompt: str | None = (DEMO_MODEL / "daysheet_512.txt").read_text()
+    else:
+        prompt = None if prompt_file is None else _read_prompt(prompt_file)
+    inspection = inspect_model(
+        folder, prompt, _chosen_policy(PolicySettings(), policy_name, budget, assignments), max_new_tokens
+    )
+    inspection.show()
+    if json_path is not None:
+        inspection.write(json_path)
+    failure = inspection.failure()
+    if failure is not None:
+        raise ModelError(failure)
+    click.echo(inspection.measured.lines()[0])
 
 
 @main.command("policies")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
+from mpcache.bounds import Sizes
 from mpcache.files import written_whole
 from mpcache.generate import FULL, Meter, Phase
 from mpcache.policies import PolicySettings
@@ -38,15 +39,22 @@ class FullCache:
     decode: Phase
     tokens: int
     plain_answer: str | None = None
+    ranges: Sizes | None = None
 
     def to_dict(self) -> dict[str, Any]:
         phases = {"prefill": _phase(self.prefill), "decode": _phase(self.decode)}
-        return {"kind": self.kind, "new_tokens": self.tokens, "phases": phases, "plain_answer": self.plain_answer}
+        return {
+            "kind": self.kind,
+            "new_tokens": self.tokens,
+            "phases": phases,
+            "plain_answer": self.plain_answer,
+            "ranges": _ranges(self.ranges),
+        }
 
 
 @dataclass
 class Result:
-    """A finished generation. plain_answer: of the same policy in plaintext."""
+    """A finished generation. plain_answer, ranges: of the same policy in plaintext, and how large its values were."""
 
     answer: str
     prompt_tokens: int
@@ -57,6 +65,7 @@ class Result:
     backend: str = "mpc"
     policy: PolicySettings = FULL
     plain_answer: str | None = None
+    ranges: Sizes | None = None
     full_cache: FullCache | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,6 +87,7 @@ class Result:
             "phases": {name: _phase(phase) for name, phase in phases.items()},
             "setup_bytes": self.setup_bytes,
             "waited_for_dealer_seconds": self.waited_for_dealer,
+            "ranges": _ranges(self.ranges),
             "full_cache": None if self.full_cache is None else self.full_cache.to_dict(),
         }
 
@@ -94,7 +104,12 @@ class Result:
         if self.plain_answer is not None:
             same = "the same" if self.plain_answer == self.answer else "DIFFERENT"
             click.echo(f"in plaintext: {showable(self.plain_answer.strip())}  ({same})")
+        if self.ranges is not None:
+            show_ranges(self.ranges)
         full = self.full_cache
+        if full is not None and full.ranges is not None and full.ranges.passed():
+            click.echo("with a full cache:")
+            show_ranges(full.ranges)
         if full is not None and full.plain_answer not in (None, self.plain_answer):
             click.echo(
                 f"in plaintext with a full cache: {showable(str(full.plain_answer).strip())}  "
@@ -116,6 +131,16 @@ class Result:
 def showable(text: str) -> str:
     """A model's text, fit for a terminal: lines and tabs stay, other control characters do not reach it."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def show_ranges(sizes: Sizes) -> None:
+    """Which bounds the plaintext twin passed, loudly; or how near it came."""
+    for line in sizes.lines():
+        click.secho(line, fg="red" if sizes.passed() else None, bold=bool(sizes.passed()))
+
+
+def _ranges(sizes: Sizes | None) -> dict[str, Any] | None:
+    return None if sizes is None else sizes.to_dict()
 
 
 def _phase(phase: Phase) -> dict[str, float | None]:

@@ -16,18 +16,18 @@ from pathlib import Path
 import click
 
 from mpcache.backends import PRIVATE_BACKENDS
+from mpcache.bounds import Sizes
 from mpcache.checkpoint import load_checkpoint
 from mpcache.config_file import read_model_config
-from mpcache.decoder import Decoder
-from mpcache.generate import FULL, GenerationPlan, Phase, steps
+from mpcache.generate import FULL, GenerationPlan, Phase
 from mpcache.planning import PublicParameters, phase_costs
 from mpcache.policies import PolicySettings
 from mpcache.report import FullCache, Result, run_generation
 from mpcache.tokenizer import end_tokens, load_tokenizer
+from mpcache.watched import watched_answer
 from parties.certificates import load_identity, write_development_certificates
 from parties.client import Connection, Generation, Request
 from parties.settings import DEFAULT_POLICY
-from protocols.backends.plain import PlainBackend
 from protocols.errors import ConfigError, PeerLost
 
 DEMO_MODEL = Path(__file__).resolve().parents[1] / "mpcache" / "assets" / "demo"
@@ -128,7 +128,8 @@ def run_demo(
         )
         result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, len(ids))
         result.backend, result.policy = backend, policy
-        result.plain_answer = tokenizer.decode(plain_answer(folder, ids, max_new_tokens, policy, ends))
+        plain, result.ranges = plain_twin(folder, ids, max_new_tokens, policy, ends)
+        result.plain_answer = tokenizer.decode(plain)
         if policy.name != FULL.name:
             request = replace(request, policy=FULL, max_new_tokens=result.new_tokens)
             if compare:
@@ -136,7 +137,8 @@ def run_demo(
             elif backend == "mpc":  # CrypTen is planned by a dry run, which takes as long as a real one
                 result.full_cache = _planned_full(folder, request)
             if result.full_cache is not None:
-                result.full_cache.plain_answer = tokenizer.decode(plain_answer(folder, ids, max_new_tokens, FULL, ends))
+                plain, result.full_cache.ranges = plain_twin(folder, ids, max_new_tokens, FULL, ends)
+                result.full_cache.plain_answer = tokenizer.decode(plain)
     result.show()
     if json_path:
         result.write(json_path)
@@ -160,15 +162,24 @@ def _measured_full(connection: Connection, request: Request) -> FullCache:
     return FullCache("measured", generation.meter.prefill, generation.meter.decode, generation.meter.tokens)
 
 
+def plain_twin(
+    folder: Path,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    policy: PolicySettings = FULL,
+    end_tokens: Collection[int] = (),
+) -> tuple[list[int], Sizes]:
+    """What the same model generates in the clear, and how large its values get where a private run bounds them."""
+    plan = GenerationPlan(len(prompt), max_new_tokens, policy=policy)
+    return watched_answer(load_checkpoint(folder), plan, prompt, end_tokens)
+
+
 def plain_answer(
     folder: Path,
-    prompt: list[int],
+    prompt: Sequence[int],
     max_new_tokens: int,
     policy: PolicySettings = FULL,
     end_tokens: Collection[int] = (),
 ) -> list[int]:
     """What the same model generates in the clear."""
-    checkpoint = load_checkpoint(folder)
-    decoder = Decoder(checkpoint.config, PlainBackend(), checkpoint.tensors)
-    plan = GenerationPlan(len(prompt), max_new_tokens, policy=policy)
-    return [t for t in steps(decoder, plan, prompt, stop=lambda t: t in end_tokens) if t is not None]
+    return plain_twin(folder, prompt, max_new_tokens, policy, end_tokens)[0]

@@ -15,6 +15,7 @@ from mpcache.decoder import Decoder
 from mpcache.generate import Program, steps
 from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, plan_digest
 from mpcache.policies import PolicySettings, policies
+from mpcache.ranges import check_ranges
 from parties.certificates import Identity
 from parties.dealing import DealerLink
 from parties.generated import dealer_pb2, owner_pb2, owner_pb2_grpc
@@ -199,8 +200,8 @@ def _explain(error: grpc.RpcError) -> str:
 class OwnerServer:
     """The owner's process: serves until stopped.
 
-    checkpoint: the model, if it is not to be read from the settings' folder. program, transport: for benchmarks, see
-    `mpcache.generate.Program` and `protocols.transport.Transport`.
+    checkpoint: the model, if it is not to be read, and its ranges checked, from the settings' folder. program,
+    transport: for benchmarks, see `mpcache.generate.Program` and `protocols.transport.Transport`.
     """
 
     def __init__(
@@ -211,7 +212,14 @@ class OwnerServer:
         program: Program | None = None,
         transport: Transport | None = None,
     ) -> None:
-        checkpoint = checkpoint or load_checkpoint(settings.model)
+        if checkpoint is None:
+            checkpoint = load_checkpoint(settings.model)
+            open_places = check_ranges(checkpoint)
+            log.info(
+                "model %s...: the weights alone do not exclude that values leave their range at %d places: "
+                "see mpcache inspect %s",
+                checkpoint.digest[:16], len(open_places), settings.model,
+            )  # fmt: skip
         self.model_digest = checkpoint.digest
         workers = settings.max_sessions + WAITING
         self._server, self.port = open_server(settings.listen, identity, workers, settings.timeout_seconds)

@@ -23,7 +23,9 @@ from protocols.truncation import Truncation, drop_low_bits
 
 COMPARED_FRACTION = 3
 COMPARED_BITS = 16
-"""x is compared with 3 fractional bits on 16 bits: |x| < 2^12 - 2^4."""
+"""x is compared with 3 fractional bits on 16 bits, to thresholds of up to 10 in size."""
+LARGEST = 2.0 ** (COMPARED_BITS - 1 - COMPARED_FRACTION) - 2**4
+"""|x| stays below it."""
 _DROPPED = FRACTION_BITS - COMPARED_FRACTION
 _ARGUMENT_BITS = 16
 _OUTER_BITS = 24
@@ -106,7 +108,7 @@ class ActivationMask(Correlation):
 async def activation(session: Session, x: torch.Tensor, kind: str, out_bits: int = PRODUCT_BITS) -> torch.Tensor:
     """Shares modulo 2^out_bits of SiLU ('silu') or GELU ('gelu', 'gelu_tanh'), scale 2^16.
 
-    x: shares at scale 2^16, |x| < 2^12 - 2^4. Rounds: 5. Online: 14 bytes (GELU) or 15 (SiLU) and 3 bits an element and
+    x: shares at scale 2^16, |x| < LARGEST. Rounds: 5. Online: 14 bytes (GELU) or 15 (SiLU) and 3 bits an element and
     direction. Correction: the table, 84 bytes or 192, and about 70. Absolute error below 1e-3 everywhere.
     Opened: x, the table's argument and its value, each under a mask of its own, and what comparisons open.
     """

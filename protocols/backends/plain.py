@@ -74,13 +74,13 @@ class PlainBackend:
         return self.append(cached, keys, values), queries
 
     def attend(self, queries: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None = None) -> torch.Tensor:
-        return _probabilities(queries, cached.keys, visible) @ cached.values
+        return self._attention(queries, cached.keys, cached.values, visible)[0]
 
     def attend_watched(
         self, queries: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        probabilities = _probabilities(queries, cached.keys, visible)
-        return probabilities @ cached.values, probabilities[:, watched].sum(1)
+        out, probabilities = self._attention(queries, cached.keys, cached.values, visible)
+        return out, probabilities[:, watched].sum(1)
 
     def attend_selected(
         self, queries: torch.Tensor, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
@@ -92,7 +92,19 @@ class PlainBackend:
             picked = runs[heads, stage.chosen.argmax(-1)].flatten(1)
         outside = torch.cat([torch.arange(start), torch.arange(end, cached.tokens)]).expand(len(heads), -1)
         places = torch.cat([picked, outside], 1)
-        return _probabilities(queries, cached.keys[heads, places]) @ cached.values[heads, places]
+        return self._attention(queries, cached.keys[heads, places], cached.values[heads, places])[0]
+
+    def _attention(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(attention, probabilities)."""
+        probabilities = self._softmax(queries @ keys.transpose(-1, -2), visible)
+        return probabilities @ values, probabilities
+
+    def _softmax(self, scores: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+        if visible is not None:
+            scores = scores.masked_fill(~visible, float("-inf"))
+        return scores.softmax(-1)
 
     # ------------------------------------------------------------ what cache policies are built from
 
@@ -115,10 +127,10 @@ class PlainBackend:
         return [(queries @ rows.transpose(-1, -2)).sum(1) for rows in held]
 
     def best(self, scores: torch.Tensor, k: int) -> torch.Tensor:
-        return F.one_hot(_ranked(scores)[:, :k], scores.shape[-1]).float()
+        return _choice(scores, k)
 
     def lowest(self, scores: torch.Tensor, largest: float) -> torch.Tensor:
-        return self.best(-scores, 1)
+        return _choice(-scores, 1)
 
     def gather(self, choice: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return choice @ rows
@@ -150,20 +162,20 @@ class PlainBackend:
         temperature: float,
     ) -> int:
         logits = self.last_logits = F.linear(x, head, bias)[0]
+        return int(self._noisy(logits, temperature).argmax())
+
+    def _noisy(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
         if temperature > 0:
-            uniform = torch.rand(vocabulary, generator=self._generator).clamp_min(1e-20)
+            uniform = torch.rand(logits.shape, generator=self._generator).clamp_min(1e-20)
             logits = logits - temperature * torch.log(-torch.log(uniform))
-        return int(logits.argmax())
+        return logits
 
     def announce(self, goes_on: bool | None) -> bool:
         return bool(goes_on)
 
 
-def _probabilities(queries: torch.Tensor, keys: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
-    scores = queries @ keys.transpose(-1, -2)
-    if visible is not None:
-        scores = scores.masked_fill(~visible, float("-inf"))
-    return scores.softmax(-1)
+def _choice(scores: torch.Tensor, k: int) -> torch.Tensor:
+    return F.one_hot(_ranked(scores)[:, :k], scores.shape[-1]).float()
 
 
 def _ranked(scores: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ def test_secure_decoding_answers_as_plaintext_does() -> None:
     records = run_cases(agreement_cases(DEMO_MODEL, ["day-sheet"], [100], contenders, 1), Records())
     assert [r.get("error") for r in records] == [None, None]
     assert [r["same"] for r in records] == [1, 1]
+    assert [r["ranges"]["passed"] for r in records] == [0, 0]
     assert agreement_rows(records)[0][3:] == ["1 of 1", "1 of 1", "1 of 1", "none"]
 
 

@@ -22,6 +22,7 @@ def test_a_generation_costs_what_its_plan_says_and_answers_as_plaintext_does(mon
     (record,) = run_cases(generation_cases(DEMO_MODEL, [contender], 2, 2), Records())
     assert record["status"] == "done", record.get("error")
     assert record["same"] and record["answer"] == record["plain_answer"]
+    assert record["ranges"]["passed"] == 0 and {p["layer"] for p in record["ranges"]["places"]} >= {0, 1, 2, 3}
     config = load_checkpoint(DEMO_MODEL).config
     parameters = PublicParameters(config, len(prompt), record["new_tokens"], policy=contender.settings)
     planned = phase_costs(parameters)

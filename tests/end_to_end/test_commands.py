@@ -110,6 +110,8 @@ def test_the_demo_shows_what_a_full_cache_costs_planned_or_measured(tmp_path: Pa
         assert result.returncode == 0, result.stderr
         written = json.loads((tmp_path / "out.json").read_text())
         assert written["policy"] == "mpcache" and written["answer"] == written["plain_answer"]
+        assert written["ranges"]["passed"] == 0 and "all values within their bounds" in result.stdout
+        assert (tmp_path / "out.json").stat().st_mode & 0o777 == 0o600
         full.append(written["full_cache"])
         assert f"full cache, {full[-1]['kind']}" in result.stdout
         assert full[-1]["phases"]["decode"]["online_bytes"] > written["phases"]["decode"]["online_bytes"]

@@ -1,0 +1,45 @@
+"""What of an answer reaches the terminal."""
+
+from typing import Any
+
+import pytest
+
+from mpcache.generate import Meter
+from mpcache.report import run_generation, showable
+from protocols.session import Cost
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\tline\nand more", "a\tline\nand more"),
+        ("\x1b[2J\x1b]0;title\x07", "\ufffd[2J\ufffd]0;title\ufffd"),
+        ("over\rwritten", "over\ufffdwritten"),
+        ("\u202egnp.exe\x9b", "\ufffdgnp.exe\ufffd"),
+        ("Grüße, 你好", "Grüße, 你好"),
+    ],
+)
+def test_control_characters_do_not_reach_the_terminal(text: str, shown: str) -> None:
+    assert showable(text) == shown
+
+
+def test_a_streamed_answer_is_shown_without_them_and_kept_with_them(
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    class Painting:
+        """Decodes to what would clear the screen."""
+
+        def decode(self, tokens: list[int]) -> str:
+            return "\x1b[2J" * len(tokens)
+
+    class Answer:
+        meter, setup_bytes, waited_for_dealer = Meter(Cost), 0, 0.0
+
+        def __iter__(self) -> Any:
+            return iter([1, 2])
+
+    painting: Any = Painting()
+    result = run_generation(lambda on_block: Answer(), painting, 3)
+    assert "\x1b" not in capsys.readouterr().out
+    assert result.answer == "\x1b[2J" * 2
