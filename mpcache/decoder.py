@@ -12,6 +12,7 @@ import torch
 from mpcache.checkpoint import weight_shapes
 from mpcache.model_config import ModelConfig
 from mpcache.policies import Policy, PolicySettings, policy_class
+from mpcache.rotary import Tables, rotary_tables
 from protocols.backends.interface import Backend, Value
 
 
@@ -27,7 +28,6 @@ class Decoder:
         self._weights = {
             name: backend.weight(name, shape, self._tensors.get(name)) for name, shape in weight_shapes(config).items()
         }
-        self._cos, self._sin = _rope_tables(config)
 
     @property
     def has_model(self) -> bool:
@@ -48,9 +48,12 @@ class Decoder:
 
     def blocks(self, x: Value, cache: Policy) -> Value:
         """All layers: hidden states (m, h) of m more tokens, from their embeddings."""
-        count, past = x.shape[0], cache.past
-        for i in range(self.config.layers):
-            x = x + self._attention(x, i, past, cache)
+        c, count = self.config, x.shape[0]
+        tables = None
+        if c.family == "llama":
+            tables = rotary_tables(c.rope_theta, c.head_size, cache.past, cache.past + count)
+        for i in range(c.layers):
+            x = x + self._attention(x, i, tables, cache)
             x = x + self._feed_forward(x, i)
         cache.advance(count)
         return x
@@ -67,13 +70,13 @@ class Decoder:
     def _linear(self, x: Value, name: str, narrow: bool = False) -> Value:
         return self.backend.linear(x, self._weights[name], self._tensors.get(f"{name}.bias"), narrow)
 
-    def _attention(self, x: Value, i: int, past: int, cache: Policy) -> Value:
+    def _attention(self, x: Value, i: int, tables: Tables | None, cache: Policy) -> Value:
         c, m = self.config, x.shape[0]
         qkv = self._linear(self._norm(x), f"layers.{i}.queries_keys_values")
         qkv = qkv.reshape(m, c.heads + 2 * c.key_value_heads, c.head_size).transpose(0, 1)  # (H + 2 G, m, d)
         rotated, values = qkv[: c.heads + c.key_value_heads], qkv[c.heads + c.key_value_heads :]
-        if c.family == "llama":
-            rotated = self.backend.rotate(rotated, self._cos[past : past + m], self._sin[past : past + m])
+        if tables is not None:
+            rotated = self.backend.rotate(rotated, *tables)
         queries, keys = rotated[: c.heads], rotated[c.heads :]
         queries = queries.reshape(c.key_value_heads, c.queries_per_head * m, c.head_size)
         out = cache.attend(i, queries, keys, values)  # (G, H/G * m, d)
@@ -89,11 +92,3 @@ class Decoder:
         else:
             inner = self.backend.activation(inner, c.activation)
         return self._linear(inner, f"layers.{i}.feed_forward_out")
-
-
-def _rope_tables(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin (positions, d), each half the same, as transformers rotates halves."""
-    frequencies = config.rope_theta ** (-torch.arange(0, config.head_size, 2).float() / config.head_size)
-    angles = torch.outer(torch.arange(config.max_positions).float(), frequencies)
-    angles = torch.cat([angles, angles], -1)
-    return angles.cos(), angles.sin()

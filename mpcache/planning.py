@@ -12,10 +12,13 @@ from mpcache.generate import FULL, PREFILL_BLOCK, GenerationPlan, Program, decod
 from mpcache.model_config import ModelConfig
 from mpcache.network import LOOPBACK, parse_network
 from mpcache.policies import PolicySettings, check_policy
+from mpcache.rotary import CHUNK, rotary_units
 from mpcache.wire import STRICT, from_wire, to_wire
+from protocols import polynomial, softmax
 from protocols.correlation import Correlation
 from protocols.errors import ConfigError, HandshakeError
 from protocols.plan import Plan, ShapeArithmetic
+from protocols.public import Constants
 from protocols.ring import FRACTION_BITS, PRODUCT_BITS
 from protocols.session import Cost
 
@@ -90,14 +93,19 @@ class PublicParameters:
 
 
 def plan_parts(
-    parameters: PublicParameters, program: Program | None = None, check: Callable[[], None] = lambda: None
+    parameters: PublicParameters,
+    program: Program | None = None,
+    check: Callable[[], None] = lambda: None,
+    constants: Constants | None = None,
 ) -> Iterator[Plan]:
     """The plan, a part for each block of the prompt and for each new token, made as it is asked for.
 
     program: another one than a generation; a part for each value that it yields. check: called again and again while
-    it plans; raises if the plan is not wanted any more.
+    it plans; raises if the plan is not wanted any more. constants: notes what public values the program multiplies
+    shares by.
     """
     session = plan_session(parameters.backend, check)
+    session.constants = constants
     session.round_bytes = parameters.round_bytes
     with private_backend(parameters.backend, session) as backend:
         parts = _parts(parameters, Decoder(parameters.model, backend), program)
@@ -134,7 +142,8 @@ def correlations(
 def plan_digest(
     parameters: PublicParameters, program: Program | None = None, check: Callable[[], None] = lambda: None
 ) -> str:
-    """Fingerprint of the program: all parameters, and every correlation and message of a block and two tokens.
+    """Fingerprint of the program: all parameters, the public tables (`constants_digest`), and every correlation,
+    message and public factor of a block and two tokens.
 
     The rest of the plan is the same code at other lengths, so two programs that differ, differ here. check: see
     `plan_parts`.
@@ -144,10 +153,29 @@ def plan_digest(
         prompt_tokens=min(parameters.prompt_tokens, parameters.block),
         max_new_tokens=min(parameters.max_new_tokens, 2),
     )
-    digest = hashlib.sha256(f"{PROTOCOL_VERSION}\n{parameters.to_json()}\n".encode())
-    for part in plan_parts(start, program, check):
+    head = f"{PROTOCOL_VERSION}\n{parameters.to_json()}\n{constants_digest(parameters)}\n"
+    digest, constants = hashlib.sha256(head.encode()), Constants()
+    for part in plan_parts(start, program, check, constants):
         digest.update(repr((part.correlations, part.messages)).encode())
+    digest.update(constants.hexdigest().encode())
     return digest.hexdigest()
+
+
+def constants_digest(parameters: PublicParameters) -> str:
+    """Fingerprint of the public tables that shares are multiplied by: rotary positions of the whole generation, the
+    softmax's exponentials, and polynomials' powers at sample places. The same on every machine, see public.py.
+
+    Cost: 10 us a position with heads of 128, mostly for rotary tables that the generation needs anyway, and 10 ms.
+    """
+    constants, model = Constants(), parameters.model
+    if model.family == "llama":
+        end = parameters.prompt_tokens + parameters.max_new_tokens
+        for start in range(0, end, CHUNK):
+            constants.add(rotary_units(model.rope_theta, model.head_size, start, min(start + CHUNK, end)), 0)
+    constants.add(softmax.exponential_powers(), 0)
+    for powers in polynomial.sample_powers():
+        constants.add(powers, 0)
+    return constants.hexdigest()
 
 
 def phase_costs(parameters: PublicParameters) -> tuple[Cost, Cost]:

@@ -17,6 +17,7 @@ from mpcache.checkpoint import Checkpoint
 from mpcache.decoder import Decoder
 from mpcache.generate import GenerationPlan, steps
 from protocols.backends.plain import PlainBackend
+from protocols.public import Factor
 
 LINEAR = {
     "queries_keys_values": bounds.QKV,
@@ -125,7 +126,7 @@ class WatchedBackend(PlainBackend):
 
     # ------------------------------------------------------------ what cache policies are built from
 
-    def scale(self, x: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
+    def scale(self, x: torch.Tensor, factor: Factor) -> torch.Tensor:
         return self._noted(bounds.SCALED, super().scale(x, factor))
 
     def product(self, x: torch.Tensor, held: torch.Tensor, operation: str) -> torch.Tensor:

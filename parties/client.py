@@ -16,7 +16,7 @@ from mpcache.checkpoint import weight_shapes
 from mpcache.decoder import Decoder
 from mpcache.generate import FULL, Meter, Program, steps
 from mpcache.network import LOOPBACK
-from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, plan_digest
+from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, constants_digest, plan_digest
 from mpcache.policies import PolicySettings
 from parties.certificates import Identity
 from parties.dealing import DealerLink, left
@@ -226,6 +226,11 @@ class Generation:
             raise HandshakeError("the owner offers another model than model_digest in the client's settings")
         parameters = PublicParameters.from_json(welcome.public_parameters)
         self._check(parameters)
+        if constants_digest(parameters) != welcome.constants_digest:
+            raise HandshakeError(
+                "the public constants that this machine computes (rotary positions, exponentials) differ from the "
+                "owner's: install the same MPCache, numpy and torch on both sides, and report it if that does not help"
+            )
         digest = plan_digest(parameters, self._program, link.check_peer)
         if digest != welcome.plan_digest:
             raise HandshakeError(

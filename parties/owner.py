@@ -13,7 +13,7 @@ from mpcache.backends import private_backend
 from mpcache.checkpoint import Checkpoint, load_checkpoint
 from mpcache.decoder import Decoder
 from mpcache.generate import Program, steps
-from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, plan_digest
+from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, constants_digest, plan_digest
 from mpcache.policies import PolicySettings, policies
 from mpcache.ranges import check_ranges
 from parties.certificates import Identity
@@ -126,6 +126,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
                     plan_digest=digest,
                     masked_weights=weights_fingerprint(key),
                     model_digest=self._checkpoint.digest,
+                    constants_digest=constants_digest(parameters),
                 )
             )
         )

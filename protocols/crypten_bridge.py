@@ -39,6 +39,7 @@ from torch.distributed import ReduceOp
 from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
 from protocols.errors import ConfigError, PlanError, ProtocolError
 from protocols.plan import PlanSession
+from protocols.public import Factor
 from protocols.randomness import Stream, derive_key
 from protocols.ring import FRACTION_BITS, RING_BITS, pack
 from protocols.session import Opening, Session, together
@@ -566,6 +567,10 @@ class DryRunSession(PlanSession):
 
     def take(self, correlation: Correlation) -> list[torch.Tensor | None]:
         return [None if f is None else torch.zeros(f.shape, dtype=torch.int64) for f in super().take(correlation)]
+
+    def public(self, x: Factor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
+        super().public(x, fraction_bits)
+        return Session.public(self, x, fraction_bits)
 
     def _round(self, requests: list[Opening]) -> None:
         super()._round(requests)

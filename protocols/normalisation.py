@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 
@@ -42,6 +43,6 @@ async def layer_norm(session: Session, x: torch.Tensor, epsilon: float) -> torch
     """(x - mean) / sqrt(variance + epsilon) over the last dimension (Ba et al., 2016). Rounds: 7; see `rms_norm`."""
     n = x.shape[-1]
     reciprocal_bits = 32  # so that a mean far above the deviation costs no precision
-    mean = x.sum(-1, keepdim=True) * round(2.0**reciprocal_bits / n)
+    mean = x.sum(-1, keepdim=True) * session.public(Fraction(1, n), reciprocal_bits)
     mean = await truncate(session, mean, reciprocal_bits, RING_BITS)
     return await _scale_to_unit(session, await mask(session, x - mean, RING_BITS), epsilon)

@@ -17,6 +17,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from protocols.correlation import Corrected, Correlation, Random
+from protocols.public import Constants, Factor
+from protocols.ring import FRACTION_BITS
 from protocols.session import Cost, Opening, Session
 
 T = TypeVar("T")
@@ -91,6 +93,7 @@ _SHAPES: dict[Any, Callable[..., Sequence[int] | None]] = {
     torch.sum: _of_sum,
     torch.Tensor.sum: _of_sum,
     torch.mv: lambda matrix, vector: matrix.shape[:1],
+    torch.Tensor.take: lambda table, index: index.shape,
     **{getattr(torch.Tensor, name): lambda x, *_, **__: x.shape for name in ("cumsum", "index_add", "index_copy")},
 }
 """Shapes of results; None where torch shall say what is wrong, or what else it is."""
@@ -140,10 +143,12 @@ class PlanSession(Session):
     """A session without a peer: runs on `meta` tensors and writes the plan. Faster within `ShapeArithmetic`.
 
     check: called at every correlation; raises if the plan is not wanted any more.
+    constants: notes the public values that shares are multiplied by; None: nobody asks.
     """
 
     device = torch.device("meta")
     planning = True
+    constants: Constants | None = None
 
     def __init__(self, check: Callable[[], None] = lambda: None) -> None:
         self._check = check
@@ -162,6 +167,11 @@ class PlanSession(Session):
             for f in correlation.fields()
             if isinstance(f, Random | Corrected)
         ]
+
+    def public(self, x: Factor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
+        if self.constants is not None:
+            self.constants.add(x, fraction_bits)
+        return _shaped(x.shape if isinstance(x, torch.Tensor) else ())
 
     def _round(self, requests: list[Opening]) -> None:
         sent = sum(r.nbytes() for r in requests if r.receiver != 0)

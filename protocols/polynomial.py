@@ -6,12 +6,15 @@ c_lo and r_lo, u = c_hi - r_hi is x's segment or the next one, and x - u 2^low =
 with C, R = c_lo, r_lo / 2^low. The dealer knows all but c: it shares, for every c_hi, the inner sums; the parties look
 up and combine with powers of the public C. (One-time truth tables, Ishai et al., TCC 2013, with the remainder as in
 Pika, Wagh, PETS 2022.)
+
+Coefficients and inner sums are the dealer's alone: its machine may round them as it likes. The powers multiply shares
+at both parties, and must be the same there (public.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -99,7 +102,7 @@ def deal_tables(coefficients: torch.Tensor, r: torch.Tensor, bits: int | torch.T
     """
     segments, degree = coefficients.shape[-2], coefficients.shape[-1] - 1
     low = bits - (segments.bit_length() - 1)
-    minus_r = -((r & ((1 << low) - 1)).double() / 2.0**low)[..., None]
+    minus_r = -((r & ((1 << low) - 1)).double() / (1 << low))[..., None]
     # Taylor shift of every segment's polynomial by -R, highest power first (Horner's scheme)
     shifted = [coefficients[..., i].expand(*r.shape, -1) for i in range(degree + 1)]
     for i in range(degree):
@@ -117,9 +120,28 @@ def evaluate(
     segments = tables[0].shape[-1]
     low = bits - (segments.bit_length() - 1)
     c_hi = ((c >> low) & (segments - 1))[..., None]
-    fraction = (c & ((1 << low) - 1)).double() / 2.0**low
-    power, result = torch.full_like(fraction, 2.0**power_bits), tables[0].gather(-1, c_hi)[..., 0] << power_bits
-    for table in tables[1:]:
-        power = power * fraction
-        result = result + table.gather(-1, c_hi)[..., 0] * power.round().to(torch.int64)
+    result = tables[0].gather(-1, c_hi)[..., 0] << power_bits
+    for table, power in zip(tables[1:], powers(c, low, power_bits, len(tables) - 1), strict=True):
+        result = result + table.gather(-1, c_hi)[..., 0] * power
     return result
+
+
+def powers(c: torch.Tensor, low: int | torch.Tensor, power_bits: int, degree: int) -> Iterator[torch.Tensor]:
+    """C^j at scale 2^power_bits for j = 1 .. degree, C = (c modulo 2^low) / 2^low.
+
+    Doubles, but each step is one operation of IEEE 754, which has one right result: whole numbers below 2^53 are
+    converted and divided by a power of two exactly; products and rounding to the nearest are the standard's. (A power
+    of two is a shift of integers: torch's pow is a kernel that may be off.)
+    """
+    fraction = (c & ((1 << low) - 1)).double() / (1 << low)
+    power = torch.full_like(fraction, 2.0**power_bits)
+    for _ in range(degree):
+        power = power * fraction
+        yield power.round().to(torch.int64)
+
+
+def sample_powers() -> Iterator[torch.Tensor]:
+    """Powers at places all over each domain that the protocols have, for the handshake to compare."""
+    places = torch.arange(256) * -7046029254386353131  # 2^64 over the golden ratio
+    low = torch.arange(1, 45)
+    return powers(places[:, None], low, 12, 6)

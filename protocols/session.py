@@ -18,7 +18,8 @@ import torch
 
 from protocols.correlation import Correlation
 from protocols.errors import PlanError
-from protocols.ring import pack, packed_bytes, reduce_bits, unpack
+from protocols.public import Factor, fixed_point
+from protocols.ring import FRACTION_BITS, pack, packed_bytes, reduce_bits, unpack
 from protocols.transport import Channel
 
 T = TypeVar("T")
@@ -181,6 +182,11 @@ class Session:
     def constant(self, value: C) -> C:
         """A share of a public value: party 0 has it, party 1 has zero."""
         return value if self.party == 0 else value * 0  # type: ignore[return-value]
+
+    def public(self, x: Factor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
+        """Ring elements of scale 2^fraction_bits of what both parties know and multiply shares by; the same at both on
+        any machine, see public.py. The handshake compares it, as far as a plan has it."""
+        return fixed_point(x, fraction_bits).to(self.device)
 
     # ------------------------------------------------------------ one round
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from protocols.comparison import sign
 from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
 from protocols.digits import LessThan
 from protocols.product import multiply
+from protocols.public import correctly_rounded
 from protocols.randomness import Stream
 from protocols.rank import maximum
 from protocols.reciprocal import RECIPROCAL_BITS, reciprocal_untruncated
@@ -113,12 +115,20 @@ class ExponentialMask(Correlation):
 
 
 def _exponential_table(r: torch.Tensor, within: Domain, own: Stream) -> torch.Tensor:
+    """By the dealer alone: nobody else has to find the same."""
     at_segment = torch.from_numpy(np.exp(within.first + 2.0 * np.arange(within.segments)) * 2.0**EXP_VALUE_BITS)
     rest = torch.exp((r & ((1 << WIDTH_BITS) - 1)).double() * (-(2.0**-FRACTION_BITS)))
     r_hi = shift_right(r, WIDTH_BITS, WIDTH_BITS + within.index_bits)
     u = (torch.arange(within.segments) - r_hi[..., None]) % within.segments
     rounding = (own.elements(tuple(r.shape), 16) & 0xFFFF).double() * 2.0**-16
     return (at_segment[u] * rest[..., None] + rounding[..., None]).floor().to(torch.int64)
+
+
+@cache
+def exponential_powers() -> torch.Tensor:
+    """exp(C) at scale 2^11 for every C in [0, 2) at scale 2^16, int16. Both parties multiply shares by it."""
+    at = np.arange(1 << WIDTH_BITS) * 2.0**-FRACTION_BITS
+    return torch.from_numpy(correctly_rounded("exp", at, EXP_POWER_BITS)).to(torch.int16)
 
 
 async def exponentials(
@@ -157,9 +167,9 @@ async def _exponentials(session: Session, d: torch.Tensor, scores: int, out_bits
     truncated, times_b, material = rest[:count], rest[count : 2 * count], iter(rest[2 * count :])
 
     c = await session.open(d + r - session.constant(round(within.first * 2**FRACTION_BITS)), DIFFERENCE_BITS)
-    power = torch.exp((c & ((1 << WIDTH_BITS) - 1)).double() * 2.0**-FRACTION_BITS)
+    power = session.public(exponential_powers(), 0).take(c & ((1 << WIDTH_BITS) - 1)).to(torch.int64)
     index = shift_right(c, WIDTH_BITS, WIDTH_BITS + within.index_bits)[..., None]
-    e = table.gather(-1, index)[..., 0] * (power * 2.0**EXP_POWER_BITS).round().to(torch.int64)
+    e = table.gather(-1, index)[..., 0] * power
     lowest = round((within.lowest - within.first) * 2**FRACTION_BITS)
     from_lowest = shift_right(c - lowest, _LOWEST_DROPPED, DIFFERENCE_BITS)
     (flip, b), opened = await together(

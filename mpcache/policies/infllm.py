@@ -6,6 +6,7 @@ import torch
 
 from mpcache.policies.clusters import ClusterPolicy
 from protocols.backends.interface import Held, Scores, Value
+from protocols.public import reciprocals
 
 
 class InfLLM(ClusterPolicy):
@@ -54,4 +55,4 @@ class InfLLM(ClusterPolicy):
         first = torch.arange(start + 1, start + tokens + 1)
         last = (first + window).clamp(max=n)
         counts = (last - first).clamp(min=1) * self.config.queries_per_head
-        return self.backend.scale(total[:, last] - total[:, first], 1.0 / counts[:, None])
+        return self.backend.scale(total[:, last] - total[:, first], reciprocals(counts[:, None]))

@@ -1,5 +1,7 @@
 """KeyDiff: once, per head, the keys least similar to the mean key; no attention needed (arXiv 2504.15364)."""
 
+from fractions import Fraction
+
 from mpcache.policies.base import Policy
 from mpcache.policies.eviction import keep_best_per_head
 from mpcache.policies.settings import PolicySettings
@@ -44,7 +46,8 @@ class KeyDiff(Policy):
     def _difference(self, layer: int) -> Value:
         """d + 1 - d cos(key, mean): (G, n), in [1, 2 d + 1]."""
         directions = self.backend.concatenate(self._directions[layer], 1)
-        mean = self.backend.scale(directions.sum(1).reshape(directions.shape[0], 1, -1), 1 / self.prompt_tokens)
+        total = directions.sum(1).reshape(directions.shape[0], 1, -1)
+        mean = self.backend.scale(total, Fraction(1, self.prompt_tokens))
         held = self.backend.hold(None, directions)
         similarity = self.backend.product(mean, held, "matmul_transposed")
         self.backend.forget(held)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 from mpcache.policies.clusters import ClusterPolicy
 from mpcache.policies.eviction import keep_best_per_head, keep_best_together
@@ -106,15 +107,15 @@ class MPCache(ClusterPolicy):
         if s.representative == "mean":
             for size in s.clusters:
                 total = keys.reshape(heads, tokens // size, size, d).sum(2)
-                levels.append([backend.scale(total, 1 / size)])
+                levels.append([backend.scale(total, Fraction(1, size))])
             return levels
-        high, low = backend.extremes(runs)
+        alpha, (high, low) = Fraction(s.alpha), backend.extremes(runs)
         for size in reversed(s.clusters):
             count = tokens // size
             if high.shape[1] > count:
                 high = backend.extremes(high.reshape(heads, count, -1, d))[0]
                 low = backend.extremes(low.reshape(heads, count, -1, d))[1]
-            levels.insert(0, [backend.scale(high, s.alpha) + backend.scale(low, 1 - s.alpha)])
+            levels.insert(0, [backend.scale(high, alpha) + backend.scale(low, 1 - alpha)])
         return levels
 
     def compare(self, queries: Value, held: Held, representatives: list[list[Held]]) -> list[Scores]:

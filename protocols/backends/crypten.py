@@ -30,6 +30,7 @@ import torch
 from protocols.backends.interface import KeyValues, Stage
 from protocols.crypten_bridge import CryptenSession, active, from_crypten, import_crypten, to_mpc_tensor
 from protocols.errors import PlanError
+from protocols.public import Factor
 from protocols.ring import FRACTION_BITS, decode, encode
 from protocols.sampling import GumbelNoise
 from protocols.session import Session
@@ -101,7 +102,8 @@ class CryptenBackend:
     def rotate(self, x: Secret, cos: torch.Tensor, sin: torch.Tensor) -> Secret:
         half = x.shape[-1] // 2
         turned = cat([-x[..., half:], x[..., :half]], -1)
-        return self._map(lambda a, b: a * cos + b * sin, x, turned)
+        cosines, sines = decode(self.session.public(cos)), decode(self.session.public(sin))
+        return self._map(lambda a, b: a * cosines + b * sines, x, turned)
 
     def activation(self, x: Secret, kind: str) -> Secret:
         return self._map(_ACTIVATIONS[kind], x)
@@ -109,8 +111,9 @@ class CryptenBackend:
     def multiply(self, x: Secret, y: Secret) -> Secret:
         return self._map(lambda a, b: a * b, x, y)
 
-    def scale(self, x: Secret, factor: float | torch.Tensor) -> Secret:
-        return self._map(lambda a: a * factor, x)
+    def scale(self, x: Secret, factor: Factor) -> Secret:
+        factors = decode(self.session.public(factor))
+        return self._map(lambda a: a * factors, x)
 
     def zeros(self, shape: Sequence[int]) -> Secret:
         return Secret(torch.zeros(tuple(shape), dtype=torch.int64), self.session.party)

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
+from protocols.public import Factor
+
 Value = Any
 Weight = Any
 Held = Any
@@ -64,7 +66,8 @@ class Backend(Protocol):
         """x centred, over its deviation, no gain, no bias."""
 
     def rotate(self, x: Value, cos: torch.Tensor, sin: torch.Tensor) -> Value:
-        """Rotary positions on (heads, m, d) with public tables (m, d), halves rotated (Su et al., 2021)."""
+        """Rotary positions on (heads, m, d) with public tables (m, d), halves rotated (Su et al., 2021). Tables are
+        `protocols.public`'s: multiples of 2^-30, the same on every machine."""
 
     def activation(self, x: Value, kind: str) -> Value:
         """'silu', 'gelu' or 'gelu_tanh', element by element. The result is for `multiply` and `linear` alone."""
@@ -72,8 +75,8 @@ class Backend(Protocol):
     def multiply(self, x: Value, y: Value) -> Value:
         """Element by element."""
 
-    def scale(self, x: Value, factor: float | torch.Tensor) -> Value:
-        """x times public factors."""
+    def scale(self, x: Value, factor: Factor) -> Value:
+        """x times a public number, best a Fraction, or a public table of them, see `rotate`."""
 
     def zeros(self, shape: Sequence[int]) -> Value:
         """A public zero, as a value."""

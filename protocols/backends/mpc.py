@@ -14,6 +14,7 @@ from protocols.errors import PlanError
 from protocols.linear import MaskedWeight, linear
 from protocols.normalisation import layer_norm, rms_norm
 from protocols.product import Masked, extend, forget, mask, multiply, multiply_masked, rows, unmask
+from protocols.public import Factor
 from protocols.rank import argmax, one_hot, position_bits, top_k
 from protocols.reciprocal import RECIPROCAL_BITS
 from protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, reduce_bits, stored
@@ -120,10 +121,9 @@ class MpcBackend:
 
     def rotate(self, x: Secret, cos: torch.Tensor, sin: torch.Tensor) -> Secret:
         async def rotated() -> torch.Tensor:
-            device = self.session.device
             first, second = x.share.chunk(2, -1)
             turned = torch.cat([-second, first], -1)
-            z = x.share * encode(cos).to(device) + turned * encode(sin).to(device)
+            z = x.share * self.session.public(cos) + turned * self.session.public(sin)
             return await truncate(self.session, z)
 
         return self._run(rotated())
@@ -137,9 +137,8 @@ class MpcBackend:
 
         return self._run(product())
 
-    def scale(self, x: Secret, factor: float | torch.Tensor) -> Secret:
-        factors = encode(torch.as_tensor(factor)).to(self.session.device)
-        return self._run(truncate(self.session, x.share * factors), "selection")
+    def scale(self, x: Secret, factor: Factor) -> Secret:
+        return self._run(truncate(self.session, x.share * self.session.public(factor)), "selection")
 
     def zeros(self, shape: Sequence[int]) -> Secret:
         return self._secret(torch.zeros(tuple(shape), dtype=torch.int64, device=self.session.device))

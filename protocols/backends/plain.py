@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from protocols.backends.interface import KeyValues, Stage
 from protocols.product import PRODUCTS
+from protocols.public import Factor
 
 
 class PlainBackend:
@@ -43,6 +44,7 @@ class PlainBackend:
         return F.layer_norm(x, x.shape[-1:], eps=epsilon)
 
     def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         first, second = x.chunk(2, -1)
         return x * cos + torch.cat([-second, first], -1) * sin
 
@@ -54,8 +56,8 @@ class PlainBackend:
     def multiply(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return x * y
 
-    def scale(self, x: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
-        return x * factor
+    def scale(self, x: torch.Tensor, factor: Factor) -> torch.Tensor:
+        return x * (factor.to(x.dtype) if isinstance(factor, torch.Tensor) else float(factor))
 
     def zeros(self, shape: Sequence[int]) -> torch.Tensor:
         return torch.zeros(tuple(shape))

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from mpcache.model_config import ModelConfig
-from mpcache.planning import PublicParameters, plan_digest
+from mpcache.planning import PublicParameters, constants_digest, plan_digest
 from mpcache.policies import PolicySettings
 from parties.certificates import Identity
 from parties.generated import owner_pb2, owner_pb2_grpc
@@ -69,6 +69,7 @@ def welcome(hello: owner_pb2.Hello, **changes: Any) -> owner_pb2.Frame:
         "plan_digest": plan_digest(parameters),
         "masked_weights": "0" * 32,
         "model_digest": "0" * 64,
+        "constants_digest": constants_digest(parameters),
     }
     return Frame(welcome=owner_pb2.Welcome(**{**fields, **changes}))
 
@@ -166,6 +167,7 @@ OWNERS: dict[str, tuple[Answers, str]] = {
     "another backend": (offering(backend="crypten"), OTHERS),
     "a block of no tokens": (offering(block=0), OTHERS),
     "another precision": (offering(precision="fixed-point 2 bits"), OTHERS),
+    "other constants": (welcoming(constants_digest="0" * 64), "the public constants that this machine computes differ"),
     "another plan": (welcoming(plan_digest="0" * 64), "the client's plan differs from the owner's"),
     "weights that are too short": (after_the_welcome(b"123"), "of which 3 came at once, where 12288"),
     "weights that say to be longer": (after_the_welcome(bytes(12288), 10**15), "where 12288 and 12288 were due"),

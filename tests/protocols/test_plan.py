@@ -18,6 +18,7 @@ KNOWN: dict[str, Callable[[], torch.Tensor]] = {
     "remainder": lambda: meta(3, 4) % 5,
     "named operand": lambda: torch.add(meta(3, 1), other=meta(4)),
     "where": lambda: torch.where(meta(3, 1) > 0, meta(4), 0),
+    "take": lambda: meta(9).take(meta(3, 2)),
     "gather": lambda: meta(3, 9).gather(1, meta(3, 2)),
     "gather, named": lambda: torch.gather(meta(3, 9), 1, index=meta(3, 2)),
     "cat": lambda: torch.cat([meta(3, 4), meta(3, 2)], -1),

@@ -1,0 +1,46 @@
+"""`python -m tests.mpcache.constants`: fingerprints of all public constants, as this process computes them, in JSON."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+import mpcache
+from mpcache.model_config import read_model_config
+from mpcache.planning import PublicParameters, constants_digest, plan_digest
+from mpcache.policies import PolicySettings, policies
+from mpcache.shapes import model_shape
+from protocols.ring import encode
+from tests.mpcache.policies.matrix import small
+
+DEMO = read_model_config(Path(mpcache.__file__).parent / "assets" / "demo")
+LLAMA_7B = PublicParameters(model_shape("llama-7b"), "", 2032, 16)
+
+
+def of_a_policy(settings: PolicySettings, prompt_tokens: int = 32) -> PublicParameters:
+    return PublicParameters(model_shape("tiny"), "", prompt_tokens, 2, policy=settings)
+
+
+def fingerprints() -> dict[str, str]:
+    """Tables of models, and plans of every policy, which have its factors."""
+    settings = {name: small(name) for name in policies()}
+    settings["mpcache, extremes"] = small("mpcache", representative="extremes")
+    return {
+        "LLaMA 7B's tables": constants_digest(LLAMA_7B),
+        "GPT-2's tables": constants_digest(PublicParameters(model_shape("gpt2"), "", 1000, 24)),
+        "the demo's tables": constants_digest(PublicParameters(DEMO, "", 512, 16)),
+        **{name: plan_digest(of_a_policy(one)) for name, one in settings.items()},
+    }
+
+
+def by_torchs_kernels() -> str:
+    """Of LLaMA 7B's rotary tables as torch's own kernels give them, on this processor."""
+    exponents = -torch.arange(0, 128, 2).float() / 128
+    angles = torch.outer(torch.arange(2048).float(), 10000.0**exponents)
+    return hashlib.sha256(torch.stack([encode(angles.cos()), encode(angles.sin())]).numpy().tobytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    kernels = torch.backends.cpu.get_cpu_capability()
+    print(json.dumps({"kernels": kernels, "torch's": by_torchs_kernels(), "ours": fingerprints()}))
