@@ -24,9 +24,10 @@ from benchmarks.records import Record
 from benchmarks.runner import Case
 from benchmarks.tables import Rows
 from benchmarks.tasks import TASKS, Sample
-from mpcache.checkpoint import Checkpoint, load_checkpoint, load_tokenizer, weight_shapes
+from mpcache.checkpoint import Checkpoint, load_checkpoint, weight_shapes
 from mpcache.decoder import Decoder
 from mpcache.policies import PolicySettings
+from mpcache.tokenizer import load_tokenizer
 from mpcache.watched import WatchedBackend
 from protocols.backends.interface import Value
 from protocols.backends.mpc import MpcBackend, masked_weight

@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.policies import Contender
@@ -15,9 +14,9 @@ from benchmarks.ranges import RANGES
 from benchmarks.records import Record
 from benchmarks.runner import Case
 from benchmarks.tables import Rows, mebibytes, megabytes, seconds
-from mpcache.checkpoint import load_tokenizer
 from mpcache.generate import Phase
 from mpcache.policies import PolicySettings
+from mpcache.tokenizer import end_tokens, load_tokenizer
 from parties.client import Connection, Generation, Request
 from parties.demo import DEMO_MODEL, local_parties, plain_twin
 
@@ -85,11 +84,13 @@ class _Run:
 
 def generate(model: Path, prompt: list[int], policy: PolicySettings, max_new_tokens: int, repeat: int) -> Record:
     """Answer privately so many times, then once in the clear; the figures of the private answers."""
+    ends = end_tokens(model, load_tokenizer(model))
     with local_parties(model) as connection:
         forget_peak()
-        runs = [_run(connection, Request(prompt, max_new_tokens, policy=policy)) for _ in range(repeat)]
+        request = Request(prompt, max_new_tokens, policy=policy, end_tokens=ends)
+        runs = [_run(connection, request) for _ in range(repeat)]
         peaks = {**peak_memory_of_roles(), "client": peak_memory()}
-    plain, sizes = plain_twin(model, prompt, max_new_tokens, policy)
+    plain, sizes = plain_twin(model, prompt, max_new_tokens, policy, ends)
     steps = [step for run in runs for step in run.steps]
     return {
         "tokens": len(prompt),
@@ -110,17 +111,13 @@ def generate(model: Path, prompt: list[int], policy: PolicySettings, max_new_tok
 
 def _run(connection: Connection, request: Request) -> _Run:
     generation = Generation(connection, request)
-    begun = time.perf_counter()
-    answer, phases = [], []
+    begun, first, answer = time.perf_counter(), 0.0, []
     for token in generation:
-        now = time.perf_counter()
-        assert generation.meter is not None and generation.session is not None
+        first = first or time.perf_counter() - begun
         answer.append(token)
-        phases.append(Phase(now, generation.session.cost.copy()))
-    assert generation.meter is not None
-    steps = [Phase(after.seconds - before.seconds, after.cost - before.cost) for before, after in pairwise(phases)]
-    waited, first = generation.waited_for_dealer, phases[0].seconds - begun
-    return _Run(answer, first, generation.meter.prefill, steps, waited, generation.setup_bytes)
+    meter = generation.meter
+    assert meter is not None
+    return _Run(answer, first, meter.prefill, meter.steps, generation.waited_for_dealer, generation.setup_bytes)
 
 
 def _median(phases: Sequence[Phase]) -> Record:

@@ -9,6 +9,7 @@ import torch
 
 from mpcache.checkpoint import Checkpoint, load_checkpoint, weight_shapes
 from mpcache.model_config import ModelConfig
+from mpcache.wire import to_wire
 
 
 def random_checkpoint(config: ModelConfig, seed: int = 0) -> Checkpoint:
@@ -20,7 +21,7 @@ def random_checkpoint(config: ModelConfig, seed: int = 0) -> Checkpoint:
     }
     for i in range(config.layers):  # the attention's 1/sqrt(d) is part of the queries' weights
         tensors[f"layers.{i}.queries_keys_values"][: config.heads * config.head_size] *= config.head_size**-0.5
-    digest = hashlib.sha256(f"random {seed} {config.to_json()}".encode()).hexdigest()
+    digest = hashlib.sha256(f"random {seed} {to_wire(config)}".encode()).hexdigest()
     return Checkpoint(config, tensors, digest)
 
 

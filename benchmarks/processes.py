@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.process import ROLES, forget_peak, peak_memory, read_notes, seconds_between
-from benchmarks.roles import Setup
+from benchmarks.roles import UNLIMITED, Setup
 from mpcache.policies import PolicySettings
 from parties.certificates import load_identity, write_development_certificates
 from parties.client import Connection, Generation, Request
@@ -64,19 +64,24 @@ class Processes:
     def run(self, prompt: list[int], steps: int, policy: PolicySettings, backend: str = "mpc") -> Run:
         """One session. Raises MpcacheError if a process fails."""
         request = Request(prompt, steps, policy=policy, backend=backend)
-        generation = Generation(self.connection, request, program=self.setup.program, transport=self.setup.transport)
+        stretches: list[Stretch] = []
+
+        def noted(*arguments: Any) -> Iterator[Any]:
+            """The program in its own thread, which does not wait for this one; while planning, there is no session."""
+            before: _Snapshot | None = None
+            for value in self.setup.program(*arguments):
+                if generation.session is not None:
+                    now = _Snapshot(generation)
+                    stretches.append(now.since(before or _Snapshot.zero(now)))
+                    before = _Snapshot(generation)
+                yield value
+
+        generation = Generation(self.connection, request, program=noted, transport=self.setup.transport)
         for log in self.logs.values():
             log.unlink(missing_ok=True)
         forget_peak()
-        stretches: list[Stretch] = []
-        before: _Snapshot | None = None
         for _ in generation:
-            now = _Snapshot(generation)
-            if before is not None:
-                stretches.append(now.since(before))
-            else:
-                stretches.append(now.since(_Snapshot.zero(now)))
-            before = _Snapshot(generation)
+            pass
         notes = {role: read_notes(log) for role, log in self.logs.items()}
         for i, stretch in enumerate(stretches):
             for role in ROLES:
@@ -133,8 +138,8 @@ def local_processes(setup: Setup) -> Iterator[Processes]:
             own = {"log": str(logs["owner"]), "dealer": dealer, "state": str(folder / "owner-state")}
             with role_process("owner", _config(folder, "owner", **own, **shared), _MODULE, prefix) as owner:
                 identity = load_identity(certificates, "client")
-                state = folder / "client-state"
-                yield Processes(setup, Connection(owner, dealer, identity, state, setup.timeout_seconds), logs)
+                state, timeout = folder / "client-state", setup.timeout_seconds
+                yield Processes(setup, Connection(owner, dealer, identity, state, timeout, UNLIMITED), logs)
 
 
 _MODULE = "benchmarks.roles"

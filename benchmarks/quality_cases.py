@@ -15,8 +15,9 @@ from benchmarks.ranges import RANGES
 from benchmarks.records import Record, Records, make_record
 from benchmarks.tables import Rows
 from benchmarks.tasks import TASKS, Sample
-from mpcache.checkpoint import Checkpoint, load_checkpoint, load_tokenizer
+from mpcache.checkpoint import Checkpoint, load_checkpoint
 from mpcache.decoder import Decoder
+from mpcache.tokenizer import load_tokenizer
 from mpcache.watched import WatchedBackend
 from protocols.errors import MpcacheError
 

@@ -18,15 +18,19 @@ from benchmarks.model import checkpoint
 from benchmarks.namespace import Namespace
 from benchmarks.process import watched
 from benchmarks.program import Program
+from mpcache.backends import PRIVATE_BACKENDS
 from mpcache.model_config import ModelConfig
 from mpcache.network import Network
 from parties.certificates import Identity, load_identity
 from parties.dealing import DealerServer
 from parties.owner import OwnerServer
-from parties.settings import OwnerSettings
+from parties.serving import serve
+from parties.settings import DealerSettings, OwnerSettings
 from protocols.transport import Transport
 
 LOOPBACK = "127.0.0.1"
+UNLIMITED = 1e6
+"""GiB: a benchmark's models are its own."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Setup:
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> Setup:
         return Setup(
-            config=ModelConfig.from_json(json.dumps(raw["config"])),
+            config=ModelConfig(**raw["config"]),
             program=Program(**raw["program"]),
             model=Path(raw["model"]) if raw["model"] else None,
             network=Network(**raw["network"]) if raw["network"] else None,
@@ -72,10 +76,18 @@ class Setup:
 
 
 def serve_dealer(setup: Setup, identity: Identity, log: Path) -> DealerServer:
-    memory = setup.dealer_memory_mib << 20
-    return DealerServer(
-        f"{setup.hosts['dealer']}:0", identity, setup.timeout_seconds, memory, watched(setup.program, log)
+    longest = setup.config.max_positions
+    settings = DealerSettings(
+        f"{setup.hosts['dealer']}:0",
+        timeout_seconds=setup.timeout_seconds,
+        planning_seconds=setup.timeout_seconds,
+        memory_mib=setup.dealer_memory_mib,
+        max_prompt_tokens=longest,
+        max_new_tokens=longest,
+        max_model_gib=UNLIMITED,
+        backends=PRIVATE_BACKENDS,
     )
+    return DealerServer(settings, identity, watched(setup.program, log))
 
 
 def serve_owner(setup: Setup, identity: Identity, log: Path, dealer: str, state: Path) -> OwnerServer:
@@ -86,8 +98,10 @@ def serve_owner(setup: Setup, identity: Identity, log: Path, dealer: str, state:
         model=Path(),
         state=state,
         timeout_seconds=setup.timeout_seconds,
+        planning_seconds=setup.timeout_seconds,
         max_prompt_tokens=longest,
         max_new_tokens=longest,
+        backends=PRIVATE_BACKENDS,
     )
     model = checkpoint(setup.config, setup.model)
     return OwnerServer(settings, identity, model, watched(setup.program, log), setup.transport)
@@ -107,11 +121,8 @@ def main() -> None:
         server = serve_dealer(setup, identity, log)
     else:
         server = serve_owner(setup, identity, log, raw["dealer"], Path(raw["state"]))
-    print(f"{options.role} listening on {setup.hosts[options.role]}:{server.port}", flush=True)
-    try:
-        server.wait()
-    except KeyboardInterrupt:
-        server.stop()
+    address = f"{setup.hosts[options.role]}:{server.port}"
+    serve(server, 0.0, lambda: print(f"{options.role} listening on {address}", flush=True))
 
 
 if __name__ == "__main__":

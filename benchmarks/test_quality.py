@@ -7,9 +7,10 @@ import pytest
 from benchmarks.policies import parse_contenders
 from benchmarks.quality import PLACEMENTS, score
 from benchmarks.tasks import TASKS
-from mpcache.checkpoint import load_checkpoint, load_tokenizer
+from mpcache.checkpoint import load_checkpoint
 from mpcache.decoder import Decoder
 from mpcache.policies import policies
+from mpcache.tokenizer import load_tokenizer
 from parties.demo import DEMO_MODEL
 from protocols.backends.plain import PlainBackend
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -31,10 +31,10 @@ def private_backend(
     yield CryptenBackend(session)
 
 
-def plan_session(name: str) -> PlanSession:
-    """A session that plans: on `meta` tensors for mpc; CrypTen runs dry, on zeros."""
+def plan_session(name: str, check: Callable[[], None] = lambda: None) -> PlanSession:
+    """A session that plans: on `meta` tensors for mpc; CrypTen runs dry, on zeros. check: see `PlanSession`."""
     if name == "mpc":
-        return PlanSession()
+        return PlanSession(check)
     from protocols.crypten_bridge import DryRunSession
 
-    return DryRunSession()
+    return DryRunSession(check)

@@ -1,4 +1,6 @@
-"""Load a local Hugging Face folder: config.json, safetensors, tokenizer.json. No code runs, nothing is unpickled.
+"""Load a local Hugging Face folder: config.json and safetensors. No code runs, nothing is unpickled.
+
+The folder is loaded exactly as transformers would compute it, or refused (config_file.py, stored_tensors.py).
 
 Weights are brought into the decoder's form once, by their owner: norm gains (and biases) are folded into the linear
 layer that follows, the attention's 1/sqrt(d) into the queries, and layers that read the same input are stacked, so that
@@ -9,18 +11,21 @@ embeddings and output projections are centred, the stream's mean is zero, and La
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
 
-from mpcache.model_config import ModelConfig, read_model_config
+from mpcache.config_file import ConfigFile, read_config_file
+from mpcache.model_config import ModelConfig
+from mpcache.stored_tensors import EMBEDDING, HEAD, stored_names
+from mpcache.weights_files import is_finite, open_weights
+from mpcache.wire import to_wire
 from protocols.errors import ModelError
 
-Tensors = Mapping[str, torch.Tensor]
+Read = Callable[[str], torch.Tensor]
+"""A stored tensor by its full name: float32, read anew and the caller's to change."""
 
 
 @dataclass(frozen=True)
@@ -46,80 +51,76 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's tokenizer.json. Raises ModelError."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} has no tokenizer.json")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise ModelError(f"{path} cannot be read: {error}") from None
-
-
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """A model folder's configuration and folded float32 weights. Raises ModelError with what is wrong."""
-    config = read_model_config(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{folder} has no .safetensors file (other formats may hold code and are not read)")
-    raw: dict[str, torch.Tensor] = {}
-    digest = hashlib.sha256(config.to_json().encode())
-    for path in files:
-        try:
-            with safe_open(str(path), framework="pt") as tensors:
-                raw.update({name: tensors.get_tensor(name).float() for name in tensors.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} cannot be read: {error}") from None
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    try:
-        tensors = _fold_llama(config, raw) if config.family == "llama" else _fold_gpt2(config, raw)
-    except KeyError as error:
-        raise ModelError(f"{folder}: the weights lack {error}") from None
-    for name, shape in weight_shapes(config).items():
-        if tuple(tensors[name].shape) != shape:
-            raise ModelError(f"{folder}: {name} has shape {tuple(tensors[name].shape)}, config.json says {shape}")
-    return Checkpoint(config, tensors, digest.hexdigest())
+    """A model folder's configuration and folded float32 weights. Raises ModelError with what is wrong.
+
+    The digest covers what was loaded: the public shape that config.json gives, and every tensor's name, type, shape and
+    stored bytes; not the tokenizer, nor how tensors are spread over files.
+    Memory: the folded weights and a few tensors more.
+    """
+    file = read_config_file(folder)
+    with open_weights(folder) as weights:
+        names = stored_names(file, weights)
+
+        def read(name: str) -> torch.Tensor:
+            return weights.read(names[name])
+
+        _check_tied(file, read, names)
+        tensors = _fold_llama(file, read) if file.model.family == "llama" else _fold_gpt2(file, read)
+        stored = weights.digest()
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise ModelError(f"{folder}: {name} is not finite once norms are folded into it")
+    return Checkpoint(file.model, tensors, hashlib.sha256(to_wire(file.model).encode() + stored).hexdigest())
 
 
-def _stack(raw: Tensors, names: list[str]) -> torch.Tensor:
-    return torch.cat([raw[name] for name in names])
+def _check_tied(file: ConfigFile, read: Read, names: Mapping[str, str]) -> None:
+    """Refuse a tied model that stores two tensors that differ: transformers 4 takes the embedding for both,
+    transformers 5 takes each.
+    """
+    embedding = EMBEDDING[file.model.family]
+    if file.tied and names[HEAD] != names[embedding] and not torch.equal(read(HEAD), read(embedding)):
+        raise ModelError(
+            f"tie_word_embeddings says that {HEAD} and {embedding} are one, but the weights hold two that differ: "
+            "set it to false in config.json if the model was trained so, or remove the wrong one"
+        )
 
 
-def _fold_llama(config: ModelConfig, raw: Tensors) -> dict[str, torch.Tensor]:
-    attention = config.heads * config.head_size
-    out = {"embedding": raw["model.embed_tokens.weight"].t()}
+def _fold_llama(file: ConfigFile, read: Read) -> dict[str, torch.Tensor]:
+    config = file.model
+    out = {"embedding": read(EMBEDDING["llama"]).t(), "head": read(HEAD).mul_(read("model.norm.weight"))}
     for i in range(config.layers):
         layer, into = f"model.layers.{i}.", f"layers.{i}."
         qkv = [f"{layer}self_attn.{p}_proj" for p in "qkv"]
         gate_up = [f"{layer}mlp.gate_proj", f"{layer}mlp.up_proj"]
         groups = {
-            "queries_keys_values": (qkv, raw[f"{layer}input_layernorm.weight"]),
-            "attention_out": ([f"{layer}self_attn.o_proj"], None),
-            "feed_forward_in": (gate_up, raw[f"{layer}post_attention_layernorm.weight"]),
-            "feed_forward_out": ([f"{layer}mlp.down_proj"], None),
+            "queries_keys_values": (qkv, f"{layer}input_layernorm", file.attention_bias),
+            "attention_out": ([f"{layer}self_attn.o_proj"], None, file.attention_bias),
+            "feed_forward_in": (gate_up, f"{layer}post_attention_layernorm", file.mlp_bias),
+            "feed_forward_out": ([f"{layer}mlp.down_proj"], None, file.mlp_bias),
         }
-        for name, (sources, gain) in groups.items():
-            weight = _stack(raw, [f"{s}.weight" for s in sources])
-            out[into + name] = weight if gain is None else weight * gain
-            if f"{sources[0]}.bias" in raw:
-                out[f"{into}{name}.bias"] = _stack(raw, [f"{s}.bias" for s in sources])
-        _scale_queries(out, into, attention, config.head_size)
-    out["head"] = raw.get("lm_head.weight", raw["model.embed_tokens.weight"]) * raw["model.norm.weight"]
+        for name, (sources, norm, biased) in groups.items():
+            weight = torch.cat([read(f"{s}.weight") for s in sources])
+            out[into + name] = weight if norm is None else weight.mul_(read(f"{norm}.weight"))
+            if biased:
+                out[f"{into}{name}.bias"] = torch.cat([read(f"{s}.bias") for s in sources])
+        _scale_queries(out, into, config.heads * config.head_size, config.head_size)
     return out
 
 
 def _scale_queries(out: dict[str, torch.Tensor], into: str, attention: int, head_size: int) -> None:
     for name in (f"{into}queries_keys_values", f"{into}queries_keys_values.bias"):
         if name in out:
-            out[name] = torch.cat([out[name][:attention] * head_size**-0.5, out[name][attention:]])
+            out[name][:attention] *= head_size**-0.5
 
 
-def _fold_gpt2(config: ModelConfig, raw: Tensors) -> dict[str, torch.Tensor]:
-    raw = {name.removeprefix("transformer."): tensor for name, tensor in raw.items()}
-    out = {"embedding": _centred(raw["wte.weight"].t()), "positions": _centred(raw["wpe.weight"].t()).t()}
+def _fold_gpt2(file: ConfigFile, read: Read) -> dict[str, torch.Tensor]:
+    config = file.model
+    head, embedding, positions = (read(name) for name in (HEAD, EMBEDDING["gpt2"], "transformer.wpe.weight"))
+    out = {"head.bias": head @ read("transformer.ln_f.bias"), "head": head.mul_(read("transformer.ln_f.weight"))}
+    out["embedding"], out["positions"] = _centred(embedding.t()), _centred(positions.t()).t()
     for i in range(config.layers):
-        layer, into = f"h.{i}.", f"layers.{i}."
+        layer, into = f"transformer.h.{i}.", f"layers.{i}."
         sources = {
             "queries_keys_values": ("attn.c_attn", "ln_1"),
             "attention_out": ("attn.c_proj", None),
@@ -127,19 +128,17 @@ def _fold_gpt2(config: ModelConfig, raw: Tensors) -> dict[str, torch.Tensor]:
             "feed_forward_out": ("mlp.c_proj", None),
         }
         for name, (source, norm) in sources.items():
-            weight, bias = raw[f"{layer}{source}.weight"].t(), raw[f"{layer}{source}.bias"]  # stored (in, out)
+            weight, bias = read(f"{layer}{source}.weight").t(), read(f"{layer}{source}.bias")  # stored (in, out)
             if norm is not None:
-                bias = bias + weight @ raw[f"{layer}{norm}.bias"]
-                weight = weight * raw[f"{layer}{norm}.weight"]
+                bias = bias + weight @ read(f"{layer}{norm}.bias")
+                weight = weight.mul_(read(f"{layer}{norm}.weight"))
             else:
                 weight, bias = _centred(weight), _centred(bias)
             out[into + name], out[f"{into}{name}.bias"] = weight, bias
         _scale_queries(out, into, config.hidden, config.head_size)
-    head = raw.get("lm_head.weight", raw["wte.weight"])
-    out["head"], out["head.bias"] = head * raw["ln_f.weight"], head @ raw["ln_f.bias"]
     return out
 
 
 def _centred(x: torch.Tensor) -> torch.Tensor:
-    """With mean zero over the first dimension, what is written to."""
-    return x - x.mean(0, keepdim=True)
+    """x, changed in place to mean zero over the first dimension, what is written to."""
+    return x.sub_(x.mean(0, keepdim=True))

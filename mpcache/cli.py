@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 import torch
@@ -14,6 +15,8 @@ import torch
 from mpcache import __version__
 from mpcache.policies import PolicySettings, changed_settings, check_policy, policies
 from protocols.errors import ConfigError, ModelError, MpcacheError
+
+log = logging.getLogger("mpcache")
 
 
 class _Commands(click.Group):
@@ -42,7 +45,9 @@ class _Commands(click.Group):
 @click.option("--verbose", is_flag=True, help="Log what the processes do (never a secret).")
 def main(verbose: bool) -> None:
     """Private inference of large language models: the model stays with its owner, the prompt with its own."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+    from parties.logs import configure
+
+    configure(verbose)
     torch.set_num_threads(1)  # three processes share the machine; integer kernels gain little from more
 
 
@@ -76,13 +81,20 @@ def _identity(folder: Path, role: str, insecure: bool) -> Any:
     return None if insecure else load_identity(folder, role)
 
 
-def _serve(server: Any, role: str, address: str) -> None:
-    click.echo(f"{role} listening on {address.rpartition(':')[0]}:{server.port}")
-    sys.stdout.flush()
-    try:
-        server.wait()
-    except KeyboardInterrupt:
-        server.stop()
+def _log_service() -> None:
+    from parties.logs import log_service
+
+    log_service()
+
+
+def _serve(server: Any, role: str, address: str, drain_seconds: float) -> None:
+    from parties.serving import serve
+
+    def announce() -> None:
+        click.echo(f"{role} listening on {address.rpartition(':')[0]}:{server.port}")
+        sys.stdout.flush()
+
+    serve(server, drain_seconds, announce)
 
 
 @main.command()
@@ -90,13 +102,13 @@ def _serve(server: Any, role: str, address: str) -> None:
 @_insecure
 def dealer(path: Path, insecure: bool) -> None:
     """Run the dealer: correlated randomness from public parameters."""
+    _log_service()
     from parties.dealing import DealerServer
     from parties.settings import DealerSettings, load_settings
 
     settings = load_settings(path, DealerSettings)
     identity = _identity(settings.certificates, "dealer", insecure or settings.insecure)
-    server = DealerServer(settings.listen, identity, settings.timeout_seconds, settings.memory_mib << 20)
-    _serve(server, "dealer", settings.listen)
+    _serve(DealerServer(settings, identity), "dealer", settings.listen, settings.drain_seconds)
 
 
 @main.command()
@@ -104,24 +116,38 @@ def dealer(path: Path, insecure: bool) -> None:
 @_insecure
 def owner(path: Path, insecure: bool) -> None:
     """Run the model owner: serves private generations."""
+    _log_service()
     from parties.owner import OwnerServer
     from parties.settings import OwnerSettings, load_settings
 
     settings = load_settings(path, OwnerSettings)
     identity = _identity(settings.certificates, "owner", insecure or settings.insecure)
-    _serve(OwnerServer(settings, identity), "owner", settings.listen)
+    _serve(OwnerServer(settings, identity), "owner", settings.listen, settings.drain_seconds)
+
+
+def _refuse_prompt(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        raise ConfigError(
+            "a prompt does not belong on a command line, which every user of this machine can list: put it into a file "
+            "and name that with --prompt-file, or give it on standard input"
+        )
 
 
 def _prompt_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option("--prompt", help="The private prompt."),
+        click.option("--prompt", hidden=True, expose_value=False, callback=_refuse_prompt),
         click.option(
             "--prompt-file",
             type=click.Path(path_type=Path),
-            help="File with the private prompt; a newline at its end is left out.",
+            help="File with the private prompt, or - for standard input; a newline at its end is left out.",
         ),
         click.option("--max-new-tokens", type=click.IntRange(1), help="Tokens to generate at most."),
-        click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the result as JSON."),
+        click.option(
+            "--fixed-length", is_flag=True, help="Generate --max-new-tokens whatever they are, to hide the length."
+        ),
+        click.option(
+            "--json", "json_path", type=click.Path(path_type=Path), help="Also write the result as JSON, for you alone."
+        ),
     ):
         command = option(command)
     return command
@@ -151,16 +177,13 @@ def _chosen_policy(
     return check_policy(changed_settings(settings, [*first, *assignments]))
 
 
-def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
-    if (prompt is None) == (prompt_file is None):
-        raise ConfigError("give one of --prompt and --prompt-file")
-    if prompt is not None:
-        return prompt
-    assert prompt_file is not None
+def _read_prompt(path: Path) -> str:
+    """From a file, or from standard input for '-'. Raises ConfigError."""
     try:
-        return prompt_file.read_text().removesuffix("\n")  # an editor's last newline is no part of the prompt
+        text = sys.stdin.read() if str(path) == "-" else path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the prompt in {prompt_file} cannot be read: {error}") from None
+        raise ConfigError(f"the prompt in {path} cannot be read: {error}") from None
+    return text.removesuffix("\n")  # an editor's last newline is no part of the prompt
 
 
 @main.command()
@@ -174,9 +197,9 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
 def client(
     path: Path,
     insecure: bool,
-    prompt: str | None,
     prompt_file: Path | None,
     max_new_tokens: int | None,
+    fixed_length: bool,
     json_path: Path | None,
     policy_name: str | None,
     budget: float | None,
@@ -185,27 +208,27 @@ def client(
     temperature: float | None,
     network: str | None,
 ) -> None:
-    """Run the data owner: generate from a private prompt."""
-    from mpcache.checkpoint import load_tokenizer
+    """Run the data owner: generate from a private prompt, from a file or standard input."""
     from mpcache.report import run_generation
-    from parties.client import Connection, Generation, Request
+    from parties.client import Generation
     from parties.settings import ClientSettings, load_settings
 
     settings = load_settings(path, ClientSettings)
-    identity = _identity(settings.certificates, "client", insecure or settings.insecure)
-    tokenizer = load_tokenizer(settings.tokenizer)
-    ids = tokenizer.encode(_read_prompt(prompt, prompt_file)).ids
+    if prompt_file is None and sys.stdin.isatty():
+        click.echo("Type the prompt, then Ctrl-D:", err=True)
+    connection, tokenizer, defaults = _client(settings, insecure)
+    ids = tokenizer.encode(_read_prompt(prompt_file or Path("-"))).ids
     if not ids:
         raise ConfigError("the prompt is empty")
-    connection = Connection(settings.owner, settings.dealer, identity, settings.state, settings.timeout_seconds)
-    request = Request(
-        ids,
-        max_new_tokens or settings.max_new_tokens,
-        settings.temperature if temperature is None else temperature,
-        _chosen_policy(settings.policy, policy_name, budget, assignments),
-        backend,
-        settings.model_digest,
-        network or settings.network,
+    request = replace(
+        defaults,
+        prompt=ids,
+        max_new_tokens=max_new_tokens or settings.max_new_tokens,
+        temperature=settings.temperature if temperature is None else temperature,
+        policy=_chosen_policy(settings.policy, policy_name, budget, assignments),
+        backend=backend,
+        network=network or settings.network,
+        fixed_length=fixed_length or settings.fixed_length,
     )
     result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, len(ids))
     result.backend, result.policy = backend, request.policy
@@ -220,23 +243,43 @@ def client(
 @click.option("--listen", default="127.0.0.1:7002", show_default=True, help="Loopback address for applications.")
 def gateway(path: Path, insecure: bool, listen: str) -> None:
     """Run the data owner's gateway: applications on this machine generate through it (proto/client.proto)."""
-    from mpcache.checkpoint import load_tokenizer
-    from parties.client import Connection, Request
+    _log_service()
     from parties.gateway import GatewayServer
     from parties.settings import ClientSettings, load_settings
 
     settings = load_settings(path, ClientSettings)
+    _serve(GatewayServer(listen, *_client(settings, insecure)), "gateway", listen, drain_seconds=60.0)
+
+
+def _client(settings: Any, insecure: bool) -> tuple[Any, Any, Any]:
+    """(connection, tokenizer, request without a prompt) of a data owner's settings."""
+    from mpcache.tokenizer import end_tokens, load_tokenizer
+    from parties.client import Connection, Request
+
     identity = _identity(settings.certificates, "client", insecure or settings.insecure)
-    connection = Connection(settings.owner, settings.dealer, identity, settings.state, settings.timeout_seconds)
-    defaults = Request(
+    connection = Connection(
+        settings.owner, settings.dealer, identity, settings.state, settings.timeout_seconds, settings.max_model_gib
+    )
+    tokenizer = load_tokenizer(settings.tokenizer)
+    ends = end_tokens(settings.tokenizer, tokenizer)
+    if not ends:
+        log.warning(
+            "%s does not say which tokens end an answer (generation_config.json, config.json, tokenizer_config.json): "
+            "every answer takes max_new_tokens",
+            settings.tokenizer,
+        )
+    request = Request(
         (),
         settings.max_new_tokens,
         settings.temperature,
         settings.policy,
         model_digest=settings.model_digest,
         network=settings.network,
+        end_tokens=ends,
+        fixed_length=settings.fixed_length,
+        vocabulary=tokenizer.get_vocab_size(),
     )
-    _serve(GatewayServer(listen, connection, load_tokenizer(settings.tokenizer), defaults), "gateway", listen)
+    return connection, tokenizer, request
 
 
 @main.command()
@@ -246,9 +289,9 @@ def gateway(path: Path, insecure: bool, listen: str) -> None:
 @_backend
 @click.option("--compare", is_flag=True, help="Also run the full cache privately, and measure it instead of planning.")
 def demo(
-    prompt: str | None,
     prompt_file: Path | None,
     max_new_tokens: int | None,
+    fixed_length: bool,
     json_path: Path | None,
     policy_name: str | None,
     budget: float | None,
@@ -263,25 +306,26 @@ def demo(
     """
     from parties.demo import run_demo
 
-    text = _read_prompt(prompt, prompt_file) if prompt is not None or prompt_file is not None else None
+    text = None if prompt_file is None else _read_prompt(prompt_file)
     policy = _chosen_policy(PolicySettings(), policy_name, budget, assignments)
-    run_demo(text, max_new_tokens or 16, model, json_path, policy, backend, compare)
+    run_demo(text, max_new_tokens or 16, model, json_path, policy, backend, compare, fixed_length)
 
 
 @main.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.option("--prompt", hidden=True, expose_value=False, callback=_refuse_prompt)
 @click.option(
     "--prompt-file",
-    type=click.File(encoding="utf-8"),
-    help="File with a prompt, - for standard input; a newline at its end is left out. Default: random tokens, or the "
-    "demo model's day sheet.",
+    type=click.Path(path_type=Path),
+    help="File with a prompt, or - for standard input; a newline at its end is left out. Default: random tokens, or "
+    "the demo model's day sheet.",
 )
 @_policy_options
 @click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Tokens to generate.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all of it as JSON, for you alone.")
 def inspect(
     model: Path | None,
-    prompt_file: TextIO | None,
+    prompt_file: Path | None,
     policy_name: str | None,
     budget: float | None,
     assignments: tuple[str, ...],
@@ -300,7 +344,7 @@ def inspect(
     if prompt_file is None and folder.resolve() == DEMO_MODEL.resolve():
         prompt: str | None = (DEMO_MODEL / "daysheet_512.txt").read_text()
     else:
-        prompt = None if prompt_file is None else _read_text(prompt_file)
+        prompt = None if prompt_file is None else _read_prompt(prompt_file)
     inspection = inspect_model(
         folder, prompt, _chosen_policy(PolicySettings(), policy_name, budget, assignments), max_new_tokens
     )
@@ -311,13 +355,6 @@ def inspect(
     if failure is not None:
         raise ModelError(failure)
     click.echo(inspection.measured.lines()[0])
-
-
-def _read_text(file: TextIO) -> str:
-    try:
-        return file.read().removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the prompt in {file.name} cannot be read: {error}") from None
 
 
 @main.command("policies")

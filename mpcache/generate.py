@@ -89,12 +89,16 @@ def steps(
 
 
 class Meter:
-    """Splits a run's seconds and cost into prefill (with the first token) and decoding."""
+    """Splits a run's seconds and cost into prefill (with the first token) and decoding.
+
+    steps: of each token after the first, in order; their sum is `decode`.
+    """
 
     def __init__(self, cost: Callable[[], Cost]) -> None:
         self._cost = cost
         self._started, self._before = time.perf_counter(), cost().copy()
         self.prefill, self.decode, self.tokens = Phase(), Phase(), 0
+        self.steps: list[Phase] = []
 
     def token(self) -> None:
         """A token has come."""
@@ -102,7 +106,9 @@ class Meter:
         if self.tokens == 0:
             self.prefill = Phase(seconds, cost)
         else:
+            before = self.decode
             self.decode = Phase(seconds - self.prefill.seconds, cost - self.prefill.cost)
+            self.steps.append(Phase(self.decode.seconds - before.seconds, self.decode.cost - before.cost))
         self.tokens += 1
 
     @property

@@ -39,6 +39,9 @@ LOOPBACK = Network("loopback", 0.0, 1e10)
 NETWORKS = {n.name: n for n in (LOOPBACK, Network("lan", 0.8e-3, 125e6), Network("wan", 20e-3, 50e6))}
 """lan: 1 Gbit/s; wan: 400 Mbit/s."""
 
+LONGEST_NAME = 64
+LONGEST_ROUND_TRIP = 100.0
+SLOWEST, FASTEST = 125.0, 125e9
 _UNITS = {"kbit": 125.0, "mbit": 125e3, "gbit": 125e6}
 
 
@@ -46,6 +49,8 @@ def parse_network(text: str) -> Network:
     """A preset's name, or RTT,BANDWIDTH such as 5ms,100mbit. Raises ConfigError."""
     if text in NETWORKS:
         return NETWORKS[text]
+    if len(text) > LONGEST_NAME:
+        raise ConfigError(f"a network is written in {LONGEST_NAME} characters at most")
     round_trip, _, bandwidth = text.lower().replace(" ", "").partition(",")
     try:
         unit = next(u for u in _UNITS if bandwidth.endswith(u))
@@ -56,6 +61,9 @@ def parse_network(text: str) -> Network:
         raise ConfigError(
             f"the network {text!r} is none of {', '.join(NETWORKS)}, nor written like 5ms,100mbit"
         ) from None
-    if network.round_trip < 0 or network.bandwidth <= 0:
-        raise ConfigError(f"the network {text!r} needs a round-trip time of zero or more and a bandwidth above zero")
+    if not (0 <= network.round_trip <= LONGEST_ROUND_TRIP and SLOWEST <= network.bandwidth <= FASTEST):
+        raise ConfigError(
+            f"the network {text!r} needs a round-trip time from zero to {LONGEST_ROUND_TRIP * 1e3:g} ms and a "
+            "bandwidth from 1 kbit to 1,000 gbit"
+        )
     return network

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from mpcache.backends import PRIVATE_BACKENDS, plan_session, private_backend
 from mpcache.decoder import Decoder
 from mpcache.generate import FULL, PREFILL_BLOCK, GenerationPlan, Program, decode, prefill
 from mpcache.model_config import ModelConfig
 from mpcache.network import LOOPBACK, parse_network
-from mpcache.policies import PolicySettings, check_policy, policy_settings
+from mpcache.policies import PolicySettings, check_policy
+from mpcache.wire import STRICT, from_wire, to_wire
 from protocols.correlation import Correlation
 from protocols.errors import ConfigError, HandshakeError
 from protocols.plan import Plan, ShapeArithmetic
 from protocols.ring import FRACTION_BITS, PRODUCT_BITS
 from protocols.session import Cost
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
+HOTTEST = 100
 PRECISION = f"fixed-point {FRACTION_BITS} bits, products {PRODUCT_BITS} bits"
 
 
@@ -28,7 +29,6 @@ class PublicParameters:
     """All that the dealer learns, and all that the program depends on."""
 
     model: ModelConfig
-    model_digest: str
     prompt_tokens: int
     max_new_tokens: int
     temperature: float = 0.0
@@ -37,6 +37,8 @@ class PublicParameters:
     precision: str = PRECISION
     block: int = PREFILL_BLOCK
     network: str = LOOPBACK.name
+
+    __pydantic_config__ = STRICT
 
     @property
     def round_bytes(self) -> int:
@@ -48,19 +50,22 @@ class PublicParameters:
 
     def to_json(self) -> str:
         """Canonical: equal parameters give equal text."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return to_wire(self)
 
     @staticmethod
     def from_json(text: str) -> PublicParameters:
-        try:
-            raw = json.loads(text)
-            model = ModelConfig.from_json(json.dumps(raw.pop("model")))
-            return PublicParameters(model=model, policy=policy_settings(raw.pop("policy")), **raw)
-        except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
-            raise HandshakeError(f"public parameters that cannot be read: {error}") from None
+        """What a peer sent. Raises HandshakeError, or what its parts raise for their bounds."""
+        return from_wire(PublicParameters, text, "the public parameters")
 
-    def check(self) -> None:
-        """Raises HandshakeError if the lengths do not fit the model."""
+    def check(self, role: str, most_prompt_tokens: int, most_new_tokens: int) -> None:
+        """Raises HandshakeError if this cannot be run, or if `role` does not allow it: whoever made it, it is checked
+        before anything is planned."""
+        if self.precision != PRECISION:
+            raise HandshakeError(f"this MPCache computes with {PRECISION}, not {self.precision[:60]}")
+        if self.block != PREFILL_BLOCK:
+            raise HandshakeError(f"this MPCache reads prompts in blocks of {PREFILL_BLOCK} tokens, not {self.block}")
+        if not 0 <= self.temperature <= HOTTEST:
+            raise HandshakeError(f"the temperature must be between 0 and {HOTTEST}")
         if self.backend not in PRIVATE_BACKENDS:
             raise HandshakeError(f"unknown backend {self.backend[:40]!r} (known: {', '.join(PRIVATE_BACKENDS)})")
         try:
@@ -68,6 +73,12 @@ class PublicParameters:
             parse_network(self.network)
         except ConfigError as error:
             raise HandshakeError(str(error)) from None
+        if self.prompt_tokens > most_prompt_tokens:
+            raise HandshakeError(f"the {role} allows {most_prompt_tokens} prompt tokens, not {self.prompt_tokens}")
+        if self.max_new_tokens > most_new_tokens:
+            raise HandshakeError(
+                f"the {role} allows {most_new_tokens} new tokens, not {self.max_new_tokens}: lower max_new_tokens"
+            )
         total = self.prompt_tokens + self.max_new_tokens
         if self.prompt_tokens < 1 or self.max_new_tokens < 1:
             raise HandshakeError("a generation needs a prompt and at least one new token")
@@ -78,12 +89,15 @@ class PublicParameters:
             )
 
 
-def plan_parts(parameters: PublicParameters, program: Program | None = None) -> Iterator[Plan]:
+def plan_parts(
+    parameters: PublicParameters, program: Program | None = None, check: Callable[[], None] = lambda: None
+) -> Iterator[Plan]:
     """The plan, a part for each block of the prompt and for each new token, made as it is asked for.
 
-    program: another one than a generation; a part for each value that it yields.
+    program: another one than a generation; a part for each value that it yields. check: called again and again while
+    it plans; raises if the plan is not wanted any more.
     """
-    session = plan_session(parameters.backend)
+    session = plan_session(parameters.backend, check)
     session.round_bytes = parameters.round_bytes
     with private_backend(parameters.backend, session) as backend:
         parts = _parts(parameters, Decoder(parameters.model, backend), program)
@@ -109,16 +123,21 @@ def _parts(parameters: PublicParameters, decoder: Decoder, program: Program | No
     yield from decode(decoder, generation, x, cache)
 
 
-def correlations(parameters: PublicParameters, program: Program | None = None) -> Iterator[Correlation]:
-    """Every correlation of a generation, in order."""
-    for part in plan_parts(parameters, program):
+def correlations(
+    parameters: PublicParameters, program: Program | None = None, check: Callable[[], None] = lambda: None
+) -> Iterator[Correlation]:
+    """Every correlation of a generation, in order. check: see `plan_parts`."""
+    for part in plan_parts(parameters, program, check):
         yield from part.correlations
 
 
-def plan_digest(parameters: PublicParameters, program: Program | None = None) -> str:
+def plan_digest(
+    parameters: PublicParameters, program: Program | None = None, check: Callable[[], None] = lambda: None
+) -> str:
     """Fingerprint of the program: all parameters, and every correlation and message of a block and two tokens.
 
-    The rest of the plan is the same code at other lengths, so two programs that differ, differ here.
+    The rest of the plan is the same code at other lengths, so two programs that differ, differ here. check: see
+    `plan_parts`.
     """
     start = replace(
         parameters,
@@ -126,7 +145,7 @@ def plan_digest(parameters: PublicParameters, program: Program | None = None) ->
         max_new_tokens=min(parameters.max_new_tokens, 2),
     )
     digest = hashlib.sha256(f"{PROTOCOL_VERSION}\n{parameters.to_json()}\n".encode())
-    for part in plan_parts(start, program):
+    for part in plan_parts(start, program, check):
         digest.update(repr((part.correlations, part.messages)).encode())
     return digest.hexdigest()
 

@@ -92,7 +92,7 @@ class Result:
         }
 
     def write(self, path: Path) -> None:
-        """As JSON, whole or not at all; it has the answer, so nobody else may read it."""
+        """As JSON, whole or not at all, readable by you alone: it holds the answer."""
         try:
             with written_whole(path, 0o600) as partial:
                 partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
@@ -103,7 +103,7 @@ class Result:
         """The costs, readable, to standard error's side of the answer."""
         if self.plain_answer is not None:
             same = "the same" if self.plain_answer == self.answer else "DIFFERENT"
-            click.echo(f"in plaintext: {self.plain_answer.strip()}  ({same})")
+            click.echo(f"in plaintext: {showable(self.plain_answer.strip())}  ({same})")
         if self.ranges is not None:
             show_ranges(self.ranges)
         full = self.full_cache
@@ -112,7 +112,8 @@ class Result:
             show_ranges(full.ranges)
         if full is not None and full.plain_answer not in (None, self.plain_answer):
             click.echo(
-                f"in plaintext with a full cache: {str(full.plain_answer).strip()}  (policy {self.policy.name} differs)"
+                f"in plaintext with a full cache: {showable(str(full.plain_answer).strip())}  "
+                f"(policy {self.policy.name} differs)"
             )
         prefill, decode = self.meter.prefill, self.meter.decode
         click.echo(f"prompt {self.prompt_tokens} tokens, answer {self.new_tokens} tokens, policy {self.policy.name}")
@@ -125,6 +126,11 @@ class Result:
                 _line(f"  full cache, {full.kind}", full.decode, full.tokens - 1)
         if self.setup_bytes:
             click.echo(f"  masked weights, sent once per model and client: {_megabytes(self.setup_bytes)}")
+
+
+def showable(text: str) -> str:
+    """A model's text, fit for a terminal: lines and tabs stay, other control characters do not reach it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def show_ranges(sizes: Sizes) -> None:
@@ -176,7 +182,7 @@ def run_generation(
             tokens.append(token)
             text = tokenizer.decode(tokens)
             if not text.endswith("\ufffd"):
-                click.echo(text[len(shown) :], nl=False)
+                click.echo(showable(text[len(shown) :]), nl=False)
                 shown = text
     answer = tokenizer.decode(tokens)
     click.echo("" if answer.endswith("\n") else "\n", nl=False)

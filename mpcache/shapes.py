@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from mpcache.model_config import ModelConfig, read_model_config
+from mpcache.config_file import read_model_config
+from mpcache.model_config import ModelConfig
 from protocols.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ thing, as nobody may see its values.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
@@ -174,10 +174,11 @@ def watched_answer(
     checkpoint: Checkpoint,
     plan: GenerationPlan,
     prompt: Sequence[int],
+    end_tokens: Collection[int] = (),
     on_block: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[int], Sizes]:
     """(tokens, sizes) of a generation in the clear: what a private one should answer, and whether it can."""
     backend = WatchedBackend()
-    decoder, ends = Decoder(checkpoint.config, backend, checkpoint.tensors), checkpoint.config.end_tokens
-    tokens = steps(decoder, plan, prompt, on_block, lambda token: token in ends)
+    decoder = Decoder(checkpoint.config, backend, checkpoint.tensors)
+    tokens = steps(decoder, plan, prompt, on_block, lambda token: token in end_tokens)
     return [token for token in tokens if token is not None], backend.sizes()

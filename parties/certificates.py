@@ -7,6 +7,8 @@ the client's.
 from __future__ import annotations
 
 import datetime
+import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from cryptography.x509.oid import NameOID
 from mpcache.files import written_whole
 from protocols.errors import ConfigError, IdentityError
 
+log = logging.getLogger("mpcache.certificates")
 ROLES = ("owner", "client", "dealer")
 
 
@@ -108,6 +111,8 @@ def load_identity(folder: Path, role: str) -> Identity:
     data = []
     for path in (folder / "ca.pem", folder / f"{role}.pem", folder / f"{role}.key"):
         try:
+            if path.suffix == ".key":
+                require_private(path)
             data.append(path.read_bytes())
         except OSError:
             raise IdentityError(
@@ -116,6 +121,18 @@ def load_identity(folder: Path, role: str) -> Identity:
     identity = Identity(role, *data)
     _check(identity, folder)
     return identity
+
+
+def require_private(path: Path) -> None:
+    """Refuse a secret that every user of this machine can read or change; warn of one that its group can.
+
+    Raises IdentityError, OSError.
+    """
+    mode = path.stat().st_mode if os.name == "posix" else 0
+    if mode & 0o007:
+        raise IdentityError(f"{path} can be read or changed by everybody on this machine: chmod 600 {path}")
+    if mode & 0o070:
+        log.warning("%s can be read or changed by its group: chmod 600 %s", path, path)
 
 
 def _check(identity: Identity, folder: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import queue
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,8 +21,10 @@ from mpcache.policies import PolicySettings
 from parties.certificates import Identity
 from parties.dealing import DealerLink, left
 from parties.generated import dealer_pb2, owner_pb2
-from parties.link import ClientLink, Frame
-from parties.weights import load_masked_weights, save_masked_weights
+from parties.link import SESSION_BYTES, ClientLink, Frame, told
+from parties.threads import start_thread
+from parties.tls import DEFAULT_TIMEOUT
+from parties.weights import check_size, load_masked_weights, save_masked_weights
 from protocols.backends.mpc import weight_bits
 from protocols.correlation import PartyCorrelations
 from protocols.errors import HandshakeError, MpcacheError, PeerLost
@@ -29,24 +33,32 @@ from protocols.ring import packed_bytes, stored, unpack
 from protocols.session import Session
 from protocols.transport import Transport
 
+_DIGEST, _FINGERPRINT = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}")
 _LAST_WORD = 2.0
 """Seconds that an owner's own reason may come later than the dealer's word that it left."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """Where the others are, and how to reach them."""
+    """Where the others are, and how to reach them. max_model_gib: of masked weights that are accepted."""
 
     owner: str
     dealer: str
     identity: Identity | None
     state: Path
-    timeout: float = 60.0
+    timeout: float = DEFAULT_TIMEOUT
+    max_model_gib: float = 16.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate. model_digest: accept this model alone; empty: any."""
+    """What to generate. model_digest: accept this model alone; empty: any.
+
+    end_tokens: which end the answer, by the client's own tokenizer (mpcache/tokenizer.py), never by the owner's word.
+    fixed_length: go on to max_new_tokens whatever is generated, so that the answer's length tells the owner nothing;
+    what comes after an end token is not given. vocabulary: of the client's tokenizer, which the model must have; 0 if
+    there is no tokenizer: then it is the prompt that must fit, and that it does not is seen by the owner.
+    """
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -55,12 +67,20 @@ class Request:
     backend: str = "mpc"
     model_digest: str = ""
     network: str = LOOPBACK.name
+    end_tokens: tuple[int, ...] = ()
+    fixed_length: bool = False
+    vocabulary: int = 0
+
+
+_END = object()
 
 
 class Generation:
     """One private generation. Iterate for the tokens; `meter` and `waited_for_dealer` tell what it took so far.
 
-    program, transport: for benchmarks, see `mpcache.generate.Program` and `protocols.transport.Transport`.
+    It runs in a thread of its own, which waits for nobody but its peers: neither a slow consumer nor the decoding of
+    text shows in the messages. program, transport: for benchmarks, see `mpcache.generate.Program` and
+    `protocols.transport.Transport`.
     """
 
     def __init__(
@@ -73,6 +93,10 @@ class Generation:
     ) -> None:
         self._connection, self._request, self._on_block = connection, request, on_block
         self._program, self._transport = program, transport
+        self._session_id = os.urandom(SESSION_BYTES)
+        self._link: ClientLink | None = None
+        self._dealer: DealerLink | None = None
+        self._stopped = False
         self.session: Session | None = None
         self.meter: Meter | None = None
         self.setup_bytes = 0
@@ -81,53 +105,96 @@ class Generation:
 
     def __iter__(self) -> Iterator[int]:
         """Raises MpcacheError; the other processes are told why."""
-        connection, session_id = self._connection, os.urandom(16)
-        link = ClientLink(connection.owner, connection.identity, session_id, connection.timeout)
-        dealer: DealerLink | None = None
+        found: queue.SimpleQueue[object] = queue.SimpleQueue()
+        done = start_thread("client: a session", self._work, found)
         try:
-            parameters, digest, weights = self._handshake(link)
-            self.parameters = parameters
-            seed = new_key()
-            request = dealer_pb2.DealRequest(
-                protocol_version=PROTOCOL_VERSION,
-                role="client",
-                session=session_id,
-                public_parameters=parameters.to_json(),
-                plan_digest=digest,
-                seed=seed,
-            )
-            dealer = DealerLink(connection.dealer, connection.identity, request, connection.timeout)
-            link.check = dealer.check
-            dealer.wait_started(link.check_peer)
-            channel = self._transport(link) if self._transport else link
-            session = self.session = Session(1, channel, PartyCorrelations(1, seed, dealer.read))
-            session.round_bytes = parameters.round_bytes
-            self.meter = Meter(lambda: session.cost)
-            with private_backend(parameters.backend, session, masked_weights=weights) as backend:
-                for token in self._steps(Decoder(parameters.model, backend), parameters):
-                    self.meter.token()
-                    self.waited_for_dealer = dealer.waited_seconds
-                    assert token is not None
-                    yield token
-        except GeneratorExit:
-            link.abort("the client stopped")
-            raise
+            while (item := found.get()) is not _END:
+                if isinstance(item, Exception):
+                    raise item
+                assert isinstance(item, int)
+                yield item
+        finally:
+            self._stop()
+            done.join()
+
+    def _stop(self) -> None:
+        """Whoever iterates has gone, or all is done."""
+        self._stopped = True
+        if self._link is not None:
+            self._link.abort("the client stopped")
+        if self._dealer is not None:
+            self._dealer.close()
+
+    def _check_wanted(self) -> None:
+        """After each link was made, as `_stop` ends only those that it finds."""
+        if self._stopped:
+            raise PeerLost("the client stopped")
+
+    def _work(self, found: queue.SimpleQueue[object]) -> None:
+        """The session, from its begin to its end; its tokens, and what went wrong, go into `found`."""
+        try:
+            for token in self._tokens():
+                found.put(token)
+        except Exception as error:  # a thread of its own: whatever it was, it is raised where tokens are awaited
+            found.put(error)
+        else:
+            found.put(_END)
+
+    def _tokens(self) -> Iterator[int]:
+        link = self._link = ClientLink(
+            self._connection.owner, self._connection.identity, self._session_id, self._connection.timeout
+        )
+        try:
+            self._check_wanted()
+            yield from self._session(link)
         except MpcacheError as error:
+            dealer = self._dealer
             reason = link.reason(_LAST_WORD) if dealer is not None and dealer.told == left("owner") else None
-            link.abort(reason or str(error))
+            link.abort(reason or told(error, "client"))
             if reason is not None:
                 raise PeerLost(reason) from None
             raise
-        except BaseException as error:
-            link.abort(f"the client failed: {type(error).__name__}")
+        except Exception as error:
+            link.abort(told(error, "client"))
             raise
         finally:
             link.disconnect()
-            if dealer is not None:
-                dealer.close()
+            if self._dealer is not None:
+                self._dealer.close()
+
+    def _session(self, link: ClientLink) -> Iterator[int]:
+        connection = self._connection
+        parameters, digest, weights = self._handshake(link)
+        self.parameters = parameters
+        seed = new_key()
+        request = dealer_pb2.DealRequest(
+            protocol_version=PROTOCOL_VERSION,
+            role="client",
+            session=link.session,
+            public_parameters=parameters.to_json(),
+            plan_digest=digest,
+            seed=seed,
+        )
+        dealer = self._dealer = DealerLink(connection.dealer, connection.identity, request, connection.timeout)
+        self._check_wanted()
+        link.check = dealer.check
+        dealer.wait_started(link.check_peer)
+        channel = self._transport(link) if self._transport else link
+        session = self.session = Session(1, channel, PartyCorrelations(1, seed, dealer.read))
+        session.round_bytes = parameters.round_bytes
+        meter = self.meter = Meter(lambda: session.cost)
+        with private_backend(parameters.backend, session, masked_weights=weights) as backend:
+            ended = False
+            for token in self._steps(Decoder(parameters.model, backend), parameters):
+                assert token is not None
+                meter.token()
+                self.waited_for_dealer = dealer.waited_seconds
+                if not ended:
+                    yield token
+                ended = ended or token in self._request.end_tokens
 
     def _steps(self, decoder: Decoder, parameters: PublicParameters) -> Iterator[int | None]:
-        ends = parameters.model.end_tokens
+        ends = () if self._request.fixed_length else self._request.end_tokens
         program = self._program or steps
         return program(decoder, parameters.generation(), self._request.prompt, self._on_block, lambda t: t in ends)
 
@@ -153,38 +220,47 @@ class Generation:
         if frame.WhichOneof("kind") != "welcome":
             raise HandshakeError("the owner did not answer with a welcome: is it another version of MPCache?")
         welcome = frame.welcome
+        if not (_DIGEST.fullmatch(welcome.model_digest) and _FINGERPRINT.fullmatch(welcome.masked_weights)):
+            raise HandshakeError("the owner's welcome names its model by what is no digest")
+        if wanted.model_digest and welcome.model_digest != wanted.model_digest:
+            raise HandshakeError("the owner offers another model than model_digest in the client's settings")
         parameters = PublicParameters.from_json(welcome.public_parameters)
         self._check(parameters)
-        digest = plan_digest(parameters, self._program)
+        digest = plan_digest(parameters, self._program, link.check_peer)
         if digest != welcome.plan_digest:
             raise HandshakeError(
                 "the client's plan differs from the owner's: install the same version of MPCache on both sides"
             )
-        return parameters, digest, self._weights(link, parameters, welcome.masked_weights)
+        return parameters, digest, self._weights(link, parameters, welcome)
 
     def _check(self, offered: PublicParameters) -> None:
-        """The owner may only have filled in its model."""
-        wanted = PublicParameters(
-            offered.model,
-            offered.model_digest,
-            len(self._request.prompt),
-            self._request.max_new_tokens,
-            self._request.temperature,
-            self._request.backend,
-            self._request.policy,
-            network=self._request.network,
+        """The owner may only have filled in its model, which must fit the client's tokenizer whatever the prompt is."""
+        wanted = self._request
+        asked_for = PublicParameters(
+            model=offered.model,
+            prompt_tokens=len(wanted.prompt),
+            max_new_tokens=wanted.max_new_tokens,
+            temperature=wanted.temperature,
+            backend=wanted.backend,
+            policy=wanted.policy,
+            network=wanted.network,
         )
-        if replace(offered) != wanted:
+        if offered != asked_for:
             raise HandshakeError("the owner answered with other lengths or settings than were asked for")
-        if self._request.model_digest and offered.model_digest != self._request.model_digest:
-            raise HandshakeError("the owner offers another model than model_digest in the client's settings")
-        offered.check()
-        if max(self._request.prompt) >= offered.model.vocabulary:
-            raise HandshakeError("the tokenizer does not fit the owner's model: a token is beyond its vocabulary")
+        offered.check("client", len(wanted.prompt), wanted.max_new_tokens)
+        check_size(offered.model, "client", self._connection.max_model_gib)
+        vocabulary = wanted.vocabulary or max(wanted.prompt) + 1
+        if vocabulary > offered.model.vocabulary:
+            raise HandshakeError(
+                f"the tokenizer does not fit the owner's model: it has tokens beyond its vocabulary of "
+                f"{offered.model.vocabulary}"
+            )
 
-    def _weights(self, link: ClientLink, parameters: PublicParameters, fingerprint: str) -> dict[str, torch.Tensor]:
-        state = self._connection.state
-        kept, weights = load_masked_weights(state, parameters.model_digest)
+    def _weights(
+        self, link: ClientLink, parameters: PublicParameters, welcome: owner_pb2.Welcome
+    ) -> dict[str, torch.Tensor]:
+        state, fingerprint = self._connection.state, welcome.masked_weights
+        kept, weights = load_masked_weights(state, welcome.model_digest)
         shapes = weight_shapes(parameters.model)
         wanted = {n: (shape, stored(torch.empty(0), weight_bits(n)).dtype) for n, shape in shapes.items()}
         complete = kept == fingerprint and {n: (tuple(w.shape), w.dtype) for n, w in weights.items()} == wanted
@@ -198,5 +274,5 @@ class Generation:
             weights[name] = stored(unpack(link.receive(nbytes), shape, bits), bits)
             link.send(b"\x01")
             self.setup_bytes += nbytes
-        save_masked_weights(state, fingerprint, parameters.model_digest, weights)
+        save_masked_weights(state, fingerprint, welcome.model_digest, weights)
         return weights

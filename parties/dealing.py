@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -15,15 +16,24 @@ from mpcache.generate import Program
 from mpcache.planning import PROTOCOL_VERSION, PublicParameters, correlations, plan_digest
 from parties.certificates import Identity
 from parties.generated import dealer_pb2, dealer_pb2_grpc
-from parties.link import explain_error, printable
+from parties.link import SESSION_BYTES, explain_error, printable, told
+from parties.logs import SessionLog
+from parties.places import Places
+from parties.planning import planning_check
+from parties.settings import DealerSettings
 from parties.threads import start_thread
-from parties.tls import on_end, open_channel, open_server, require_role
+from parties.tls import PART_BYTES, REQUEST_BYTES, Peer, on_end, open_channel, open_server, require_peer
+from parties.weights import check_size
 from protocols.correlation import Dealer
-from protocols.errors import HandshakeError, MpcacheError, PeerLost
+from protocols.errors import Busy, ConfigError, HandshakeError, MpcacheError, PeerLost, ProtocolError
+from protocols.randomness import KEY_BYTES
 
 Corrections = dealer_pb2.Corrections
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = PART_BYTES
 PARTIES = ("owner", "client")
+WAITING = 32
+"""Calls, beyond those of sessions, that may wait for their session's other party or their refusal."""
+log = logging.getLogger("mpcache.dealer")
 
 
 def left(role: str) -> str:
@@ -35,6 +45,7 @@ def left(role: str) -> str:
 class _Pairing:
     """A session that waits for its second party, or runs."""
 
+    journal: SessionLog
     requests: dict[str, dealer_pb2.DealRequest] = field(default_factory=dict)
     complete: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -45,31 +56,58 @@ class _Pairing:
             self.failure = failure
             self.ended.set()
             self.complete.set()  # whoever waits for the second party hears of it
+            if failure is None:
+                self.journal.info("session ends")
+            else:
+                self.journal.warning("session ends: %s", failure)
+
+    def check(self) -> None:
+        """Raises PeerLost if nobody waits any more."""
+        if self.ended.is_set():
+            raise PeerLost(self.failure or "the session has ended")
 
 
 class DealerService(dealer_pb2_grpc.DealerServicer):
     """Pairs the two parties of a session and streams party 1 its corrections; party 0 hears only how it goes.
 
-    memory_bytes bounds what is made ahead of the client. The dealer learns public parameters and the two seeds.
+    The settings' memory_mib bounds what is made ahead of the client. The dealer learns public parameters and the two
+    seeds.
     """
 
-    def __init__(self, insecure: bool, timeout: float, memory_bytes: int, program: Program | None = None) -> None:
-        self._insecure, self._timeout, self._memory_bytes = insecure, timeout, memory_bytes
-        self._program = program
-        self._sessions: dict[bytes, _Pairing] = {}
+    def __init__(self, settings: DealerSettings, insecure: bool, program: Program | None = None) -> None:
+        self._settings, self._insecure, self._program = settings, insecure, program
+        self._pairings: dict[bytes, _Pairing] = {}
         self._lock = threading.Lock()
+        total = settings.max_sessions
+        self._sessions = Places("dealer", "sessions", total, total)
+        self._calls = Places("dealer", "calls", 2 * total + WAITING, settings.max_calls_per_certificate)
 
     def Deal(self, request: dealer_pb2.DealRequest, context: grpc.ServicerContext) -> Iterator[dealer_pb2.Corrections]:
-        role = require_role(context, (request.role,) if request.role in PARTIES else PARTIES, self._insecure)
-        pairing = self._join(role, request)
-        other = next(p for p in PARTIES if p != role)
-        on_end(context, lambda: pairing.end(left(role)))
+        peer = require_peer(context, (request.role,) if request.role in PARTIES else PARTIES, self._insecure)
+        journal = SessionLog(log, request.session)
         try:
-            if not pairing.complete.wait(self._timeout):
-                pairing.end(f"the {other} did not come within {self._timeout:g} seconds")
+            _check_request(peer.role, request)
+            self._calls.take(peer.certificate)
+        except (Busy, HandshakeError) as error:
+            journal.warning("refused %s: %s", peer, error)
+            yield Corrections(failure=str(error))
+            return
+        on_end(context, lambda: self._calls.free(peer.certificate))
+        yield from self._serve(peer, request, context, journal)
+
+    def _serve(
+        self, peer: Peer, request: dealer_pb2.DealRequest, context: grpc.ServicerContext, journal: SessionLog
+    ) -> Iterator[dealer_pb2.Corrections]:
+        pairing = self._join(peer.role, request, journal)
+        journal.info("%s has come", peer)
+        other = next(p for p in PARTIES if p != peer.role)
+        on_end(context, lambda: pairing.end(left(peer.role)))
+        try:
+            if not pairing.complete.wait(self._settings.timeout_seconds):
+                pairing.end(f"the {other} did not come within {self._settings.timeout_seconds:g} seconds")
             if pairing.failure is None:
                 yield Corrections(started=True)
-                if role == "client":
+                if peer.role == "client":
                     yield from self._corrections(pairing)
                 else:
                     pairing.ended.wait()
@@ -78,13 +116,14 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             else:
                 yield Corrections(failure=pairing.failure)
         finally:
-            pairing.end(left(role))
+            pairing.end(left(peer.role))
             with self._lock:
-                self._sessions.pop(request.session, None)
+                if self._pairings.get(request.session) is pairing:
+                    del self._pairings[request.session]
 
-    def _join(self, role: str, request: dealer_pb2.DealRequest) -> _Pairing:
+    def _join(self, role: str, request: dealer_pb2.DealRequest, journal: SessionLog) -> _Pairing:
         with self._lock:
-            pairing = self._sessions.setdefault(request.session, _Pairing())
+            pairing = self._pairings.setdefault(request.session, _Pairing(journal))
             if role in pairing.requests:
                 pairing.end(f"two processes came as the {role}")
                 return pairing
@@ -98,44 +137,75 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
 
     def _corrections(self, pairing: _Pairing) -> Iterator[dealer_pb2.Corrections]:
         """Chunks made by a thread that runs ahead by at most the allowed memory."""
-        ahead = _BoundedChunks(self._memory_bytes)
-        start_thread("dealer: corrections", _make, pairing, ahead, self._program)
+        ahead = _BoundedChunks(self._settings.memory_mib << 20)
+        start_thread("dealer: corrections", self._make, pairing, ahead)
         try:
             while (chunk := ahead.get(pairing.ended)) is not None:
                 yield Corrections(chunk=chunk)
             if pairing.failure is None:
-                pairing.ended.set()
+                pairing.end()
         finally:
             ahead.close()
+
+    def _make(self, pairing: _Pairing, ahead: _BoundedChunks) -> None:
+        owner, client = pairing.requests["owner"], pairing.requests["client"]
+        try:
+            with self._sessions.taken("any"):
+                parameters = self._parameters(owner)
+                pairing.journal.info(
+                    "session begins: %d prompt tokens, at most %d new ones, policy %s, backend %s",
+                    parameters.prompt_tokens, parameters.max_new_tokens, parameters.policy.name, parameters.backend,
+                )  # fmt: skip
+                check = planning_check(self._settings.planning_seconds, pairing.check)
+                if plan_digest(parameters, self._program, check) != owner.plan_digest:
+                    raise HandshakeError("the dealer's plan differs from the parties': use the same MPCache everywhere")
+                dealer = Dealer((owner.seed, client.seed), owner.weight_key)
+                for correlation in correlations(parameters, self._program, pairing.check):
+                    data = dealer.correction(correlation)
+                    for start in range(0, len(data), CHUNK_BYTES):
+                        if not ahead.put(data[start : start + CHUNK_BYTES]):
+                            return
+                ahead.finish()
+        except Exception as error:  # a thread of its own: whatever it was, the parties must hear of it
+            if not isinstance(error, MpcacheError):
+                pairing.journal.exception("the dealer failed")
+            pairing.end(told(error, "dealer"))
+            ahead.close()
+
+    def _parameters(self, request: dealer_pb2.DealRequest) -> PublicParameters:
+        """What both parties sent, checked before anything is planned. Raises HandshakeError, ModelError."""
+        s = self._settings
+        try:
+            parameters = PublicParameters.from_json(request.public_parameters)
+        except ConfigError as error:
+            raise HandshakeError(str(error)) from None
+        parameters.check("dealer", s.max_prompt_tokens, s.max_new_tokens)
+        if parameters.backend not in s.backends:
+            allowed = ", ".join(s.backends)
+            raise HandshakeError(f"the dealer does not allow the backend {parameters.backend!r} (allowed: {allowed})")
+        check_size(parameters.model, "dealer", s.max_model_gib)
+        return parameters
+
+
+def _check_request(role: str, request: dealer_pb2.DealRequest) -> None:
+    """Raises HandshakeError."""
+    if request.protocol_version != PROTOCOL_VERSION:
+        raise HandshakeError(
+            f"the dealer speaks protocol version {PROTOCOL_VERSION}, the {role} {request.protocol_version}: "
+            "install the same MPCache everywhere"
+        )
+    key_bytes = KEY_BYTES if role == "owner" else 0
+    sizes = len(request.session), len(request.seed), len(request.weight_key)
+    if sizes != (SESSION_BYTES, KEY_BYTES, key_bytes):
+        raise HandshakeError("a request's session, seed or weight key is not of its length")
 
 
 def _disagreement(requests: dict[str, dealer_pb2.DealRequest]) -> str | None:
     a, b = requests["owner"], requests["client"]
-    for what in ("protocol_version", "public_parameters", "plan_digest"):
+    for what in ("public_parameters", "plan_digest"):
         if getattr(a, what) != getattr(b, what):
             return f"the owner and the client gave the dealer different values of {what.replace('_', ' ')}"
-    if a.protocol_version != PROTOCOL_VERSION:
-        return f"the dealer speaks protocol version {PROTOCOL_VERSION}, the parties {a.protocol_version}"
     return None
-
-
-def _make(pairing: _Pairing, ahead: _BoundedChunks, program: Program | None) -> None:
-    owner, client = pairing.requests["owner"], pairing.requests["client"]
-    try:
-        parameters = PublicParameters.from_json(owner.public_parameters)
-        parameters.check()
-        if plan_digest(parameters, program) != owner.plan_digest:
-            raise HandshakeError("the dealer's plan differs from the parties': use the same MPCache everywhere")
-        dealer = Dealer((owner.seed, client.seed), owner.weight_key)
-        for correlation in correlations(parameters, program):
-            data = dealer.correction(correlation)
-            for start in range(0, len(data), CHUNK_BYTES):
-                if not ahead.put(data[start : start + CHUNK_BYTES]):
-                    return
-        ahead.finish()
-    except Exception as error:  # a thread of its own: whatever it was, the parties must hear of it
-        pairing.end(str(error) if isinstance(error, MpcacheError) else f"the dealer failed: {type(error).__name__}")
-        ahead.close()
 
 
 class _BoundedChunks:
@@ -188,21 +258,18 @@ class _BoundedChunks:
 class DealerServer:
     """The dealer's process: serves until stopped. program: see `mpcache.generate.Program`."""
 
-    def __init__(
-        self,
-        address: str,
-        identity: Identity | None,
-        timeout: float = 60.0,
-        memory_bytes: int = 128 << 20,
-        program: Program | None = None,
-    ) -> None:
-        self._server, self.port = open_server(address, identity, workers=32)
-        service = DealerService(identity is None, timeout, memory_bytes, program)
+    def __init__(self, settings: DealerSettings, identity: Identity | None, program: Program | None = None) -> None:
+        workers = 2 * settings.max_sessions + WAITING
+        self._server, self.port = open_server(
+            settings.listen, identity, workers, settings.timeout_seconds, REQUEST_BYTES
+        )
+        service = DealerService(settings, identity is None, program)
         dealer_pb2_grpc.add_DealerServicer_to_server(service, self._server)
         self._server.start()
 
-    def wait(self) -> None:
-        self._server.wait_for_termination()
+    def drain(self, seconds: float) -> threading.Event:
+        """Accept no more sessions; running ones may take so long to end. Set when they have."""
+        return self._server.stop(grace=seconds)
 
     def stop(self) -> None:
         self._server.stop(grace=0.5).wait()
@@ -223,7 +290,7 @@ class DealerLink:
         memory_bytes: int = 64 << 20,
     ) -> None:
         self._timeout = timeout
-        self._channel = open_channel(address, identity, "dealer")
+        self._channel = open_channel(address, identity, "dealer", timeout)
         self._chunks: queue.Queue[bytes] = queue.Queue(maxsize=max(2, memory_bytes // CHUNK_BYTES))
         self._current = memoryview(b"")
         self._failure: str | None = None
@@ -236,7 +303,7 @@ class DealerLink:
         self._stream = dealer_pb2_grpc.DealerStub(self._channel).Deal(request)
 
         def explain(error: grpc.RpcError) -> str:
-            return explain_error(error, address, identity, "dealer")
+            return explain_error(error, address, "dealer")
 
         start_thread(f"{request.role}: corrections from the dealer", self._feed, explain)
 
@@ -245,6 +312,8 @@ class DealerLink:
             for reply in self._stream:
                 kind = reply.WhichOneof("kind")
                 if kind == "chunk":
+                    if not reply.chunk:
+                        raise ProtocolError("the dealer sent a chunk without bytes")
                     self._put(reply.chunk)
                 elif kind == "started":
                     self.started.set()
@@ -255,6 +324,9 @@ class DealerLink:
             else:
                 if self._failure is None and not self._closed:
                     self.finished.set()
+        except ProtocolError as error:
+            self._failure = str(error)
+            self._stream.cancel()
         except grpc.RpcError as error:
             if not self._closed:
                 self._failure = explain(error)  # type: ignore[operator]
@@ -321,6 +393,7 @@ class DealerLink:
                 return chunk
 
     def close(self) -> None:
+        self._failure = self._failure or "the link to the dealer was closed"
         self._closed = True
         self._stream.cancel()
         self._channel.close()

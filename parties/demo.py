@@ -8,20 +8,22 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from mpcache.backends import PRIVATE_BACKENDS
 from mpcache.bounds import Sizes
-from mpcache.checkpoint import load_checkpoint, load_tokenizer
+from mpcache.checkpoint import load_checkpoint
+from mpcache.config_file import read_model_config
 from mpcache.generate import FULL, GenerationPlan, Phase
-from mpcache.model_config import read_model_config
 from mpcache.planning import PublicParameters, phase_costs
 from mpcache.policies import PolicySettings
 from mpcache.report import FullCache, Result, run_generation
+from mpcache.tokenizer import end_tokens, load_tokenizer
 from mpcache.watched import watched_answer
 from parties.certificates import load_identity, write_development_certificates
 from parties.client import Connection, Generation, Request
@@ -78,15 +80,11 @@ def local_parties(model: Path) -> Iterator[Connection]:
         folder = Path(name)
         certificates = folder / "certificates"
         write_development_certificates(certificates, days=1)
-        dealer_file = _toml(folder / "dealer.toml", listen="127.0.0.1:0", certificates=certificates)
+        shared = {"listen": "127.0.0.1:0", "certificates": certificates, "backends": PRIVATE_BACKENDS}
+        dealer_file = _toml(folder / "dealer.toml", **shared)
         with role_process("dealer", dealer_file) as dealer:
             owner_file = _toml(
-                folder / "owner.toml",
-                listen="127.0.0.1:0",
-                dealer=dealer,
-                model=model.resolve(),
-                certificates=certificates,
-                state=folder / "owner-state",
+                folder / "owner.toml", dealer=dealer, model=model.resolve(), state=folder / "owner-state", **shared
             )
             with role_process("owner", owner_file) as owner:
                 identity = load_identity(certificates, "client")
@@ -101,6 +99,7 @@ def run_demo(
     policy: PolicySettings = DEFAULT_POLICY,
     backend: str = "mpc",
     compare: bool = False,
+    fixed_length: bool = False,
 ) -> Result:
     """Answer privately, then in plaintext, and print both with their costs and those of a full cache.
 
@@ -110,17 +109,26 @@ def run_demo(
     tokenizer = load_tokenizer(folder)
     if prompt is None:
         if model is not None:
-            raise ConfigError("with --model, give --prompt or --prompt-file as well")
+            raise ConfigError("with --model, give --prompt-file as well")
         prompt = (DEMO_MODEL / "daysheet_512.txt").read_text()
     ids = tokenizer.encode(prompt).ids
     if not ids:
         raise ConfigError("the prompt is empty")
     click.echo(f"private prompt of {len(ids)} tokens, ending: ...{prompt[-160:]}", nl=not prompt.endswith("\n"))
+    ends = end_tokens(folder, tokenizer)
     with local_parties(folder) as connection:
-        request = Request(ids, max_new_tokens, policy=policy, backend=backend)
+        request = Request(
+            ids,
+            max_new_tokens,
+            policy=policy,
+            backend=backend,
+            end_tokens=ends,
+            fixed_length=fixed_length,
+            vocabulary=tokenizer.get_vocab_size(),
+        )
         result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, len(ids))
         result.backend, result.policy = backend, policy
-        plain, result.ranges = plain_twin(folder, ids, max_new_tokens, policy)
+        plain, result.ranges = plain_twin(folder, ids, max_new_tokens, policy, ends)
         result.plain_answer = tokenizer.decode(plain)
         if policy.name != FULL.name:
             request = replace(request, policy=FULL, max_new_tokens=result.new_tokens)
@@ -129,7 +137,7 @@ def run_demo(
             elif backend == "mpc":  # CrypTen is planned by a dry run, which takes as long as a real one
                 result.full_cache = _planned_full(folder, request)
             if result.full_cache is not None:
-                plain, result.full_cache.ranges = plain_twin(folder, ids, max_new_tokens)
+                plain, result.full_cache.ranges = plain_twin(folder, ids, max_new_tokens, FULL, ends)
                 result.full_cache.plain_answer = tokenizer.decode(plain)
     result.show()
     if json_path:
@@ -139,7 +147,7 @@ def run_demo(
 
 def _planned_full(folder: Path, request: Request) -> FullCache:
     parameters = PublicParameters(
-        read_model_config(folder), "", len(request.prompt), request.max_new_tokens, backend=request.backend
+        read_model_config(folder), len(request.prompt), request.max_new_tokens, backend=request.backend
     )
     prefill, decode = phase_costs(parameters)
     return FullCache("planned", Phase(cost=prefill), Phase(cost=decode), request.max_new_tokens)
@@ -155,12 +163,23 @@ def _measured_full(connection: Connection, request: Request) -> FullCache:
 
 
 def plain_twin(
-    folder: Path, prompt: Sequence[int], max_new_tokens: int, policy: PolicySettings = FULL
+    folder: Path,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    policy: PolicySettings = FULL,
+    end_tokens: Collection[int] = (),
 ) -> tuple[list[int], Sizes]:
     """What the same model generates in the clear, and how large its values get where a private run bounds them."""
-    return watched_answer(load_checkpoint(folder), GenerationPlan(len(prompt), max_new_tokens, policy=policy), prompt)
+    plan = GenerationPlan(len(prompt), max_new_tokens, policy=policy)
+    return watched_answer(load_checkpoint(folder), plan, prompt, end_tokens)
 
 
-def plain_answer(folder: Path, prompt: Sequence[int], max_new_tokens: int, policy: PolicySettings = FULL) -> list[int]:
+def plain_answer(
+    folder: Path,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    policy: PolicySettings = FULL,
+    end_tokens: Collection[int] = (),
+) -> list[int]:
     """What the same model generates in the clear."""
-    return plain_twin(folder, prompt, max_new_tokens, policy)[0]
+    return plain_twin(folder, prompt, max_new_tokens, policy, end_tokens)[0]

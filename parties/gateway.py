@@ -6,7 +6,9 @@ Whoever reaches the gateway can use the data owner's identity, so it listens on 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import grpc
 from tokenizers import Tokenizer
@@ -14,7 +16,7 @@ from tokenizers import Tokenizer
 from mpcache.report import Result
 from parties.client import Connection, Generation, Request
 from parties.generated import client_pb2, client_pb2_grpc
-from parties.tls import open_server
+from parties.tls import open_server, require_loopback
 from protocols.errors import MpcacheError
 
 
@@ -30,15 +32,8 @@ class GatewayService(client_pb2_grpc.ClientServicer):
         prompt = self._tokenizer.encode(request.prompt).ids
         if not prompt:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the prompt is empty")
-        defaults = self._defaults
-        wanted = Request(
-            prompt,
-            request.max_new_tokens or defaults.max_new_tokens,
-            defaults.temperature,
-            defaults.policy,
-            defaults.backend,
-            defaults.model_digest,
-        )
+        most = request.max_new_tokens or self._defaults.max_new_tokens
+        wanted = replace(self._defaults, prompt=prompt, max_new_tokens=most)
         generation = Generation(self._connection, wanted)
         tokens: list[int] = []
         shown = ""
@@ -69,12 +64,14 @@ class GatewayServer:
     """The gateway's process: serves until stopped, in plaintext on loopback."""
 
     def __init__(self, address: str, connection: Connection, tokenizer: Tokenizer, defaults: Request) -> None:
+        require_loopback(address)
         self._server, self.port = open_server(address, None, workers=4)
         client_pb2_grpc.add_ClientServicer_to_server(GatewayService(connection, tokenizer, defaults), self._server)
         self._server.start()
 
-    def wait(self) -> None:
-        self._server.wait_for_termination()
+    def drain(self, seconds: float) -> threading.Event:
+        """Accept nothing more; what runs may take so long to end. Set when it has."""
+        return self._server.stop(grace=seconds)
 
     def stop(self) -> None:
         self._server.stop(grace=0.5).wait()

@@ -1,9 +1,14 @@
-"""The link between the two parties: one long-lived gRPC stream, one message a round, in order or not at all."""
+"""The link between the two parties: one long-lived gRPC stream, one message a round, in order or not at all.
+
+A message travels in parts of PART_BYTES, so that no process accepts a large gRPC message; how many bytes are due is
+known before each message. Frames that come before they are due wait, and beyond AHEAD of them the peer does.
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -11,10 +16,14 @@ import grpc
 from parties.certificates import Identity
 from parties.generated import owner_pb2, owner_pb2_grpc
 from parties.threads import start_thread
-from parties.tls import explain_failure, open_channel
-from protocols.errors import MpcacheError, PeerLost, ProtocolError
+from parties.tls import DEFAULT_TIMEOUT, PART_BYTES, open_channel
+from protocols.errors import Busy, HandshakeError, ModelError, PeerLost, ProtocolError
 
 Frame = owner_pb2.Frame
+SESSION_BYTES = 16
+"""Of a session's id, random."""
+AHEAD = 16
+"""Frames that wait here at most before the peer is made to wait."""
 _END = object()
 _REASON_LENGTH = 300
 
@@ -22,6 +31,13 @@ _REASON_LENGTH = 300
 def printable(text: str) -> str:
     """A peer's text, fit to be shown: no control characters, not too long."""
     return "".join(c if c.isprintable() else " " for c in text)[:_REASON_LENGTH]
+
+
+def told(error: Exception, role: str) -> str:
+    """What a peer is told of an error: what concerns both, not this machine's files and settings."""
+    if isinstance(error, HandshakeError | Busy | ProtocolError | PeerLost | ModelError):
+        return str(error)
+    return f"the {role} failed ({type(error).__name__})"
 
 
 class Link:
@@ -38,6 +54,7 @@ class Link:
         self._ended: str | None = None
         self._lost: str | None = None
         self._is_lost = threading.Event()
+        self._closed = False
         self.check: Callable[[], None] = lambda: None  # called while waiting: raises if another peer is lost
 
     # ------------------------------------------------------------ Channel
@@ -45,11 +62,23 @@ class Link:
     def send(self, payload: bytes) -> None:
         if self._ended is not None:
             raise PeerLost(self._ended)
-        message = owner_pb2.Message(session=self.session, sequence=self._sent, length=len(payload), payload=payload)
+        for start in range(0, max(1, len(payload)), PART_BYTES):
+            part = payload if len(payload) <= PART_BYTES else payload[start : start + PART_BYTES]
+            message = owner_pb2.Message(session=self.session, sequence=self._sent, length=len(payload), payload=part)
+            self._outbox.put(Frame(message=message))
         self._sent += 1
-        self._outbox.put(Frame(message=message))
 
     def receive(self, expected: int) -> bytes:
+        parts: list[bytes] = []
+        missing = expected
+        while missing > 0 or not parts:
+            parts.append(self._part(expected, min(missing, PART_BYTES)))
+            missing -= len(parts[-1])
+        self._received += 1
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _part(self, expected: int, due: int) -> bytes:
+        """The next `due` bytes of a message of `expected`."""
         frame = self.next_frame()
         kind = frame.WhichOneof("kind")
         if kind != "message":
@@ -61,12 +90,11 @@ class Link:
             raise ProtocolError(
                 f"the {self.peer} sent message {message.sequence} where message {self._received} was due"
             )
-        if message.length != len(message.payload) or message.length != expected:
+        if message.length != expected or len(message.payload) != due:
             raise ProtocolError(
-                f"the {self.peer}'s message {self._received} has {len(message.payload)} bytes "
-                f"(it says {message.length}), {expected} were due"
+                f"the {self.peer}'s message {self._received} has {message.length} bytes, of which "
+                f"{len(message.payload)} came at once, where {expected} and {due} were due"
             )
-        self._received += 1
         return message.payload
 
     # ------------------------------------------------------------ frames
@@ -78,7 +106,8 @@ class Link:
         """The peer's next frame. Raises PeerLost with the reason if there will be none."""
         if self._ended is not None:
             raise PeerLost(self._ended)
-        left = self.timeout if timeout is None else timeout
+        limit = self.timeout if timeout is None else timeout
+        left = limit
         while True:
             try:
                 frame = self._inbox.get(timeout=min(0.5, left))
@@ -87,7 +116,7 @@ class Link:
                 self.check()
                 left -= 0.5
                 if left <= 0:
-                    self._ended = f"the {self.peer} sent nothing for {self.timeout:g} seconds"
+                    self._ended = f"the {self.peer} sent nothing for {limit:g} seconds"
                     raise PeerLost(self._ended) from None
         if isinstance(frame, str):
             self._ended = frame
@@ -105,11 +134,13 @@ class Link:
         return self._lost if self._is_lost.wait(within) else None
 
     def abort(self, reason: str) -> None:
-        """Tell the peer why the session ends, and end it."""
+        """Tell the peer why the session ends, and end it: whoever still waits here hears of it, too."""
         self._outbox.put(Frame(abort=owner_pb2.Abort(role=self.role, reason=printable(reason))))
+        self._inbox.put(reason)
         self.close()
 
     def close(self) -> None:
+        self._closed = True
         self._outbox.put(_END)
 
     def lost(self, reason: str) -> None:
@@ -125,12 +156,19 @@ class Link:
                 if frame.WhichOneof("kind") == "abort":
                     self.lost(f"the {self.peer} ended the session: {printable(frame.abort.reason)}")
                 else:
-                    self._inbox.put(frame)
+                    self._take_in(frame)
             self.lost(f"the {self.peer} closed the connection")
         except grpc.RpcError as error:
             self.lost(explain(error))
         except Exception as error:  # whatever it was, nobody must be left waiting
             self.lost(f"the connection to the {self.peer} broke: {error}")
+
+    def _take_in(self, frame: owner_pb2.Frame) -> None:
+        """Keep a frame until it is due. While AHEAD of them wait, the stream is not read: gRPC holds the peer back."""
+        while self._inbox.qsize() >= AHEAD and not self._closed:
+            time.sleep(0.002)
+        if not self._closed:
+            self._inbox.put(frame)
 
     def outgoing(self) -> Iterator[owner_pb2.Frame]:
         while (frame := self._outbox.get()) is not _END:
@@ -141,33 +179,32 @@ class Link:
 class ClientLink(Link):
     """The client's end: opens the stream to the owner."""
 
-    def __init__(self, address: str, identity: Identity | None, session: bytes, timeout: float) -> None:
+    def __init__(
+        self, address: str, identity: Identity | None, session: bytes, timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
         super().__init__("client", "owner", session, timeout)
-        self._channel = open_channel(address, identity, "owner")
+        self._channel = open_channel(address, identity, "owner", timeout)
         frames = owner_pb2_grpc.OwnerStub(self._channel).Converse(self.outgoing())
 
         def explain(error: grpc.RpcError) -> str:
-            return explain_error(error, address, identity, "owner")
+            return explain_error(error, address, "owner")
 
         start_thread("client: frames from the owner", self.feed, frames, explain)
 
     def disconnect(self) -> None:
         """Let the owner end the stream, if it answers, then close the connection."""
         self.close()
-        try:
-            while True:
-                self.next_frame(timeout=2.0)
-        except MpcacheError:
-            self._channel.close()
+        self._is_lost.wait(2.0)
+        self._channel.close()
 
 
-def explain_error(error: grpc.RpcError, address: str, identity: Identity | None, role: str) -> str:
+def explain_error(error: grpc.RpcError, address: str, role: str) -> str:
     """A gRPC error in words that say what to do."""
     code, details = error.code(), printable(error.details() or "")
     if code == grpc.StatusCode.PERMISSION_DENIED:
         return f"the {role} refused: {details}"
-    if code == grpc.StatusCode.UNAVAILABLE and ("connect" in details.lower() or "handshake" in details.lower()):
-        return explain_failure(address, identity, role)
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return f"the {role} at {address} refused: {details or 'it has no place left'}; try again later"
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
         return f"lost the {role} at {address}: its process ended or the connection broke ({details or code.name})"
     return f"the {role} failed: {details or code.name}"

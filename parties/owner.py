@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import grpc
@@ -14,24 +14,33 @@ from mpcache.checkpoint import Checkpoint, load_checkpoint
 from mpcache.decoder import Decoder
 from mpcache.generate import Program, steps
 from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, plan_digest
-from mpcache.policies import PolicySettings
-from parties.certificates import Identity, fingerprint
+from mpcache.policies import PolicySettings, policies
+from parties.certificates import Identity
 from parties.dealing import DealerLink
 from parties.generated import dealer_pb2, owner_pb2, owner_pb2_grpc
-from parties.link import Frame, Link
+from parties.link import SESSION_BYTES, Frame, Link, told
+from parties.logs import SessionLog
+from parties.places import Places
+from parties.planning import planning_check
 from parties.settings import OwnerSettings
 from parties.threads import start_thread
-from parties.tls import on_end, open_server, require_role
+from parties.tls import Peer, on_end, open_server, require_peer
 from parties.weights import encoded_checkpoint, encoded_digest, masked_weights, weight_key, weights_fingerprint
 from protocols.backends.mpc import weight_bits
 from protocols.correlation import PartyCorrelations
-from protocols.errors import HandshakeError, MpcacheError
+from protocols.errors import Busy, ConfigError, HandshakeError, MpcacheError
 from protocols.randomness import new_key
 from protocols.ring import pack
 from protocols.session import Session
 from protocols.transport import Transport
 
 log = logging.getLogger("mpcache.owner")
+
+
+WAITING = 32
+"""Connections, beyond those of sessions, that may wait for their hello or their refusal."""
+LONGEST_SETTINGS = 1 << 12
+"""Characters of a hello's settings."""
 
 
 class OwnerService(owner_pb2_grpc.OwnerServicer):
@@ -48,47 +57,74 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         self._settings, self._identity, self._checkpoint = settings, identity, encoded_checkpoint(checkpoint)
         self._program, self._transport = program, transport
         self._encoded = encoded_digest(checkpoint.config, self._checkpoint.tensors)
-        self._places = threading.BoundedSemaphore(settings.max_sessions)
+        total, each = settings.max_sessions, settings.max_sessions_per_client
+        self._sessions = Places("owner", "sessions", total, each)
+        self._connections = Places("owner", "connections", total + WAITING, each + 2)
 
     def Converse(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
-        require_role(context, ("client",), self._identity is None)
-        certificate = context.auth_context().get("x509_pem_cert", [b""])[0]
-        client = fingerprint(bytes(certificate)) if certificate else "plaintext"
+        client = require_peer(context, ("client",), self._identity is None)
         link = Link("owner", "client", b"", self._settings.timeout_seconds)
-        on_end(context, lambda: link.lost("lost the client: its process ended or the connection broke"))
-        start_thread("owner: frames from a client", link.feed, frames, _explain)
-        start_thread("owner: a session", self._serve, link, client)
+        try:
+            self._connections.take(client.certificate)
+        except Busy as error:
+            log.warning("refused %s: %s", client, error)
+            link.abort(str(error))
+        else:
+            on_end(context, lambda: self._connections.free(client.certificate))
+            on_end(context, lambda: link.lost("lost the client: its process ended or the connection broke"))
+            start_thread("owner: frames from a client", link.feed, frames, _explain)
+            start_thread("owner: a session", self._serve, link, client)
         yield from link.outgoing()
 
-    def _serve(self, link: Link, client: str) -> None:
-        if not self._places.acquire(blocking=False):
-            link.abort(f"the owner serves {self._settings.max_sessions} sessions already: try again later")
-            return
+    def _serve(self, link: Link, client: Peer) -> None:
+        journal = SessionLog(log, b"")
         with ExitStack() as at_end:  # the client is told why before the dealer hears that the owner left
-            at_end.callback(self._places.release)
             try:
-                self._session(link, client, at_end)
+                hello = self._hello(link)
+                journal = SessionLog(log, hello.session)
+                self._session(link, hello, client, journal, at_end)
                 link.close()
+            except (HandshakeError, Busy) as error:
+                journal.warning("refused %s: %s", client, error)
+                link.abort(told(error, "owner"))
             except MpcacheError as error:
-                log.warning("session ended: %s", error)
-                link.abort(str(error))
+                journal.warning("session of %s failed: %s", client, error)
+                link.abort(told(error, "owner"))
             except Exception as error:  # a thread of its own: the client must not be left waiting
-                log.exception("session failed")
-                link.abort(f"the owner failed: {type(error).__name__}")
+                journal.exception("session of %s failed", client)
+                link.abort(told(error, "owner"))
 
-    def _session(self, link: Link, client: str, at_end: ExitStack) -> None:
-        frame = link.next_frame()
-        if frame.WhichOneof("kind") != "hello" or len(frame.hello.session) != 16:
-            raise HandshakeError("a session begins with a hello")
+    def _hello(self, link: Link) -> owner_pb2.Hello:
+        """The client's first message, which must come soon and be small. Raises HandshakeError, PeerLost."""
+        frame = link.next_frame(min(self._settings.hello_seconds, self._settings.timeout_seconds))
         hello = frame.hello
+        if frame.WhichOneof("kind") != "hello" or len(hello.session) != SESSION_BYTES:
+            raise HandshakeError("a session begins with a hello")
+        texts = (hello.model_digest, hello.policy, hello.precision, hello.backend, hello.network)
+        if max(map(len, texts)) > LONGEST_SETTINGS:
+            raise HandshakeError(f"a hello's settings have at most {LONGEST_SETTINGS} characters each")
         link.session = hello.session
+        return hello
+
+    def _session(
+        self, link: Link, hello: owner_pb2.Hello, client: Peer, journal: SessionLog, at_end: ExitStack
+    ) -> None:
         parameters = self._agree(hello)
-        key = weight_key(self._settings.state, self._encoded, client)
-        digest = plan_digest(parameters, self._program)
+        at_end.enter_context(self._sessions.taken(client.certificate))
+        journal.info(
+            "session of %s begins: %d prompt tokens, at most %d new ones, policy %s, backend %s",
+            client, parameters.prompt_tokens, parameters.max_new_tokens, parameters.policy.name, parameters.backend,
+        )  # fmt: skip
+        key = weight_key(self._settings.state, self._encoded, client.certificate)
+        check = planning_check(self._settings.planning_seconds, link.check_peer)
+        digest = plan_digest(parameters, self._program, check)
         link.put(
             Frame(
                 welcome=owner_pb2.Welcome(
-                    public_parameters=parameters.to_json(), plan_digest=digest, masked_weights=weights_fingerprint(key)
+                    public_parameters=parameters.to_json(),
+                    plan_digest=digest,
+                    masked_weights=weights_fingerprint(key),
+                    model_digest=self._checkpoint.digest,
                 )
             )
         )
@@ -116,7 +152,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         with private_backend(parameters.backend, session, weight_key=key) as backend:
             decoder = Decoder(self._checkpoint.config, backend, self._checkpoint.tensors)
             generated = sum(1 for _ in (self._program or steps)(decoder, parameters.generation(), None))
-        log.info("session done: %d prompt tokens, %d new tokens", parameters.prompt_tokens, generated)
+        journal.info("session ends: %d new tokens", generated)
 
     def _agree(self, hello: owner_pb2.Hello) -> PublicParameters:
         """The session's public parameters, or a HandshakeError that says what to change."""
@@ -133,29 +169,27 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             )
         if hello.precision != PRECISION:
             raise HandshakeError(f"the owner computes with {PRECISION}, the client with {hello.precision[:60]}")
-        if hello.prompt_tokens > self._settings.max_prompt_tokens:
-            raise HandshakeError(
-                f"the owner allows {self._settings.max_prompt_tokens} prompt tokens, not {hello.prompt_tokens}"
-            )
-        if hello.max_new_tokens > self._settings.max_new_tokens:
-            raise HandshakeError(
-                f"the owner allows {self._settings.max_new_tokens} new tokens, not {hello.max_new_tokens}: "
-                "lower max_new_tokens"
-            )
-        if not 0 <= hello.temperature <= 100:
-            raise HandshakeError("the temperature must be between 0 and 100")
+        try:
+            policy = PolicySettings.from_json(hello.policy)
+        except ConfigError as error:
+            raise HandshakeError(str(error)) from None
         parameters = PublicParameters(
             model=self._checkpoint.config,
-            model_digest=self._checkpoint.digest,
             prompt_tokens=hello.prompt_tokens,
             max_new_tokens=hello.max_new_tokens,
             temperature=hello.temperature,
             backend=hello.backend,
             network=hello.network,
-            policy=PolicySettings.from_json(hello.policy),
+            policy=policy,
         )
-        parameters.check()
+        parameters.check("owner", self._settings.max_prompt_tokens, self._settings.max_new_tokens)
+        self._check_allowed("backend", parameters.backend, self._settings.backends)
+        self._check_allowed("cache policy", parameters.policy.name, self._settings.policies or tuple(policies()))
         return parameters
+
+    def _check_allowed(self, what: str, name: str, allowed: Sequence[str]) -> None:
+        if name not in allowed:
+            raise HandshakeError(f"the owner does not allow the {what} {name!r} (allowed: {', '.join(allowed)})")
 
 
 def _explain(error: grpc.RpcError) -> str:
@@ -179,14 +213,16 @@ class OwnerServer:
     ) -> None:
         checkpoint = checkpoint or load_checkpoint(settings.model)
         self.model_digest = checkpoint.digest
-        self._server, self.port = open_server(settings.listen, identity, workers=settings.max_sessions + 4)
+        workers = settings.max_sessions + WAITING
+        self._server, self.port = open_server(settings.listen, identity, workers, settings.timeout_seconds)
         owner_pb2_grpc.add_OwnerServicer_to_server(
             OwnerService(settings, identity, checkpoint, program, transport), self._server
         )
         self._server.start()
 
-    def wait(self) -> None:
-        self._server.wait_for_termination()
+    def drain(self, seconds: float) -> threading.Event:
+        """Accept no more sessions; running ones may take so long to end. Set when they have."""
+        return self._server.stop(grace=seconds)
 
     def stop(self) -> None:
         self._server.stop(grace=0.5).wait()

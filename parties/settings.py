@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mpcache.backends import PRIVATE_BACKENDS
 from mpcache.network import LOOPBACK, parse_network
-from mpcache.policies import PolicySettings, check_policy, policy_settings
+from mpcache.policies import PolicySettings, check_policy, policy_class, policy_settings
+from parties.tls import DEFAULT_TIMEOUT
 from protocols.errors import ConfigError
 
 S = TypeVar("S")
@@ -19,7 +21,11 @@ DEFAULT_POLICY = PolicySettings()
 
 @dataclass(frozen=True)
 class OwnerSettings:
-    """The model owner. listen: host:port; model: folder; state: where weight-mask keys are kept."""
+    """The model owner. listen: host:port; model: folder; state: where weight-mask keys are kept.
+
+    policies: the cache policies that clients may ask for, all if there are none; backends: likewise, of 'mpc' and
+    'crypten' (a baseline that does not keep what 'mpc' promises, see docs/threat-model.md).
+    """
 
     listen: str
     dealer: str
@@ -27,16 +33,29 @@ class OwnerSettings:
     certificates: Path = Path("certificates")
     state: Path = Path("state")
     insecure: bool = False
-    timeout_seconds: float = 60.0
+    timeout_seconds: float = DEFAULT_TIMEOUT
+    hello_seconds: float = 10.0
+    planning_seconds: float = 60.0
+    drain_seconds: float = 300.0
     max_sessions: int = 4
+    max_sessions_per_client: int = 2
     max_prompt_tokens: int = 2048
     max_new_tokens: int = 256
+    policies: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ("mpc",)
+
+    def __post_init__(self) -> None:
+        for name in self.policies:
+            policy_class(name)
+        _check_backends(self.backends)
 
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """The data owner. tokenizer: folder with tokenizer.json; model_digest: accept this model alone; policy: a name, or
-    a table of settings (mpcache/policies/settings.py); network: what protocols are chosen for."""
+    """The data owner. tokenizer: folder with tokenizer.json, and what says which tokens end an answer; model_digest:
+    accept this model alone; policy: a name, or a table of settings (mpcache/policies/settings.py); network: what
+    protocols are chosen for; max_model_gib: of masked weights that are accepted; fixed_length: generate
+    max_new_tokens, whatever they are, so that the answer's length says nothing."""
 
     owner: str
     dealer: str
@@ -44,10 +63,12 @@ class ClientSettings:
     certificates: Path = Path("certificates")
     state: Path = Path("state")
     insecure: bool = False
-    timeout_seconds: float = 60.0
+    timeout_seconds: float = DEFAULT_TIMEOUT
     max_new_tokens: int = 32
+    fixed_length: bool = False
     temperature: float = 0.0
     model_digest: str = ""
+    max_model_gib: float = 16.0
     network: str = LOOPBACK.name
     policy: PolicySettings = DEFAULT_POLICY
 
@@ -57,13 +78,33 @@ class ClientSettings:
 
 @dataclass(frozen=True)
 class DealerSettings:
-    """The dealer. memory_mib: what it may make ahead, per session."""
+    """The dealer. memory_mib: what it may make ahead, per session; max_calls_per_certificate: sessions that one party
+    takes part in or waits for; max_model_gib: of masks, for each session; backends: as the owner's."""
 
     listen: str
     certificates: Path = Path("certificates")
     insecure: bool = False
-    timeout_seconds: float = 60.0
+    timeout_seconds: float = DEFAULT_TIMEOUT
+    planning_seconds: float = 60.0
+    drain_seconds: float = 300.0
     memory_mib: int = 128
+    max_sessions: int = 16
+    max_calls_per_certificate: int = 8
+    max_prompt_tokens: int = 4096
+    max_new_tokens: int = 1024
+    max_model_gib: float = 16.0
+    backends: tuple[str, ...] = ("mpc",)
+
+    def __post_init__(self) -> None:
+        _check_backends(self.backends)
+
+
+def _check_backends(names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in PRIVATE_BACKENDS:
+            raise ConfigError(f"unknown backend {name[:40]!r} (known: {', '.join(PRIVATE_BACKENDS)})")
+    if not names:
+        raise ConfigError(f"backends names at least one of {', '.join(PRIVATE_BACKENDS)}")
 
 
 def load_settings(path: Path, kind: type[S]) -> S:
@@ -87,7 +128,10 @@ def load_settings(path: Path, kind: type[S]) -> S:
             raise ConfigError(f"{path}: the key {name!r} is required")
     defaults = {n: f.default for n, f in fields.items() if f.default is not dataclasses.MISSING}
     values = {n: _typed(path, n, str(fields[n].type), v) for n, v in {**defaults, **raw}.items()}
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _typed(path: Path, name: str, kind: str, value: Any) -> Any:
@@ -98,6 +142,10 @@ def _typed(path: Path, name: str, kind: str, value: Any) -> Any:
             raise ConfigError(f"{path}: {error}") from None
     if kind == "Path" and isinstance(value, str | Path):
         return path.parent / value
+    if kind.startswith("tuple"):
+        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        raise ConfigError(f"{path}: {name} must be a list of names in quotes, not {value!r}")
     accepted: tuple[type, ...] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}.get(kind, ())
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
         wanted = {"Path": "a path in quotes", "str": "text in quotes", "bool": "true or false"}.get(kind, "a number")
@@ -105,7 +153,7 @@ def _typed(path: Path, name: str, kind: str, value: Any) -> Any:
     if (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and (value < 0 or (value == 0 and name != "temperature"))
+        and not (0 < value < float("inf") or (value == 0 and name == "temperature"))
     ):
-        raise ConfigError(f"{path}: {name} must be above zero, not {value!r}")
+        raise ConfigError(f"{path}: {name} must be above zero and finite, not {value!r}")
     return float(value) if kind == "float" and isinstance(value, int | float) else value

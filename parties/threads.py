@@ -9,9 +9,11 @@ from typing import Any
 PREFIX = "mpcache "
 
 
-def start_thread(name: str, target: Callable[..., None], *arguments: Any) -> None:
+def start_thread(name: str, target: Callable[..., None], *arguments: Any) -> threading.Thread:
     """A daemon: no process waits for it to end."""
-    threading.Thread(target=target, args=arguments, name=PREFIX + name, daemon=True).start()
+    thread = threading.Thread(target=target, args=arguments, name=PREFIX + name, daemon=True)
+    thread.start()
+    return thread
 
 
 def session_threads() -> list[threading.Thread]:

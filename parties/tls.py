@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 import ssl
 import tempfile
 from collections.abc import Callable
 from concurrent import futures
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from parties.certificates import Identity, host_name
-from protocols.errors import ConfigError, IdentityError
+from parties.certificates import Identity, fingerprint, host_name, names_of
+from protocols.errors import ConfigError, IdentityError, PeerLost
 
-_OPTIONS = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.so_reuseport", 0),  # so that a port in use is an error
-    ("grpc.use_local_subchannel_pool", 1),
-]
+log = logging.getLogger("mpcache.network")
+
+DEFAULT_TIMEOUT = 60.0
+PART_BYTES = 1 << 20
+"""The largest payload of one gRPC message: larger ones travel in parts (link.py, dealing.py)."""
+MESSAGE_BYTES = PART_BYTES + (1 << 12)
+"""The largest gRPC message that a process accepts: a part and its headers."""
+REQUEST_BYTES = 1 << 16
+"""The largest that the dealer accepts: a request."""
+
+
+def _options(timeout: float, message_bytes: int = MESSAGE_BYTES) -> list[tuple[str, int]]:
+    """timeout: seconds that a silent network is borne, as every wait is."""
+    return [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", message_bytes),
+        ("grpc.max_metadata_size", 1 << 14),
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", max(1, round(timeout * 1e3))),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.enable_retries", 0),
+        ("grpc.so_reuseport", 0),  # so that a port in use is an error
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -49,13 +66,22 @@ def require_loopback(address: str) -> None:
         raise ConfigError(f"without TLS (insecure) only a loopback address is allowed, not {address}")
 
 
-def open_server(address: str, identity: Identity | None, workers: int) -> tuple[grpc.Server, int]:
+def open_server(
+    address: str,
+    identity: Identity | None,
+    workers: int,
+    timeout: float = DEFAULT_TIMEOUT,
+    message_bytes: int = MESSAGE_BYTES,
+) -> tuple[grpc.Server, int]:
     """A server bound to `address` (port 0: any free one), not yet started, and its port.
 
-    identity None: plaintext, on loopback only. Raises ConfigError if the address cannot be had.
+    identity None: plaintext, on loopback only. workers: calls at a time; one more is refused at once. Raises
+    ConfigError if the address cannot be had.
     """
     split_address(address)
-    server = grpc.server(futures.ThreadPoolExecutor(workers), options=_OPTIONS)
+    server = grpc.server(
+        futures.ThreadPoolExecutor(workers), options=_options(timeout, message_bytes), maximum_concurrent_rpcs=workers
+    )
     try:
         if identity is None:
             require_loopback(address)
@@ -71,61 +97,62 @@ def open_server(address: str, identity: Identity | None, workers: int) -> tuple[
     return server, port
 
 
-def open_channel(address: str, identity: Identity | None, role: str) -> grpc.Channel:
-    """A channel to the server of `role`; a server of another role fails the handshake."""
+def open_channel(
+    address: str, identity: Identity | None, role: str, timeout: float = DEFAULT_TIMEOUT
+) -> grpc.Channel:
+    """A channel to the server of `role` at `address`, and to no other.
+
+    A first handshake finds out who is there, and the channel trusts that certificate alone: gRPC by itself would also
+    take a wildcard, or a common name where there is no DNS name, for the role. Raises PeerLost that says what is wrong.
+    """
     split_address(address)
+    options = _options(timeout)
     if identity is None:
         require_loopback(address)
-        return grpc.insecure_channel(address, options=_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(identity.authority, identity.key, identity.certificate)
-    return grpc.secure_channel(address, credentials, [*_OPTIONS, ("grpc.ssl_target_name_override", host_name(role))])
+        _connected(address, role, timeout).close()
+        return grpc.insecure_channel(address, options=options)
+    there = _server_certificate(address, identity, role, timeout)
+    credentials = grpc.ssl_channel_credentials(there, identity.key, identity.certificate)
+    return grpc.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", host_name(role))])
 
 
-def on_end(context: grpc.ServicerContext, callback: Callable[[], None]) -> None:
-    """Call back when the call ends, whyever: at once if it has ended."""
-    if not context.add_callback(callback):
-        callback()
-
-
-def require_role(context: grpc.ServicerContext, roles: tuple[str, ...], insecure: bool) -> str:
-    """The connected peer's role by its certificate; ends the call if it is none of `roles`."""
-    if insecure:
-        return roles[0]
-    names = {bytes(name).decode() for name in context.auth_context().get("x509_subject_alternative_name", [])}
-    for role in roles:
-        if host_name(role) in names:
-            return role
-    wanted = " or ".join(roles)
-    context.abort(grpc.StatusCode.PERMISSION_DENIED, f"your certificate is not of the role {wanted}")
-    raise AssertionError("abort does not return")
-
-
-def explain_failure(address: str, identity: Identity | None, role: str) -> str:
-    """Why no connection to `role` at `address` came about, found by trying the handshake in the open."""
-    host, port = split_address(address)
+def _connected(address: str, role: str, timeout: float) -> socket.socket:
     try:
-        connection = socket.create_connection((host, port), timeout=5)
+        return socket.create_connection(split_address(address), timeout=timeout)
     except OSError as error:
-        return f"nothing answers at {address} ({error.strerror or error}): is the {role} running there?"
-    with connection:
-        if identity is None:
-            return f"the {role} at {address} does not answer in plaintext: does it use TLS?"
+        raise PeerLost(
+            f"nothing answers at {address} ({error.strerror or error}): is the {role} running there?"
+        ) from None
+
+
+def _server_certificate(address: str, identity: Identity, role: str, timeout: float) -> bytes:
+    """The certificate (PEM) shown at `address`, once it is one of the authority's with the role as a DNS name, and the
+    server has taken ours. Raises PeerLost."""
+    where = f"the {role} at {address}"
+    with _connected(address, role, timeout) as connection:
         try:
             with _context(identity).wrap_socket(connection, server_hostname=host_name(role)) as tls:
-                tls.settimeout(2)
-                tls.recv(1)  # TLS 1.3: a server that refuses our certificate says so now
+                first = tls.recv(1)  # a server that refuses our certificate says so now (TLS 1.3); gRPC's greets
+                certificate = ssl.DER_cert_to_PEM_cert(tls.getpeercert(binary_form=True) or b"").encode()
         except ssl.SSLCertVerificationError as error:
-            return f"the certificate of the {role} at {address} is refused: {error.verify_message}"
+            raise PeerLost(f"the certificate of {where} is refused: {error.verify_message}") from None
         except (ssl.SSLError, ConnectionError) as error:
             reason = getattr(error, "reason", None) or error
-            return f"the {role} at {address} refused this {identity.role}'s certificate, or does not use TLS ({reason})"
+            raise PeerLost(
+                f"{where} refused this {identity.role}'s certificate, or does not use TLS ({reason})"
+            ) from None
         except TimeoutError:
-            pass
-    return f"the {role} at {address} accepts connections but ended this one"
+            raise PeerLost(f"{where} accepts connections, but said nothing for {timeout:g} seconds") from None
+    if not first:
+        raise PeerLost(f"{where} accepts connections, but ended this one")
+    if host_name(role) not in names_of(certificate):
+        raise PeerLost(f"the certificate of {where} is refused: {host_name(role)} is none of its DNS names")
+    return certificate
 
 
 def _context(identity: Identity) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=identity.authority.decode())
+    context.hostname_checks_common_name = False
     context.set_alpn_protocols(["h2"])
     with tempfile.TemporaryDirectory() as folder:  # the ssl module reads keys from files only
         certificate, key = Path(folder, "certificate"), Path(folder, "key")
@@ -137,3 +164,36 @@ def _context(identity: Identity) -> ssl.SSLContext:
         except ssl.SSLError as error:
             raise IdentityError(f"this {identity.role}'s certificate cannot be used: {error}") from None
     return context
+
+
+def on_end(context: grpc.ServicerContext, callback: Callable[[], None]) -> None:
+    """Call back when the call ends, for whatever reason: at once if it has ended."""
+    if not context.add_callback(callback):
+        callback()
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who is at the other end of a call. certificate: its fingerprint, by which peers are told apart."""
+
+    role: str
+    certificate: str
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.certificate[:16]}"
+
+
+def require_peer(context: grpc.ServicerContext, roles: tuple[str, ...], insecure: bool) -> Peer:
+    """The connected peer by its certificate, of which DNS names alone make a role. Ends the call if it is none of
+    `roles`."""
+    if insecure:
+        return Peer(roles[0], "plaintext")
+    certificate = bytes(next(iter(context.auth_context().get("x509_pem_cert", [])), b""))
+    names = names_of(certificate)
+    for role in roles:
+        if host_name(role) in names:
+            return Peer(role, fingerprint(certificate))
+    wanted = " or ".join(roles)
+    log.warning("refused %s: its certificate is not of the role %s", context.peer(), wanted)
+    context.abort(grpc.StatusCode.PERMISSION_DENIED, f"your certificate is not of the role {wanted}")
+    raise AssertionError("abort does not return")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from mpcache.checkpoint import Checkpoint, weight_shapes
 from mpcache.files import written_whole
 from mpcache.model_config import ModelConfig
+from parties.certificates import require_private
 from protocols.backends.mpc import encoded_weight, masked_weight, weight_bits
-from protocols.errors import ConfigError
+from protocols.errors import ConfigError, HandshakeError
 from protocols.randomness import KEY_BYTES, derive_key, new_key
 
 _DRAWN = b"AES-128-CTR, an element in the next power of two of bytes\n"
@@ -48,7 +50,7 @@ def weight_key(state: Path, encoded: str, client: str) -> bytes:
     first asked for."""
     path = state / "weight-keys" / f"{encoded[:32]}-{client[:32]}.key"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
             partial = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
             try:
@@ -58,12 +60,24 @@ def weight_key(state: Path, encoded: str, client: str) -> bytes:
                     os.link(partial, path)
             finally:
                 partial.unlink(missing_ok=True)
+        require_private(path)
         key = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"the weight keys in {state} cannot be read or written: {error}") from None
     if len(key) != KEY_BYTES:
         raise ConfigError(f"{path} is damaged: delete it, and the client is sent newly masked weights")
     return key
+
+
+def check_size(config: ModelConfig, role: str, max_gib: float) -> None:
+    """Raises HandshakeError if a model's masked weights, or their masks, need more memory than `role` allows."""
+    shapes = weight_shapes(config).items()
+    gib = sum(math.prod(shape) * (4 if weight_bits(name) <= 32 else 8) for name, shape in shapes) / 2**30
+    if gib > max_gib:
+        raise HandshakeError(
+            f"the model's masked weights take {gib:,.1f} GiB, and the {role} allows {max_gib:g}: raise max_model_gib "
+            f"in the {role}'s settings if it has the memory"
+        )
 
 
 def weights_fingerprint(key: bytes) -> str:

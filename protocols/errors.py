@@ -5,6 +5,7 @@ MpcacheError
 ├── ModelError             a model folder cannot be used
 ├── IdentityError          certificates: missing, expired, wrong authority, wrong role
 ├── HandshakeError         the parties do not agree (version, model, policy, precision, plan)
+├── Busy                   a process serves as many as it may
 ├── ProtocolError          a message is out of order, of the wrong length, or was never due
 ├── PeerLost               a process went away or stopped answering; names the role
 └── PlanError              a run and its plan went apart (a bug, never the user's mistake)
@@ -29,6 +30,10 @@ class IdentityError(MpcacheError):
 
 class HandshakeError(MpcacheError):
     """The parties do not agree on version, model, policy, precision or plan."""
+
+
+class Busy(MpcacheError):
+    """A process serves as many as it may; another time it may have a place."""
 
 
 class ProtocolError(MpcacheError):

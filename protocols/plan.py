@@ -137,12 +137,16 @@ def _broadcast(shapes: list[torch.Size]) -> Sequence[int]:
 
 
 class PlanSession(Session):
-    """A session without a peer: runs on `meta` tensors and writes the plan. Faster within `ShapeArithmetic`."""
+    """A session without a peer: runs on `meta` tensors and writes the plan. Faster within `ShapeArithmetic`.
+
+    check: called at every correlation; raises if the plan is not wanted any more.
+    """
 
     device = torch.device("meta")
     planning = True
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
         self.party = 0
         self.cost = Cost()
         self.parts = {}
@@ -150,6 +154,7 @@ class PlanSession(Session):
         self.plan = Plan()
 
     def take(self, correlation: Correlation) -> list[torch.Tensor | None]:
+        self._check()
         self.plan.correlations.append(correlation)
         self.cost.correction_bytes += correlation.correction_bytes()
         return [

@@ -27,7 +27,7 @@ from parties.certificates import Identity, load_identity
 from parties.dealing import CHUNK_BYTES, DealerLink
 from parties.generated import dealer_pb2, dealer_pb2_grpc, owner_pb2_grpc
 from parties.link import ClientLink, Frame, Link
-from parties.tls import open_server, require_role
+from parties.tls import open_server, require_peer
 from protocols.backends.crypten import CryptenBackend
 from protocols.backends.plain import PlainBackend
 from protocols.correlation import Dealer, PartyCorrelations
@@ -104,7 +104,7 @@ class _Dealing(dealer_pb2_grpc.DealerServicer):
         self.cpu_seconds: list[float] = []
 
     def Deal(self, request: dealer_pb2.DealRequest, context: grpc.ServicerContext) -> Iterator[dealer_pb2.Corrections]:
-        role = require_role(context, (request.role,), insecure=False)
+        role = require_peer(context, (request.role,), insecure=False).role
         self._seeds[role] = request.seed
         if len(self._seeds) == 2:
             self._complete.set()
@@ -153,7 +153,7 @@ class _Waiting(owner_pb2_grpc.OwnerServicer):
         self._timeout = timeout
 
     def Converse(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
-        require_role(context, ("client",), insecure=False)
+        require_peer(context, ("client",), insecure=False)
         link = Link("owner", "client", SESSION, self._timeout)
         context.add_callback(lambda: link.lost("lost the client"))
         threading.Thread(target=link.feed, args=(frames, lambda error: "lost the client"), daemon=True).start()

@@ -5,15 +5,22 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-import json
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mpcache.wire import STRICT, from_wire, to_wire
 from protocols.errors import ConfigError
 
 REPRESENTATIVES = ("extremes", "mean")
+MOST_TOKENS = 1 << 20
+MOST_LAYERS = 1 << 10
+MOST_LEVELS = 8
+WIDEST_KERNEL = 255
+WIDEST = 1024.0
+LONGEST_NAME = 64
+"""What no setting exceeds: a peer's settings are checked before anything is planned or looped over."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +62,33 @@ class PolicySettings:
     kernel: int = 7
     seed: int = 0
 
+    __pydantic_config__ = STRICT
+
     def __post_init__(self) -> None:
         """Raises ConfigError for settings that contradict each other, with the reason."""
         for test, reason in self._contradictions():
             if test:
-                raise ConfigError(f"cache policy {self.name!r}: {reason}")
+                raise ConfigError(f"cache policy {self.name[:LONGEST_NAME]!r}: {reason}")
 
     def _contradictions(self) -> list[tuple[bool, str]]:
         uneven = [(a, b) for a, b in itertools.pairwise(self.clusters) if b < 1 or a % b or a == b]
         positive = ("recent", "share_layers", "page", "representatives", "window", "kernel")
         small = [name for name in positive if getattr(self, name) < 1]
+        most = {
+            **dict.fromkeys(("budget", "sinks", "recent", "page", "representatives", "window"), MOST_TOKENS),
+            **dict.fromkeys(("share_layers", "unshared_layers", "skip_layers"), MOST_LAYERS),
+            "kernel": WIDEST_KERNEL,
+            "widening": WIDEST,
+            "seed": 1 << 63,
+        }
+        large = [f"{name} {limit:,.0f}" for name, limit in most.items() if not getattr(self, name) <= limit]
         return [
-            (not 0 < self.budget < float("inf"), f"the budget must be above zero and finite, not {self.budget:g}"),
+            (len(self.name) > LONGEST_NAME, f"no policy has a name of more than {LONGEST_NAME} characters"),
+            (not self.budget > 0, f"the budget must be above zero, not {self.budget:g}"),
+            (bool(large), f"at most: {', '.join(large)}"),
+            (self.seed < 0, "the seed cannot be negative"),
+            (len(self.clusters) > MOST_LEVELS, f"at most {MOST_LEVELS} levels of clusters"),
+            (any(c > MOST_TOKENS for c in self.clusters), f"clusters have at most {MOST_TOKENS:,} tokens"),
             (self.budget >= 1 and self.budget % 1 > 0, "a budget above 1 is a whole number of tokens"),
             (bool(small), f"{', '.join(small)} must be at least 1"),
             (
@@ -77,10 +99,10 @@ class PolicySettings:
             (not 0 <= self.observed_share <= 1, "observed_share is a share of the queries, between 0 and 1"),
             (any(c < 1 for c in self.clusters), "clusters have at least one token"),
             (bool(uneven), f"each level's clusters consist of whole clusters of the next: not {uneven}"),
-            (self.widening < 1, "a coarser level picks at least as many tokens as the finer one: widening >= 1"),
+            (not self.widening >= 1, "a coarser level picks at least as many tokens as the finer one: widening >= 1"),
             (
                 self.representative not in REPRESENTATIVES,
-                f"representative {self.representative!r} is none of {', '.join(REPRESENTATIVES)}",
+                f"representative {self.representative[:40]!r} is none of {', '.join(REPRESENTATIVES)}",
             ),
             (not 0 <= self.alpha <= 1, "alpha lies between 0 and 1"),
             (self.kernel % 2 == 0, "the kernel has a middle: an odd number of tokens"),
@@ -88,15 +110,13 @@ class PolicySettings:
         ]
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        """Canonical: equal settings give equal text."""
+        return to_wire(self)
 
     @staticmethod
     def from_json(text: str) -> PolicySettings:
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"cache policy settings that cannot be read: {error}") from None
-        return policy_settings(raw)
+        """What a peer sent. Raises HandshakeError, or ConfigError for settings that contradict each other."""
+        return from_wire(PolicySettings, text, "the cache policy's settings")
 
 
 def policy_settings(raw: Any) -> PolicySettings:
@@ -104,7 +124,7 @@ def policy_settings(raw: Any) -> PolicySettings:
     if isinstance(raw, str):
         raw = {"name": raw}
     if not isinstance(raw, dict):
-        raise ConfigError(f"a cache policy is a name or a table of settings, not {raw!r}")
+        raise ConfigError(f"a cache policy is a name or a table of settings, not {str(raw)[:60]!r}")
     fields = {field.name: field for field in dataclasses.fields(PolicySettings)}
     for key in raw:
         if key not in fields:

@@ -32,7 +32,7 @@ TOKENS = 60
 def planned(workload: Workload, settings: Record, program: AnyProgram, steps: int) -> list[Cost]:
     setup = workload.setup(TOKENS)
     (contender,) = parse_contenders(settings["label"])
-    parameters = PublicParameters(setup.config, "", TOKENS, steps, policy=contender.settings)
+    parameters = PublicParameters(setup.config, TOKENS, steps, policy=contender.settings)
     return [part.cost() for part in plan_parts(parameters, program)]
 
 

@@ -24,7 +24,7 @@ def test_a_generation_costs_what_its_plan_says_and_answers_as_plaintext_does(mon
     assert record["same"] and record["answer"] == record["plain_answer"]
     assert record["ranges"]["passed"] == 0 and {p["layer"] for p in record["ranges"]["places"]} >= {0, 1, 2, 3}
     config = load_checkpoint(DEMO_MODEL).config
-    parameters = PublicParameters(config, "", len(prompt), record["new_tokens"], policy=contender.settings)
+    parameters = PublicParameters(config, len(prompt), record["new_tokens"], policy=contender.settings)
     planned = phase_costs(parameters)
     for phase, cost in zip(("prefill", "token"), planned, strict=True):
         figures = record[phase]

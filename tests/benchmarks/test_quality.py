@@ -10,10 +10,11 @@ from benchmarks.quality_cases import QualityOptions, quality_tables, run_quality
 from benchmarks.recorded import record
 from benchmarks.records import Records
 from benchmarks.tasks import TASKS
-from mpcache.checkpoint import load_checkpoint, load_tokenizer
+from mpcache.checkpoint import load_checkpoint
 from mpcache.decoder import Decoder
 from mpcache.generate import GenerationPlan, prefill, steps
 from mpcache.policies import PolicySettings, policies
+from mpcache.tokenizer import load_tokenizer
 from parties.demo import DEMO_MODEL
 from protocols.backends.plain import PlainBackend
 

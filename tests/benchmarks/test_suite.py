@@ -9,7 +9,7 @@ from benchmarks.quality_cases import QualityOptions
 from benchmarks.runner import Case, ProcessPool
 from benchmarks.suite import FULL, QUICK, Suite, quality_options, sample, suite_parts
 from benchmarks.tasks import TASKS
-from mpcache.checkpoint import load_tokenizer
+from mpcache.tokenizer import load_tokenizer
 from parties.demo import DEMO_MODEL
 
 SUITES = pytest.mark.parametrize("suite", [FULL, QUICK], ids=["full", "quick"])

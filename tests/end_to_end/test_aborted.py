@@ -9,18 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mpcache.planning import PROTOCOL_VERSION
 from parties import client as client_module
 from parties.certificates import load_identity, write_development_certificates
 from parties.client import Connection, Generation, Request
 from parties.dealing import DealerLink, DealerServer
 from parties.generated import dealer_pb2
 from parties.owner import OwnerServer
-from parties.settings import OwnerSettings
+from parties.settings import DealerSettings, OwnerSettings
 from parties.threads import session_threads
 from protocols.errors import ConfigError, MpcacheError, PeerLost, ProtocolError
+from protocols.randomness import KEY_BYTES
+from protocols.session import Session
 from tests.end_to_end.test_generation import PROMPT
 
 TIMEOUT = 60.0
@@ -42,7 +46,7 @@ class Servers:
 def serving(model: Path, folder: Path) -> Iterator[Servers]:
     write_development_certificates(folder / "certificates")
     identities = {role: load_identity(folder / "certificates", role) for role in ("owner", "client", "dealer")}
-    dealer = DealerServer("127.0.0.1:0", identities["dealer"], TIMEOUT)
+    dealer = DealerServer(DealerSettings("127.0.0.1:0", timeout_seconds=TIMEOUT), identities["dealer"])
     settings = OwnerSettings("127.0.0.1:0", f"127.0.0.1:{dealer.port}", model, state=folder / "owner-state")
     owner = OwnerServer(settings, identities["owner"])
     where = (f"127.0.0.1:{owner.port}", f"127.0.0.1:{dealer.port}")
@@ -73,11 +77,27 @@ def stops_early(servers: Servers) -> None:
 
 def fails_in_the_middle(servers: Servers) -> None:
     """The client's own code raises between two tokens."""
-    generation = servers.client()
+
+    def failing(session: Session) -> None:
+        session._round = lambda requests: 1 // 0  # type: ignore[assignment,return-value]
+
     with pytest.raises(ZeroDivisionError):
-        for _ in generation:
+        list(meddling(servers.client(), failing))
+
+
+def meddling(generation: Generation, meddle: Callable[[Session], None]) -> Generation:
+    """After the first token, in the session's own thread, which does not wait for who takes the tokens."""
+
+    original = generation._steps
+
+    def meddled(*arguments: Any) -> Iterator[int | None]:
+        for token in original(*arguments):
             assert generation.session is not None
-            generation.session._round = lambda requests: 1 // 0  # type: ignore[assignment,return-value]
+            meddle(generation.session)
+            yield token
+
+    generation._steps = meddled  # type: ignore[method-assign]
+    return generation
 
 
 def is_refused(servers: Servers) -> None:
@@ -92,29 +112,25 @@ def finds_no_dealer(servers: Servers) -> None:
 
 def sends_a_short_message(servers: Servers) -> None:
     """The owner refuses it, and says so."""
-    generation = servers.client()
     with pytest.raises(PeerLost, match=r"the owner ended the session: the client's message .* were due"):
-        for _ in generation:
-            assert generation.session is not None
-            channel = generation.session._channel
-            channel.send(b"too short")
+        list(meddling(servers.client(), lambda session: session._channel.send(b"too short")))
 
 
 def repeats_a_message(servers: Servers) -> None:
-    generation = servers.client()
+    def repeating(session: Session) -> None:
+        session._channel._sent -= 1  # type: ignore[attr-defined]
+
     with pytest.raises(PeerLost, match=r"the client sent message .* was due"):
-        for _ in generation:
-            assert generation.session is not None
-            generation.session._channel._sent -= 1  # type: ignore[attr-defined]
+        list(meddling(servers.client(), repeating))
 
 
 def hears_a_message_of_the_wrong_length(servers: Servers) -> None:
-    generation = servers.client()
+    def expecting(session: Session) -> None:
+        channel = session._channel
+        channel.receive = partial(_expecting_more, channel.receive)  # type: ignore[method-assign]
+
     with pytest.raises(ProtocolError, match="the owner's message"):
-        for _ in generation:
-            assert generation.session is not None
-            channel = generation.session._channel
-            channel.receive = partial(_expecting_more, channel.receive)  # type: ignore[method-assign]
+        list(meddling(servers.client(), expecting))
 
 
 def _expecting_more(receive: Callable[[int], object], expected: int) -> object:
@@ -154,7 +170,9 @@ def test_nothing_is_left_when_a_server_stops_mid_generation(model: Path, tmp_pat
 
 def test_a_party_that_waits_at_the_dealer_hears_that_the_other_left(servers: Servers) -> None:
     identity = servers.connection.identity
-    request = dealer_pb2.DealRequest(role="client", session=bytes(16))
+    request = dealer_pb2.DealRequest(
+        protocol_version=PROTOCOL_VERSION, role="client", session=bytes(16), seed=bytes(KEY_BYTES)
+    )
     lost = threading.Event()
 
     def check_peer() -> None:

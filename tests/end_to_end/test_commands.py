@@ -1,6 +1,7 @@
 """The command line, as a user meets it."""
 
 import json
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -8,18 +9,18 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mpcache.checkpoint import load_tokenizer
 from mpcache.daysheet import sheet_of_tokens
 from mpcache.policies import PolicySettings, policies
+from mpcache.tokenizer import load_tokenizer
 from parties.client import Request
 from parties.demo import DEMO_MODEL, local_parties, role_process
 from parties.gateway import GatewayServer
 from parties.generated import client_pb2, client_pb2_grpc
 
 
-def mpcache(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def mpcache(*arguments: object, cwd: Path | None = None, typed: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mpcache", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=cwd, input=typed)
 
 
 def test_three_commands_generate_from_three_files(stories: Path, tmp_path: Path) -> None:
@@ -32,10 +33,10 @@ def test_three_commands_generate_from_three_files(stories: Path, tmp_path: Path)
                 f'owner = "{owner}"\ndealer = "{dealer}"\ntokenizer = "{stories}"\nmax_new_tokens = 4\n'
                 '[policy]\nname = "quest"\nbudget = 80\n'
             )
-            prompt = ("--config", tmp_path / "client.toml", "--prompt", "Once upon a time")
-            policy = ("--policy", "mpcache", "--policy-option", "clusters=[8, 4]")
-            result = mpcache("client", *prompt, *policy, "--json", tmp_path / "out.json")
+            options = ("--policy", "mpcache", "--policy-option", "clusters=[8, 4]", "--json", tmp_path / "out.json")
+            result = mpcache("client", "--config", tmp_path / "client.toml", *options, typed="Once upon a time\n")
     assert result.returncode == 0, result.stderr
+    assert stat.S_IMODE((tmp_path / "out.json").stat().st_mode) == 0o600, "an answer is for who asked alone"
     assert result.stdout.startswith(", there was a")
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["answer"] == ", there was a" and written["prompt_tokens"] == 5 and written["rounds"] > 0
@@ -45,7 +46,6 @@ def test_three_commands_generate_from_three_files(stories: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("role", ["owner", "client", "dealer"])
 def test_a_users_mistake_gets_one_line_and_no_traceback(role: str, tmp_path: Path) -> None:
-    extra = ("--prompt", "x") if role == "client" else ()
     for text, message in [
         (None, "there is no file"),
         ("listen =", "not valid TOML"),
@@ -55,10 +55,18 @@ def test_a_users_mistake_gets_one_line_and_no_traceback(role: str, tmp_path: Pat
         path.unlink(missing_ok=True)
         if text is not None:
             path.write_text(text)
-        result = mpcache(role, "--config", path, *extra)
+        result = mpcache(role, "--config", path)
         assert result.returncode == 1
         assert message in result.stderr and "Traceback" not in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("client", "--config", "client.toml"), ("demo",)])
+def test_a_prompt_on_the_command_line_is_refused(command: tuple[str, ...]) -> None:
+    """Where every user of the machine could list it."""
+    result = mpcache(*command, "--prompt", "my secret")
+    assert result.returncode == 1 and "--prompt-file" in result.stderr and "secret" not in result.stderr
+    assert "--prompt " not in mpcache(command[0], "--help").stdout
 
 
 def test_the_demo_needs_a_prompt_for_another_model(tmp_path: Path) -> None:

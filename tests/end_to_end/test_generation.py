@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mpcache.config_file import read_model_config
 from mpcache.generate import FULL, Phase
-from mpcache.model_config import read_model_config
 from mpcache.planning import PublicParameters, phase_costs
 from mpcache.policies import PolicySettings
 from parties.client import Connection, Generation, Request
@@ -44,7 +44,7 @@ def test_the_answer_equals_plaintext_and_its_cost_the_plan(
 ) -> None:
     generation = Generation(connection, Request(prompt, 3, policy=policy))
     assert list(generation) == plain_answer(model, prompt, 3, policy)
-    parameters = PublicParameters(read_model_config(model), "", len(prompt), 3, policy=policy)
+    parameters = PublicParameters(read_model_config(model), len(prompt), 3, policy=policy)
     planned = sum(phase_costs(parameters), Cost())
     assert generation.meter is not None
     measured = totals(generation.meter.prefill, generation.meter.decode)
@@ -55,7 +55,7 @@ def test_crypten_runs_between_the_same_processes(connection: Connection, model: 
     """Its protocols over our transport and dealer: the baseline."""
     generation = Generation(connection, Request(PROMPT[:3], 2, backend="crypten"))
     assert list(generation) == plain_answer(model, PROMPT[:3], 2)
-    parameters = PublicParameters(read_model_config(model), "", 3, 2, backend="crypten")
+    parameters = PublicParameters(read_model_config(model), 3, 2, backend="crypten")
     planned = sum(phase_costs(parameters), Cost())
     assert generation.meter is not None
     assert totals(generation.meter.prefill, generation.meter.decode)[:2] == (
@@ -70,7 +70,7 @@ def test_protocols_follow_the_network_and_stay_as_planned(connection: Connection
     for network in ("loopback", "200ms,1gbit"):
         generation = Generation(connection, Request(PROMPT * 9, 2, network=network))
         assert list(generation) == plain_answer(model, PROMPT * 9, 2)
-        parameters = PublicParameters(read_model_config(model), "", len(PROMPT) * 9, 2, network=network)
+        parameters = PublicParameters(read_model_config(model), len(PROMPT) * 9, 2, network=network)
         planned = sum(phase_costs(parameters), Cost())
         assert generation.meter is not None
         measured = totals(generation.meter.prefill, generation.meter.decode)
@@ -96,15 +96,12 @@ def test_sessions_run_side_by_side(connection: Connection, model: Path) -> None:
     assert answers == [plain_answer(model, p, 3) for p in prompts]
 
 
-def test_an_answer_ends_with_its_end_token(model: Path, tmp_path: Path) -> None:
+def test_an_answer_ends_with_the_clients_end_token(connection: Connection, model: Path) -> None:
     tokens = plain_answer(model, PROMPT, 6)
     end = tokens[2]
-    for name in ("model.safetensors", "config.json"):
-        (tmp_path / name).write_bytes((model / name).read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": end}))
-    with local_parties(tmp_path) as where:
-        assert list(Generation(where, Request(PROMPT, 6))) == tokens[: tokens.index(end) + 1]
+    generation = Generation(connection, Request(PROMPT, 6, end_tokens=(end,)))
+    assert list(generation) == tokens[: tokens.index(end) + 1]
+    assert generation.meter is not None and generation.meter.tokens == tokens.index(end) + 1
 
 
 @pytest.mark.parametrize(
@@ -129,7 +126,7 @@ def test_a_disagreement_is_refused_in_words(connection: Connection, request_: Re
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.setattr("parties.client.PROTOCOL_VERSION", 99), "speaks protocol version 2, the client 99"),
+        (lambda m: m.setattr("parties.client.PROTOCOL_VERSION", 99), "speaks protocol version 3, the client 99"),
         (lambda m: m.setattr("parties.client.PRECISION", "fixed-point 8 bits"), "the client with fixed-point 8 bits"),
         (lambda m: m.setattr("parties.client.plan_digest", lambda *p: "x"), "plan differs from the owner's"),
     ],

@@ -13,7 +13,7 @@ def test_a_plan_does_without_torchs_compiler() -> None:
         "    for name in policies():\n"
         "        for temperature in (0.0, 0.7):\n"
         "            settings = PolicySettings(name=name)\n"
-        "            for _ in plan_parts(PublicParameters(model, '', 200, 2, temperature, policy=settings)): pass\n"
+        "            for _ in plan_parts(PublicParameters(model, 200, 2, temperature, policy=settings)): pass\n"
         "sys.exit('torch._dynamo' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0

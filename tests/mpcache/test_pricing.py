@@ -20,7 +20,7 @@ def whole(prices: Prices) -> Cost:
 
 
 def planned(model: ModelConfig, policy: PolicySettings, prompt: int, new: int) -> Cost:
-    parameters = PublicParameters(model, "", prompt, new + 1, policy=policy, block=16)
+    parameters = PublicParameters(model, prompt, new + 1, policy=policy, block=16)
     return sum(phase_costs(parameters), Cost())
 
 

@@ -56,3 +56,16 @@ def test_what_is_wrong_with_an_identity_is_said(folder: Path, tmp_path_factory: 
     (folder / "owner.pem").write_text("nonsense")
     with pytest.raises(IdentityError, match="not valid PEM"):
         load_identity(folder, "owner")
+
+
+def test_keys_that_everybody_can_read_are_refused_and_a_groups_are_warned_of(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = folder / "owner.key"
+    key.chmod(0o640)
+    load_identity(folder, "owner")
+    assert f"chmod 600 {key}" in caplog.text
+    for mode in (0o604, 0o602):
+        key.chmod(mode)
+        with pytest.raises(IdentityError, match=r"by everybody on this machine: chmod 600 .*owner\.key"):
+            load_identity(folder, "owner")

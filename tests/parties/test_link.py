@@ -10,7 +10,7 @@ import pytest
 from parties.certificates import Identity
 from parties.generated import owner_pb2, owner_pb2_grpc
 from parties.link import ClientLink, Frame, printable
-from parties.tls import open_server, require_role
+from parties.tls import open_server, require_peer
 from protocols.errors import PeerLost, ProtocolError
 
 SESSION = bytes(16)
@@ -31,7 +31,7 @@ def owner_that(
 ) -> Iterator[str]:
     class Service(owner_pb2_grpc.OwnerServicer):
         def Converse(self, frames: Iterator, context: grpc.ServicerContext) -> Iterator[owner_pb2.Frame]:
-            require_role(context, ("client",), identities is None)
+            require_peer(context, ("client",), identities is None)
             yield from answers(frames)
 
     server, port = open_server("127.0.0.1:0", identities and identities["owner"], 4)
@@ -59,8 +59,8 @@ def test_messages_arrive_in_order_over_mutual_tls(identities: dict[str, Identity
     ("frame", "error"),
     [
         (message(1, b"1234"), "sent message 1 where message 0 was due"),
-        (message(0, b"12345"), "has 5 bytes .it says 5., 4 were due"),
-        (message(0, b"1234", length=9), "it says 9"),
+        (message(0, b"12345"), "has 5 bytes, of which 5 came at once, where 4 and 4 were due"),
+        (message(0, b"1234", length=9), "has 9 bytes, of which 4 came at once"),
         (message(0, b"1234", session=b"another session!"), "another session"),
         (Frame(welcome=owner_pb2.Welcome()), "sent a welcome where message 0 was due"),
     ],

@@ -2,19 +2,23 @@ import socket
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
-from parties.certificates import Identity, load_identity, write_development_certificates
+from parties.certificates import Identity, host_name, load_identity, write_development_certificates
 from parties.link import ClientLink
 from parties.tls import open_channel, open_server
 from protocols.errors import ConfigError, PeerLost
+from tests.hostile.identities import issued
 from tests.parties.test_link import SESSION, owner_that
 
 
 def refusal(address: str, identity: Identity | None) -> str:
-    link = ClientLink(address, identity, SESSION, 10)
     with pytest.raises(PeerLost) as error:
-        link.receive(1)
-    link.disconnect()
+        link = ClientLink(address, identity, SESSION, 10)
+        try:
+            link.receive(1)
+        finally:
+            link.disconnect()
     return str(error.value)
 
 
@@ -51,6 +55,35 @@ def test_nobody_at_the_address_is_said(identities: dict[str, Identity]) -> None:
 def test_a_server_of_another_role_is_refused(identities: dict[str, Identity]) -> None:
     with owner_that(lambda frames: iter([]), {"owner": identities["dealer"]}) as address:
         assert "certificate of the owner" in refusal(address, identities["client"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        x509.UniformResourceIdentifier(host_name("owner")),
+        x509.UniformResourceIdentifier(f"spiffe://{host_name('owner')}"),
+        x509.RFC822Name(f"owner@{host_name('owner')}"),
+        x509.DNSName("*.mpcache.internal"),
+        x509.DNSName(f"{host_name('owner')}.example.org"),
+    ],
+    ids=repr,
+)
+def test_a_server_whose_role_is_no_dns_name_of_its_certificate_is_refused(
+    identities: dict[str, Identity], certificates: Path, name: x509.GeneralName
+) -> None:
+    """Though its common name is the role's."""
+    with owner_that(lambda frames: iter([]), {"owner": issued(certificates, "owner", [name])}) as address:
+        assert "certificate of the owner" in refusal(address, identities["client"])
+
+
+def test_another_server_behind_the_same_address_is_refused(
+    identities: dict[str, Identity], certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection trusts the certificate that was checked, and no other of the authority."""
+    other = issued(certificates, "owner").certificate
+    monkeypatch.setattr("parties.tls._server_certificate", lambda *arguments: other)
+    with owner_that(lambda frames: iter([]), identities) as address:
+        assert "lost the owner" in refusal(address, identities["client"])
 
 
 def test_a_client_of_another_role_is_refused(identities: dict[str, Identity]) -> None:

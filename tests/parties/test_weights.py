@@ -1,3 +1,4 @@
+import stat
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from mpcache.model_config import ModelConfig
 from parties.weights import encoded_digest, masked_weights, weight_key
 from protocols.backends.mpc import weight_bits
 from protocols.correlation import weight_mask
+from protocols.errors import IdentityError
 from protocols.ring import encode, signed
 
 CONFIG = ModelConfig("llama", 11, 8, 12, 1, 2, 1, 4, 32, 1e-5, "silu")
@@ -25,6 +27,15 @@ def test_a_key_is_kept_for_the_same_weights_and_client_alone(tmp_path: Path) -> 
     assert weight_key(tmp_path, first, "a" * 64) == key
     assert weight_key(tmp_path, changed, "a" * 64) != key
     assert weight_key(tmp_path, first, "b" * 64) != key
+
+
+def test_a_weight_key_that_everybody_can_read_is_refused(tmp_path: Path) -> None:
+    weight_key(tmp_path, "0" * 64, "a" * 64)
+    (path,) = tmp_path.rglob("*.key")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o644)
+    with pytest.raises(IdentityError, match="chmod 600"):
+        weight_key(tmp_path, "0" * 64, "a" * 64)
 
 
 def test_masked_weights_are_the_encoded_ones_less_the_keys_masks(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from mpcache.checkpoint import load_checkpoint, load_tokenizer
+from mpcache.checkpoint import load_checkpoint
 from mpcache.daysheet import sheet_of_tokens
 from mpcache.generate import GenerationPlan
 from mpcache.policies import PolicySettings, policies
+from mpcache.tokenizer import load_tokenizer
 from parties.demo import DEMO_MODEL
 from tests.mpcache.policies.private import LOGIT_ERROR, compare_decisions, generate_plain, generate_privately
 

@@ -1,0 +1,35 @@
+"""Logs: a time and a session on every line, and never a secret. What is refused is a warning, what happens is info."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import MutableMapping
+from typing import Any
+
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class SessionLog(logging.LoggerAdapter[logging.Logger]):
+    """Begins each line with the first 8 digits of the session's id, by which lines of two processes are matched."""
+
+    def __init__(self, log: logging.Logger, session: bytes) -> None:
+        super().__init__(log)
+        self._prefix = f"[{session.hex()[:8] or 'no session'}]"
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[str, MutableMapping[str, Any]]:
+        return f"{self._prefix} {msg}", kwargs
+
+
+def configure(verbose: bool) -> None:
+    """To standard error; below warnings only if `verbose`, or for a role that serves (`log_service`)."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format=FORMAT)
+
+
+def log_service() -> None:
+    """A process that serves strangers logs sessions' begin and end, and certificates that TLS refuses.
+
+    Call it before gRPC is imported: it is gRPC that logs these, at its level INFO, which it reads then.
+    """
+    logging.getLogger("mpcache").setLevel(logging.INFO)
+    os.environ["GRPC_VERBOSITY"] = "INFO"

@@ -1,0 +1,115 @@
+"""Owner and dealer as an operator runs them: what they log, and how they stop."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from parties.certificates import load_identity, write_development_certificates
+from parties.client import Connection, Generation, Request
+from protocols.errors import PeerLost
+from tests.end_to_end.test_answers import until
+from tests.end_to_end.test_generation import PROMPT
+from tests.hostile.dealer import HostileParty, request
+
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING) mpcache\.\w+: \[([0-9a-f]{8})\] ")
+
+
+@dataclass
+class Running:
+    """A role's process; lines: of its log so far."""
+
+    process: subprocess.Popen[str]
+    address: str
+    lines: list[str]
+
+    def logged(self, words: str) -> bool:
+        return any(words in line for line in self.lines)
+
+
+@contextmanager
+def running(role: str, folder: Path, **settings: object) -> Iterator[Running]:
+    path = folder / f"{role}.toml"
+    values = {"listen": "127.0.0.1:0", "certificates": str(folder / "certificates"), **settings}
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    command = [sys.executable, "-m", "mpcache", role, "--config", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines: list[str] = []
+    assert process.stdout is not None and process.stderr is not None
+    threading.Thread(target=lambda: lines.extend(process.stderr or ()), daemon=True).start()
+    try:
+        yield Running(process, process.stdout.readline().split()[-1], lines)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_sigterm_lets_running_sessions_end_and_every_line_has_its_time_and_session(model: Path, tmp_path: Path) -> None:
+    write_development_certificates(tmp_path / "certificates")
+    with running("dealer", tmp_path) as dealer:
+        state = str(tmp_path / "owner-state")
+        with running("owner", tmp_path, dealer=dealer.address, model=str(model), state=state) as owner:
+            identity = load_identity(tmp_path / "certificates", "client")
+            where = Connection(owner.address, dealer.address, identity, tmp_path / "state")
+            generation = iter(Generation(where, Request(PROMPT, 100)))
+            next(generation)
+            for server in (owner, dealer):
+                server.process.send_signal(signal.SIGTERM)
+                until(lambda server=server: server.logged("no new sessions"))  # type: ignore[misc]
+            with pytest.raises(PeerLost):
+                list(Generation(where, Request(PROMPT, 1)))
+            assert len(list(generation)) == 99, "the running session ends as it would have"
+            assert [server.process.wait(120) for server in (owner, dealer)] == [0, 0]
+    for server, begins in ((owner, "session of client"), (dealer, "session begins")):
+        sessions = [line for line in server.lines if "mpcache." in line and "[" in line]
+        assert any(begins in line for line in sessions) and any("session ends" in line for line in sessions)
+        for line in sessions:
+            assert LINE.match(line), line
+    served = {found[2] for line in owner.lines if "session of" in line and (found := LINE.match(line))}
+    assert served and all(any(session in line for line in dealer.lines) for session in served), "lines can be matched"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_without_sessions_stops_at_once(tmp_path: Path, stop: signal.Signals) -> None:
+    write_development_certificates(tmp_path / "certificates")
+    with running("dealer", tmp_path, drain_seconds=3600.0) as dealer:
+        dealer.process.send_signal(stop)
+        assert dealer.process.wait(120) == 0
+    assert not any("Traceback" in line for line in dealer.lines)
+
+
+def test_a_second_signal_ends_what_runs(model: Path, tmp_path: Path) -> None:
+    write_development_certificates(tmp_path / "certificates")
+    with running("dealer", tmp_path, drain_seconds=3600.0, timeout_seconds=3600.0) as dealer:
+        half = HostileParty(dealer.address, load_identity(tmp_path / "certificates", "client"), request("client"))
+        until(lambda: dealer.logged("has come"))
+        dealer.process.send_signal(signal.SIGTERM)
+        until(lambda: dealer.logged("no new sessions"))
+        assert dealer.process.poll() is None, "it waits for the call that runs"
+        dealer.process.send_signal(signal.SIGTERM)
+        assert dealer.process.wait(120) == 0
+        half.leave()
+
+
+def test_refused_certificates_do_not_go_unlogged(model: Path, tmp_path: Path) -> None:
+    """One of another authority is refused by TLS itself, whose library logs it; one of another role by us."""
+    write_development_certificates(tmp_path / "certificates")
+    write_development_certificates(tmp_path / "other")
+    with running("dealer", tmp_path) as dealer:
+        own = load_identity(tmp_path / "certificates", "client")
+        stranger = replace(load_identity(tmp_path / "other", "client"), authority=own.authority)
+        for identity, words in ((stranger, "Handshake failed"), (own, "its certificate is not of the role owner")):
+            party = HostileParty(dealer.address, identity, request("owner"))
+            assert "ended" not in party.hear()
+            until(lambda words=words: dealer.logged(words))  # type: ignore[misc]
+            party.leave()

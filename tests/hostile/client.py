@@ -1,0 +1,144 @@
+"""A client that misbehaves: whatever it sends, the owner answers in words, at once, and serves on."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import grpc
+
+from mpcache.planning import PRECISION, PROTOCOL_VERSION
+from mpcache.policies import PolicySettings
+from parties.certificates import Identity
+from parties.generated import owner_pb2, owner_pb2_grpc
+from parties.link import Frame
+from parties.tls import open_channel
+
+SESSION = bytes(range(16))
+Fields = dict[str, Any]
+
+
+class HostileClient:
+    """A stream to the owner on which anything can be sent."""
+
+    def __init__(self, address: str, identity: Identity | None) -> None:
+        self._channel = open_channel(address, identity, "owner")
+        self._outgoing: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self.taken = 0
+        """Frames that gRPC has taken from here so far."""
+        self._incoming = owner_pb2_grpc.OwnerStub(self._channel).Converse(self._frames())
+
+    def _frames(self) -> Iterator[Frame]:
+        while (frame := self._outgoing.get()) is not None:
+            self.taken += 1
+            yield frame
+
+    def send(self, frame: owner_pb2.Frame) -> None:
+        self._outgoing.put(frame)
+
+    def hear(self) -> str:
+        """The owner's next frame: the reason of an abort, or what else it was; how the stream ended, if it did."""
+        try:
+            frame = next(self._incoming)
+        except StopIteration:
+            return "closed"
+        except grpc.RpcError as error:
+            return f"{error.code().name}: {error.details()}"
+        kind = frame.WhichOneof("kind")
+        return frame.abort.reason if kind == "abort" else str(kind)
+
+    def leave(self) -> None:
+        self._outgoing.put(None)
+        self._incoming.cancel()
+        self._channel.close()
+
+
+def hello(**changes: Any) -> owner_pb2.Frame:
+    """A hello as it should be, but for the changes."""
+    fields: Fields = {
+        "protocol_version": PROTOCOL_VERSION,
+        "session": SESSION,
+        "policy": PolicySettings("full").to_json(),
+        "precision": PRECISION,
+        "prompt_tokens": 5,
+        "max_new_tokens": 2,
+        "backend": "mpc",
+        "network": "loopback",
+    }
+    return Frame(hello=owner_pb2.Hello(**{**fields, **changes}))
+
+
+def policy(**changes: Any) -> str:
+    """Settings as JSON with these instead of their own: whatever JSON can hold."""
+    return json.dumps({**asdict(replace(PolicySettings())), **changes})
+
+
+def message(payload: bytes, sequence: int = 0, length: int | None = None) -> owner_pb2.Frame:
+    size = len(payload) if length is None else length
+    return Frame(message=owner_pb2.Message(session=SESSION, sequence=sequence, length=size, payload=payload))
+
+
+def greeting(**changes: Any) -> Callable[[HostileClient], None]:
+    return lambda client: client.send(hello(**changes))
+
+
+def first(frame: owner_pb2.Frame) -> Callable[[HostileClient], None]:
+    return lambda client: client.send(frame)
+
+
+def after_the_welcome(frame: owner_pb2.Frame) -> Callable[[HostileClient], None]:
+    def send(client: HostileClient) -> None:
+        client.send(hello())
+        assert client.hear() == "welcome"
+        client.send(frame)
+
+    return send
+
+
+CLIENTS: dict[str, tuple[Callable[[HostileClient], None], str]] = {
+    "a kernel that loops for hours": (greeting(policy=policy(name="snapkv", kernel=10**9 + 1)), "at most: kernel 255"),
+    "a page of 10^12 tokens": (greeting(policy=policy(name="quest", page=10**12)), "at most: page"),
+    "10^9 representatives": (greeting(policy=policy(name="infllm", representatives=10**9)), "at most: representatives"),
+    "an infinite widening": (greeting(policy=policy(widening=float("inf"))), "widening: Input should be a finite"),
+    "a widening that is no number": (greeting(policy=policy(widening=float("nan"))), "widening: Input should be"),
+    "a budget of 10^300": (greeting(policy=policy(budget=1e300)), "at most: budget"),
+    "a thousand levels of clusters": (greeting(policy=policy(clusters=[4] * 1000)), "at most 8 levels of clusters"),
+    "10^9 shared layers": (greeting(policy=policy(share_layers=10**9)), "at most: share_layers"),
+    "a setting of another type": (greeting(policy=policy(budget="all")), "budget: Input should be a valid number"),
+    "a setting that is a list": (greeting(policy=policy(page=[1])), "page: Input should be a valid integer"),
+    "an unknown setting": (greeting(policy=policy(colour=1)), "colour"),
+    "settings that are a list": (greeting(policy="[1, 2]"), "the cache policy's settings cannot be read"),
+    "settings that are no JSON": (greeting(policy="{"), "the cache policy's settings cannot be read"),
+    "nested JSON": (greeting(policy="[" * 4000), "the cache policy's settings cannot be read"),
+    "settings of a megabyte": (greeting(policy=" " * 900_000), "at most 4096 characters"),
+    "an unknown policy": (greeting(policy=policy(name="magic")), "unknown cache policy 'magic'"),
+    "a policy with a path for a name": (greeting(policy=policy(name="../../secrets")), "unknown cache policy"),
+    "a network that is no number": (greeting(network="nanms,1mbit"), "the network 'nanms,1mbit' needs"),
+    "a network of infinite delay": (greeting(network="infms,1mbit"), "the network 'infms,1mbit' needs"),
+    "a network of no bandwidth": (greeting(network="1ms,1e-300mbit"), "needs a round-trip time"),
+    "a long network": (greeting(network="1" * 4000), "64 characters"),
+    "a temperature that is no number": (greeting(temperature=float("nan")), "temperature must be between"),
+    "a temperature of 10^300": (greeting(temperature=1e300), "temperature must be between"),
+    "no prompt": (greeting(prompt_tokens=0), "a generation needs a prompt"),
+    "4 billion prompt tokens": (greeting(prompt_tokens=2**32 - 1), "the owner allows 2048 prompt tokens"),
+    "4 billion new tokens": (greeting(max_new_tokens=2**32 - 1), "the owner allows 256 new tokens"),
+    "another backend": (greeting(backend="plain"), "unknown backend 'plain'"),
+    "the baseline, which the owner does not allow": (greeting(backend="crypten"), "does not allow the backend"),
+    "another version": (greeting(protocol_version=2), "speaks protocol version 3"),
+    "another precision": (greeting(precision="\x1b[31m" * 200), "the owner computes with"),
+    "a short session": (greeting(session=b"1"), "a session begins with a hello"),
+    "a message before its hello": (first(message(b"123")), "a session begins with a hello"),
+    "an empty frame": (first(Frame()), "a session begins with a hello"),
+    "an abort before its hello": (first(Frame(abort=owner_pb2.Abort(reason="\x1b[2J"))), "the client ended"),
+    "a hello of 200 MB": (greeting(policy=" " * 200_000_000), "RESOURCE_EXHAUSTED"),
+    "a message that is too long": (after_the_welcome(message(os.urandom(5000))), "of which 5000 came at once, where 1"),
+    "a message that says to be longer": (after_the_welcome(message(b"1", length=10**15)), "where 1 and 1 were due"),
+    "a message out of order": (after_the_welcome(message(b"1", sequence=7)), "sent message 7 where message 0 was due"),
+    "a second hello": (after_the_welcome(hello()), "sent a hello where message 0 was due"),
+    "a frame of 100 MB": (after_the_welcome(message(bytes(100_000_000))), "RESOURCE_EXHAUSTED"),
+}
+"""What it does, and what the owner says of it."""

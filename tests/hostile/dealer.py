@@ -1,0 +1,163 @@
+"""A dealer that misbehaves before an honest owner and client; and parties that misbehave before an honest dealer."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from mpcache.planning import PROTOCOL_VERSION, PublicParameters, plan_digest
+from parties.certificates import Identity
+from parties.generated import dealer_pb2, dealer_pb2_grpc
+from parties.tls import open_channel, open_server
+from tests.hostile.owner import MODEL
+
+Corrections = dealer_pb2.Corrections
+Answers = Callable[[dealer_pb2.DealRequest], Iterator[dealer_pb2.Corrections]]
+
+
+@contextmanager
+def dealer_that(answers: Answers, identity: Identity) -> Iterator[str]:
+    class Service(dealer_pb2_grpc.DealerServicer):
+        def Deal(
+            self, request: dealer_pb2.DealRequest, context: grpc.ServicerContext
+        ) -> Iterator[dealer_pb2.Corrections]:
+            yield from answers(request)
+
+    server, port = open_server("127.0.0.1:0", identity, 8)
+    dealer_pb2_grpc.add_DealerServicer_to_server(Service(), server)
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()
+
+
+def starting(*others: dealer_pb2.Corrections) -> Answers:
+    """It starts, and then answers so."""
+    return lambda request: iter([Corrections(started=True), *others])
+
+
+def without_end(chunk: bytes) -> Answers:
+    def answers(request: dealer_pb2.DealRequest) -> Iterator[dealer_pb2.Corrections]:
+        yield Corrections(started=True)
+        while True:
+            yield Corrections(chunk=chunk)
+
+    return answers
+
+
+DEALERS: dict[str, tuple[Answers, str]] = {
+    "no answer": (lambda request: iter([]), "corrections ended early|the dealer"),
+    "a failure that paints the terminal": (
+        lambda request: iter([Corrections(failure="\x1b[2Jgone")]),
+        r"the dealer ended the session:  \[2Jgone",
+    ),
+    "an empty reply": (lambda request: iter([Corrections()]), "the dealer"),
+    "no corrections": (starting(Corrections(finished=True)), "corrections ended early"),
+    "few corrections": (starting(Corrections(chunk=b"123")), "corrections ended early"),
+    "empty chunks without end": (without_end(b""), "a chunk without bytes"),
+    "a chunk of 100 MB": (starting(Corrections(chunk=bytes(100_000_000))), "message larger than"),
+}
+"""What it answers both parties, and what the client says of it (a regular expression)."""
+
+
+def noise(request: dealer_pb2.DealRequest) -> Iterator[dealer_pb2.Corrections]:
+    """Corrections without end, of which none is right."""
+    yield Corrections(started=True)
+    while True:
+        yield Corrections(chunk=os.urandom(1 << 16))
+
+
+# ---------------------------------------------------------------- parties at an honest dealer
+
+
+def asked(**changes: Any) -> PublicParameters:
+    return PublicParameters(**{"model": MODEL, "prompt_tokens": 5, "max_new_tokens": 2, **changes})
+
+
+def request(role: str, parameters: str | None = None, **changes: Any) -> dealer_pb2.DealRequest:
+    """A request as it should be, but for the changes."""
+    text = asked().to_json() if parameters is None else parameters
+    fields: dict[str, Any] = {
+        "protocol_version": PROTOCOL_VERSION,
+        "role": role,
+        "session": bytes(range(16)),
+        "public_parameters": text,
+        "plan_digest": plan_digest(asked()),
+        "seed": bytes(16),
+        "weight_key": bytes(16) if role == "owner" else b"",
+    }
+    return dealer_pb2.DealRequest(**{**fields, **changes})
+
+
+def changed(**changes: Any) -> str:
+    """Parameters as JSON with these instead of their own."""
+    return json.dumps({**json.loads(asked().to_json()), **changes})
+
+
+def modelled(**changes: Any) -> str:
+    """The same for the model in them."""
+    return changed(model={**json.loads(asked().to_json())["model"], **changes})
+
+
+class HostileParty:
+    """A call to the dealer."""
+
+    def __init__(self, address: str, identity: Identity, wanted: dealer_pb2.DealRequest) -> None:
+        self._channel = open_channel(address, identity, "dealer")
+        self._replies = dealer_pb2_grpc.DealerStub(self._channel).Deal(wanted)
+
+    def hear(self) -> str:
+        """The reason of the failure that comes, or how else the call ended."""
+        try:
+            for reply in self._replies:
+                if reply.WhichOneof("kind") == "failure":
+                    return reply.failure
+        except grpc.RpcError as error:
+            return f"{error.code().name}: {error.details()}"
+        return "ended"
+
+    def leave(self) -> None:
+        self._replies.cancel()
+        self._channel.close()
+
+
+REQUESTS: dict[str, tuple[Callable[[str], dealer_pb2.DealRequest], str]] = {
+    "another version": (lambda role: request(role, protocol_version=2), "speaks protocol version"),
+    "a short session": (lambda role: request(role, session=b"1"), "not of its length"),
+    "a short seed": (lambda role: request(role, seed=b"1"), "not of its length"),
+    "a seed of 60 KB": (lambda role: request(role, seed=bytes(60_000)), "not of its length"),
+    "a long weight key": (lambda role: request(role, weight_key=bytes(60_000)), "not of its length"),
+    "a request of 10 MB": (lambda role: request(role, parameters=" " * 10_000_000), "RESOURCE_EXHAUSTED"),
+    "parameters that are nested": (lambda role: request(role, "[" * 10_000), "the public parameters cannot be read"),
+    "parameters that are no JSON": (lambda role: request(role, "{"), "the public parameters cannot be read"),
+    "10^9 layers": (lambda role: request(role, modelled(layers=10**9)), "a model's layers lies between"),
+    "10^9 positions": (lambda role: request(role, modelled(max_positions=10**9)), "max_positions lies between"),
+    "a model larger than memory": (
+        lambda role: request(role, modelled(layers=1000, hidden=1 << 16, intermediate=1 << 18)),
+        "GiB, and the dealer allows 16",
+    ),
+    "4 billion prompt tokens": (lambda role: request(role, changed(prompt_tokens=2**32)), "allows 4096 prompt tokens"),
+    "4 billion new tokens": (lambda role: request(role, changed(max_new_tokens=2**32)), "allows 1024 new tokens"),
+    "a block of no tokens": (lambda role: request(role, changed(block=0)), "in blocks of 64"),
+    "another precision": (lambda role: request(role, changed(precision="x")), "computes with"),
+    "the baseline, which it does not allow": (lambda role: request(role, changed(backend="crypten")), "does not allow"),
+    "another backend": (lambda role: request(role, changed(backend="os")), "unknown backend 'os'"),
+    "a temperature that is no number": (
+        lambda role: request(role, changed(temperature=float("nan"))),
+        "temperature: Input should be",
+    ),
+    "a network that is no number": (lambda role: request(role, changed(network="nanms,1mbit")), "the network"),
+    "the model's digest": (lambda role: request(role, changed(model_digest="0" * 64)), "model_digest: Unexpected"),
+    "another plan": (lambda role: request(role, plan_digest="0" * 64), "the dealer's plan differs"),
+    "other parameters than the other party": (
+        lambda role: request(role, changed(max_new_tokens=2 if role == "owner" else 3)),
+        "different values of public parameters",
+    ),
+}
+"""What owner and client ask for, and what the dealer says of it."""

@@ -1,0 +1,62 @@
+"""Owner and dealer in this process, with an authority of their own, for misbehaving peers to meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mpcache.generate import Program
+from parties.certificates import load_identity, write_development_certificates
+from parties.client import Connection, Generation, Request
+from parties.dealing import DealerServer
+from parties.owner import OwnerServer
+from parties.settings import DealerSettings, OwnerSettings
+from protocols.transport import Transport
+from tests.hostile.identities import issued
+
+PROMPT = [5, 17, 90, 3, 3, 41, 77]
+
+
+@dataclass
+class Servers:
+    owner: OwnerServer
+    dealer: DealerServer
+    connection: Connection
+    certificates: Path
+
+    def client(self, new_tokens: int = 2, **changes: Any) -> Generation:
+        """An honest client's generation. changes: of its connection."""
+        return Generation(replace(self.connection, **changes), Request(PROMPT, new_tokens))
+
+    def another_client(self, new_tokens: int = 2) -> Generation:
+        """With a certificate of its own."""
+        return self.client(new_tokens, identity=issued(self.certificates, "client"))
+
+
+@contextmanager
+def serving(
+    model: Path,
+    folder: Path,
+    owner_settings: dict[str, Any] | None = None,
+    dealer_settings: dict[str, Any] | None = None,
+    program: Program | None = None,
+    transport: Transport | None = None,
+) -> Iterator[Servers]:
+    """program, transport: the owner's."""
+    certificates = folder / "certificates"
+    write_development_certificates(certificates)
+    identities = {role: load_identity(certificates, role) for role in ("owner", "client", "dealer")}
+    dealer = DealerServer(DealerSettings("127.0.0.1:0", **(dealer_settings or {})), identities["dealer"])
+    settings = OwnerSettings(
+        "127.0.0.1:0", f"127.0.0.1:{dealer.port}", model, state=folder / "owner-state", **(owner_settings or {})
+    )
+    owner = OwnerServer(settings, identities["owner"], program=program, transport=transport)
+    where = (f"127.0.0.1:{owner.port}", f"127.0.0.1:{dealer.port}")
+    try:
+        yield Servers(owner, dealer, Connection(*where, identities["client"], folder / "client-state"), certificates)
+    finally:
+        owner.stop()
+        dealer.stop()

@@ -1,0 +1,241 @@
+"""The owner before clients that misbehave."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from mpcache.policies import PolicySettings, policies
+from parties.certificates import host_name
+from parties.client import Generation, Request
+from parties.link import AHEAD, Link
+from protocols.errors import Busy, HandshakeError, MpcacheError, PeerLost
+from protocols.transport import Channel
+from tests.hostile.client import CLIENTS, HostileClient, hello, message
+from tests.hostile.identities import issued
+from tests.hostile.servers import PROMPT, Servers, serving
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    """Wait for what other threads do; a slow machine is given minutes."""
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("misbehave", "answer"), CLIENTS.values(), ids=CLIENTS)
+def test_the_owner_answers_in_words_and_serves_on(
+    servers: Servers, caplog: pytest.LogCaptureFixture, misbehave: Callable[[HostileClient], None], answer: str
+) -> None:
+    client = HostileClient(servers.connection.owner, servers.connection.identity)
+    with caplog.at_level(logging.WARNING):
+        misbehave(client)
+        heard = client.hear()
+        assert answer in heard
+        assert "Traceback" not in caplog.text
+    client.leave()
+    assert len(list(servers.client(1))) == 1
+
+
+def test_every_refusal_is_logged_with_its_session(servers: Servers, caplog: pytest.LogCaptureFixture) -> None:
+    client = HostileClient(servers.connection.owner, servers.connection.identity)
+    with caplog.at_level(logging.INFO):
+        client.send(hello(max_new_tokens=999))
+        client.hear()
+        until(lambda: "refused client" in caplog.text, "the refusal is logged")
+    assert "[00010203] refused client" in caplog.text and "allows 256 new tokens" in caplog.text
+    client.leave()
+
+
+def test_a_certificate_whose_name_is_no_dns_name_has_no_role(
+    servers: Servers, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = host_name("client")
+    for other in (x509.UniformResourceIdentifier(name), x509.RFC822Name(f"x@{name}"), x509.DNSName(f"x.{name}")):
+        client = HostileClient(servers.connection.owner, issued(servers.certificates, "client", [other]))
+        assert "your certificate is not of the role client" in client.hear()
+        client.leave()
+    assert "its certificate is not of the role client" in caplog.text
+
+
+# ---------------------------------------------------------------- places
+
+
+def test_silence_takes_no_place_and_ends_soon(model: Path, tmp_path: Path) -> None:
+    """As many silent connections as one certificate may have: others are served meanwhile, and they end."""
+    with serving(model, tmp_path, {"hello_seconds": 3.0, "max_sessions": 1, "max_sessions_per_client": 1}) as servers:
+        identity = issued(servers.certificates, "client")
+        silent = [HostileClient(servers.connection.owner, identity) for _ in range(3)]
+        one_more = HostileClient(servers.connection.owner, identity)
+        heard = [client.hear() for client in (one_more, *silent)]
+        assert len(list(servers.client())) == 2, "an honest client is served"
+        assert any("allows 3 connections at a time for one certificate" in words for words in heard)
+        assert sum("the client sent nothing for 3 seconds" in words for words in heard) == 3
+        for client in (one_more, *silent):
+            client.leave()
+
+
+def test_one_client_does_not_take_all_places(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, {"max_sessions": 3, "max_sessions_per_client": 1}) as servers:
+        greedy = iter(servers.client(50))
+        next(greedy)
+        with pytest.raises(PeerLost, match="allows 1 sessions at a time for one certificate"):
+            list(servers.client(1))
+        assert len(list(servers.another_client())) == 2
+        greedy.close()  # type: ignore[attr-defined]
+        until(lambda: _served(servers), "the place is free again")
+
+
+def _served(servers: Servers) -> bool:
+    try:
+        return bool(list(servers.client(1)))
+    except PeerLost:
+        return False
+
+
+def test_all_places_taken_is_said(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, {"max_sessions": 1}) as servers:
+        first = iter(servers.client(100))
+        next(first)
+        with pytest.raises(PeerLost, match="the owner serves 1 sessions already: try again later"):
+            list(servers.another_client())
+        first.close()  # type: ignore[attr-defined]
+
+
+def endless(decoder: Any, plan: object, prompt: object, *others: object) -> Iterator[None]:
+    """A program whose plan has no end."""
+    while True:
+        decoder.backend.hold(None, decoder.backend.zeros((1, 1, 1)))
+
+
+def test_planning_ends_with_its_time_limit(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, {"planning_seconds": 0.5}, program=endless) as servers:
+        client = HostileClient(servers.connection.owner, servers.connection.identity)
+        client.send(hello())
+        assert "planning this session takes longer than 0.5 seconds" in client.hear()
+        client.leave()
+
+
+def test_planning_ends_when_its_client_has_gone(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = {"planning_seconds": 3600.0, "max_sessions": 1}
+    with caplog.at_level(logging.INFO), serving(model, tmp_path, limits, program=endless) as servers:
+        client = HostileClient(servers.connection.owner, servers.connection.identity)
+        client.send(hello())
+        until(lambda: "begins" in caplog.text, "it plans")
+        client.leave()
+        until(lambda: "lost the client" in caplog.text, "it stops planning")
+
+
+def test_an_owner_restricts_policies_and_backends(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, {"policies": ("full", "streaming")}) as servers:
+        for request, words in [
+            (Request(PROMPT, 1, policy=PolicySettings("h2o")), r"'h2o' \(allowed: full, streaming\)"),
+            (Request(PROMPT, 1, backend="crypten"), r"'crypten' \(allowed: mpc\)"),
+        ]:
+            with pytest.raises(PeerLost, match=words):
+                list(Generation(servers.connection, request))
+
+
+# ---------------------------------------------------------------- messages
+
+
+def test_what_comes_early_waits_at_its_sender(servers: Servers) -> None:
+    """800 MB, sent ahead of all that is due: of them a few frames are taken in."""
+    client = HostileClient(servers.connection.owner, servers.connection.identity)
+    client.send(hello())
+    frame = message(bytes(1 << 20), length=1 << 30)
+    before = _memory()
+    for _ in range(800):
+        client.send(frame)  # always the same object: only what the owner takes in costs memory
+    assert "was due" in client.hear() or "were due" in client.hear()
+    assert client.taken < 200, "the sender is held back"
+    assert _memory() - before < 200 << 20
+    client.leave()
+
+
+def _memory() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_link_reads_no_more_than_it_can_hold() -> None:
+    link, given = Link("owner", "client", bytes(16), 5.0), 0
+
+    def frames() -> Iterator[Any]:
+        nonlocal given
+        for _ in range(10_000):
+            given += 1
+            yield message(b"x")
+
+    reader = threading.Thread(target=link.feed, args=(frames(), str), daemon=True)
+    reader.start()
+    until(lambda: given == AHEAD + 1, "it reads until it is full")
+    time.sleep(0.2)
+    assert given == AHEAD + 1
+    link.close()
+    reader.join(60)
+    assert given == 10_000, "and what comes after the end is dropped"
+    assert link._inbox.qsize() <= AHEAD + 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, 5_000_000])
+def test_a_message_travels_in_parts_of_a_megabyte(size: int) -> None:
+    sender, receiver = Link("client", "owner", bytes(16), 5.0), Link("owner", "client", bytes(16), 5.0)
+    payload = os.urandom(size)
+    sender.send(payload)
+    sender.close()
+    frames = list(sender.outgoing())
+    assert max(frame.ByteSize() for frame in frames) < (1 << 20) + (1 << 12)
+    threading.Thread(target=receiver.feed, args=(iter(frames), str), daemon=True).start()
+    assert receiver.receive(size) == payload
+
+
+class Random:
+    """A channel on which only lengths are right."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def send(self, payload: bytes) -> None:
+        self._channel.send(os.urandom(len(payload)))
+
+    def receive(self, expected: int) -> bytes | bytearray | memoryview:
+        return self._channel.receive(expected)
+
+
+SMALL = PolicySettings(budget=24, sinks=2, recent=4, clusters=(8, 4), page=4, window=8)
+
+
+@pytest.mark.parametrize("name", policies())
+def test_random_messages_spoil_the_answer_and_nothing_else(
+    servers: Servers, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """A client whose every message is noise of the right length: the owner computes on, or ends it in words."""
+    request = Request([(7 * i + 3) % 96 for i in range(40)], 3, policy=replace(SMALL, name=name))
+    generation = Generation(servers.connection, request, transport=Random)
+    try:
+        assert len(list(generation)) <= 3
+    except (PeerLost, HandshakeError, Busy) as error:
+        assert "failed" not in str(error)
+    assert "Traceback" not in caplog.text
+    assert len(list(servers.client(1))) == 1
+
+
+def test_an_owner_that_sends_noise_spoils_the_answer_and_nothing_else(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, transport=Random) as servers:
+        try:
+            assert all(0 <= token < 96 for token in servers.client(3))
+        except MpcacheError as error:
+            assert "failed" not in str(error)

@@ -1,0 +1,147 @@
+"""Owner and client before dealers that misbehave, and the dealer before parties that do."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from parties import dealing
+from parties.generated import dealer_pb2
+from parties.owner import OwnerServer
+from parties.settings import OwnerSettings
+from protocols.errors import MpcacheError
+from tests.hostile.dealer import DEALERS, REQUESTS, Answers, HostileParty, dealer_that, noise, request
+from tests.hostile.identities import issued
+from tests.hostile.servers import Servers, serving
+from tests.hostile.test_clients import until
+
+
+@pytest.fixture
+def client_and_owner_at(servers: Servers, model: Path, tmp_path: Path) -> Callable[[str], Servers]:
+    """The same owner's settings, but for the dealer's address."""
+
+    def at(address: str) -> Servers:
+        settings = OwnerSettings("127.0.0.1:0", address, model, state=tmp_path / "owner-state", timeout_seconds=30.0)
+        owner = OwnerServer(settings, issued(servers.certificates, "owner"))
+        where = replace(
+            servers.connection, owner=f"127.0.0.1:{owner.port}", dealer=address, state=tmp_path / "client-state"
+        )
+        return Servers(owner, servers.dealer, where, servers.certificates)
+
+    return at
+
+
+@pytest.mark.parametrize(("answers", "words"), DEALERS.values(), ids=DEALERS)
+def test_both_parties_end_in_words(
+    servers: Servers,
+    client_and_owner_at: Callable[[str], Servers],
+    caplog: pytest.LogCaptureFixture,
+    answers: Answers,
+    words: str,
+) -> None:
+    with dealer_that(answers, issued(servers.certificates, "dealer")) as address:
+        there = client_and_owner_at(address)
+        with pytest.raises(MpcacheError, match=words) as error:
+            list(there.client())
+        there.owner.stop()
+    assert str(error.value).isprintable()
+    assert "Traceback" not in caplog.text
+
+
+def test_corrections_of_noise_spoil_the_answer_and_nothing_else(
+    servers: Servers, client_and_owner_at: Callable[[str], Servers], caplog: pytest.LogCaptureFixture
+) -> None:
+    with dealer_that(noise, issued(servers.certificates, "dealer")) as address:
+        there = client_and_owner_at(address)
+        assert all(0 <= token < 96 for token in there.client(3))
+        there.owner.stop()
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(("wanted", "words"), REQUESTS.values(), ids=REQUESTS)
+def test_the_dealer_answers_in_words_and_deals_on(
+    servers: Servers,
+    caplog: pytest.LogCaptureFixture,
+    wanted: Callable[[str], dealer_pb2.DealRequest],
+    words: str,
+) -> None:
+    parties = []
+    with caplog.at_level(logging.INFO):
+        for role in ("owner", "client"):
+            identity = issued(servers.certificates, role)
+            parties.append(HostileParty(servers.connection.dealer, identity, wanted(role)))
+        heard = [party.hear() for party in parties]
+    assert all(words in answer for answer in heard), heard
+    assert "Traceback" not in caplog.text
+    for party in parties:
+        party.leave()
+    assert len(list(servers.client(1))) == 1
+
+
+def test_half_sessions_of_one_certificate_keep_nobody_waiting(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO), serving(model, tmp_path, dealer_settings={"max_sessions": 1}) as servers:
+        identity = issued(servers.certificates, "client")
+
+        def half(i: int) -> HostileParty:
+            return HostileParty(servers.connection.dealer, identity, request("client", session=bytes([i] * 16)))
+
+        waiting = [half(i) for i in range(8)]
+        until(lambda: caplog.text.count("has come") == 8, "they wait")
+        one_more = half(9)
+        assert "allows 8 calls at a time for one certificate" in one_more.hear()
+        assert "refused client" in caplog.text
+        assert len(list(servers.client())) == 2, "an honest pair is dealt to"
+        for party in (*waiting, one_more):
+            party.leave()
+
+
+def test_a_full_dealer_says_so(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, {"max_sessions_per_client": 4}, {"max_sessions": 1}) as servers:
+        first = iter(servers.client(60))
+        next(first)
+        with pytest.raises(MpcacheError, match="the dealer serves 1 sessions already: try again later"):
+            list(servers.client(1))
+        first.close()  # type: ignore[attr-defined]
+
+
+def test_a_half_session_ends_with_the_time_out(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(model, tmp_path, dealer_settings={"timeout_seconds": 1.0}) as servers:
+        party = HostileParty(servers.connection.dealer, issued(servers.certificates, "owner"), request("owner"))
+        assert "the client did not come within 1 seconds" in party.hear()
+        party.leave()
+    assert "session ends: the client did not come" in caplog.text
+
+
+def test_the_dealer_is_not_told_which_model_it_is(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dealer_pb2.DealRequest] = []
+    monkeypatch.setattr(dealing, "_check_request", lambda role, wanted: seen.append(wanted))
+    assert list(servers.client(1))
+    digest = servers.owner.model_digest.encode()
+    assert len(seen) == 2 and all(digest not in wanted.SerializeToString() for wanted in seen)
+
+
+def test_a_dealer_whose_client_reads_nothing_stays_within_its_memory(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is made ahead waits at the dealer, and is bounded there."""
+    held: list[int] = []
+    original = dealing._BoundedChunks.put
+
+    def noted(self: dealing._BoundedChunks, chunk: bytes) -> bool:
+        held.append(self._held)
+        return original(self, chunk)
+
+    monkeypatch.setattr(dealing._BoundedChunks, "put", noted)
+    with serving(model, tmp_path, dealer_settings={"memory_mib": 1}) as servers:
+        generation = iter(servers.client(60))
+        next(generation)
+        threading.Event().wait(0.5)
+        generation.close()  # type: ignore[attr-defined]
+    assert max(held) <= (1 << 20) + (1 << 20)

@@ -1,0 +1,56 @@
+"""Sessions on a network that misbehaves."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from protocols.errors import PeerLost
+from tests.hostile.proxy import Proxy, proxied
+from tests.hostile.servers import Servers
+
+OUTAGE = 18.0
+"""Longer than a keepalive's interval and the 5 seconds that it once had, shorter than the parties' time-out."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", ["owner", "dealer"])
+def test_an_outage_shorter_than_the_time_out_ends_no_session(servers: Servers, peer: str) -> None:
+    with proxied(getattr(servers.connection, peer)) as proxy:
+        generation = iter(servers.client(30, **{peer: proxy.address}))
+        next(generation)
+        proxy.hold()
+        time.sleep(OUTAGE)
+        proxy.release()
+        assert len(list(generation)) == 29
+
+
+def test_an_outage_longer_than_the_time_out_is_named(servers: Servers) -> None:
+    with proxied(servers.connection.owner) as proxy:
+        generation = iter(servers.client(100, owner=proxy.address, timeout=2.0))
+        next(generation)
+        proxy.hold()
+        with pytest.raises(PeerLost, match=r"the owner sent nothing for 2 seconds|lost the owner"):
+            list(generation)
+
+
+def _cut_in_the_middle(servers: Servers, proxy: Proxy) -> str:
+    generation = iter(servers.client(100, owner=proxy.address))
+    next(generation)
+    proxy.cut()
+    with pytest.raises(PeerLost) as error:
+        list(generation)
+    return str(error.value)
+
+
+def test_what_is_said_of_a_broken_connection_is_what_broke_it(servers: Servers) -> None:
+    """Not what a new connection finds, which comes about: the owner is there."""
+    with proxied(servers.connection.owner) as proxy:
+        said = _cut_in_the_middle(servers, proxy)
+    assert said.startswith(f"lost the owner at {proxy.address}") and "refused" not in said
+
+
+def test_an_address_where_nobody_is_is_said(servers: Servers) -> None:
+    with pytest.raises(PeerLost, match=r"nothing answers at 127\.0\.0\.1:9 .*is the owner running there"):
+        list(servers.client(owner="127.0.0.1:9"))

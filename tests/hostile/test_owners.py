@@ -1,0 +1,86 @@
+"""The client before owners that misbehave."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from parties.client import Generation, Request
+from parties.threads import session_threads
+from protocols.errors import MpcacheError
+from tests.hostile.identities import issued
+from tests.hostile.owner import OWNERS, Answers, evil, owner_that, welcome
+from tests.hostile.servers import PROMPT, Servers
+
+REQUEST = Request(PROMPT, 2, vocabulary=96)
+
+
+@pytest.mark.parametrize(("answers", "words"), OWNERS.values(), ids=OWNERS)
+def test_the_client_ends_in_words(
+    servers: Servers, tmp_path: Path, caplog: pytest.LogCaptureFixture, answers: Answers, words: str
+) -> None:
+    with owner_that(answers, issued(servers.certificates, "owner")) as address:
+        connection = replace(servers.connection, owner=address, state=tmp_path / "state")
+        with pytest.raises(MpcacheError, match=words) as error:
+            list(Generation(connection, REQUEST))
+    assert len(str(error.value)) < 600 and str(error.value).isprintable()
+    assert "Traceback" not in caplog.text
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing is kept of it"
+
+
+def test_a_digest_writes_no_file_of_the_owners_choosing(servers: Servers, tmp_path: Path) -> None:
+    """Not beside the state, not above it, not anywhere."""
+    target = tmp_path / "victim.safetensors"
+    target.write_text("mine")
+    for digest in (str(tmp_path / "victim"), "../../victim", "../victim"):
+        with owner_that(evil(model_digest=digest), issued(servers.certificates, "owner")) as address:
+            connection = replace(servers.connection, owner=address, state=tmp_path / "state")
+            with pytest.raises(MpcacheError):
+                list(Generation(connection, REQUEST))
+    assert target.read_text() == "mine"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [target]
+
+
+@pytest.mark.parametrize("prompt", [[1, 2, 3], [1, 95, 3]])
+def test_a_smaller_vocabulary_tells_nothing_of_the_prompt(servers: Servers, tmp_path: Path, prompt: list[int]) -> None:
+    """The client refuses it by its tokenizer, before it looks at the prompt: whatever the prompt is."""
+    smaller, _ = OWNERS["a vocabulary smaller than the tokenizer's"]
+    with owner_that(smaller, issued(servers.certificates, "owner")) as address:
+        connection = replace(servers.connection, owner=address, state=tmp_path)
+        with pytest.raises(MpcacheError) as error:
+            list(Generation(connection, replace(REQUEST, prompt=prompt)))
+    assert str(error.value) == "the tokenizer does not fit the owner's model: it has tokens beyond its vocabulary of 95"
+
+
+def test_a_silent_owner_is_an_error_after_the_time_out(servers: Servers, tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def silent(hello: object) -> object:
+        release.wait(120)
+        return iter([])
+
+    with owner_that(silent, issued(servers.certificates, "owner")) as address:  # type: ignore[arg-type]
+        connection = replace(servers.connection, owner=address, state=tmp_path, timeout=1.0)
+        with pytest.raises(MpcacheError, match="the owner sent nothing for 1 seconds"):
+            list(Generation(connection, REQUEST))
+        release.set()
+
+
+def test_a_client_that_gives_up_leaves_no_thread(servers: Servers, tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def stopping(hello: object) -> object:
+        yield welcome(hello)  # type: ignore[arg-type]
+        release.wait(120)
+
+    with owner_that(stopping, issued(servers.certificates, "owner")) as address:  # type: ignore[arg-type]
+        connection = replace(servers.connection, owner=address, state=tmp_path, timeout=1.0)
+        with pytest.raises(MpcacheError, match="sent nothing"):
+            list(Generation(connection, REQUEST))
+        release.set()
+    for thread in session_threads():
+        thread.join(60)
+    assert not session_threads()

@@ -1,0 +1,57 @@
+"""What the gateway asks for in an application's name."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from mpcache.policies import PolicySettings
+from mpcache.tokenizer import load_tokenizer
+from parties.client import Connection, Request
+from parties.demo import DEMO_MODEL
+from parties.gateway import GatewayServer
+from parties.generated import client_pb2, client_pb2_grpc
+from protocols.errors import ConfigError, PeerLost
+
+DEFAULTS = Request(
+    (),
+    7,
+    temperature=0.5,
+    policy=PolicySettings("tova"),
+    backend="crypten",
+    model_digest="0" * 64,
+    network="20ms,50mbit",
+    end_tokens=(1, 2),
+    fixed_length=True,
+    vocabulary=842,
+)
+WHERE = Connection("127.0.0.1:1", "127.0.0.1:2", None, Path("state"))
+
+
+def test_every_setting_of_the_data_owners_reaches_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+
+    def generation(connection: Connection, request: Request) -> Any:
+        asked.append(request)
+        raise PeerLost("nobody is there")
+
+    monkeypatch.setattr("parties.gateway.Generation", generation)
+    for field in fields(Request):
+        assert field.name == "prompt" or getattr(DEFAULTS, field.name) != field.default, "each differs from its default"
+    tokenizer = load_tokenizer(DEMO_MODEL)
+    server = GatewayServer("127.0.0.1:0", WHERE, tokenizer, DEFAULTS)
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub = client_pb2_grpc.ClientStub(channel)
+        for wanted in (0, 3):
+            with pytest.raises(grpc.RpcError, match="nobody is there"):
+                list(stub.Generate(client_pb2.GenerateRequest(prompt="Q: Who?", max_new_tokens=wanted)))
+    server.stop()
+    prompt = tokenizer.encode("Q: Who?").ids
+    assert asked == [replace(DEFAULTS, prompt=prompt), replace(DEFAULTS, prompt=prompt, max_new_tokens=3)]
+
+
+def test_the_gateway_listens_on_this_machine_alone() -> None:
+    with pytest.raises(ConfigError, match="only a loopback address"):
+        GatewayServer("0.0.0.0:0", WHERE, load_tokenizer(DEMO_MODEL), DEFAULTS)
