@@ -176,7 +176,7 @@ class Reading:
 
 
 def written(size: float) -> str:
-    return f"{size:,.0f}" if size >= 100 else f"{size:.3g}"
+    return f"{size:,.0f}" if 100 <= size < 1e12 else f"{size:.3g}"
 
 
 class Sizes:

@@ -313,11 +313,12 @@ def demo(
 
 @main.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.option("--prompt", hidden=True, expose_value=False, callback=_refuse_prompt)
 @click.option(
     "--prompt-file",
     type=click.Path(path_type=Path),
-    help="File with a prompt, - for standard input; a newline at its end is left out. Default: random tokens, or the "
-    "demo model's day sheet.",
+    help="File with a prompt, or - for standard input; a newline at its end is left out. Default: random tokens, or "
+    "the demo model's day sheet.",
 )
 @_policy_options
 @click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Tokens to generate.")

@@ -21,7 +21,7 @@ from mpcache.files import written_whole
 from mpcache.generate import GenerationPlan
 from mpcache.policies import PolicySettings
 from mpcache.ranges import Implied, implied_ranges
-from mpcache.tokenizer import load_tokenizer
+from mpcache.tokenizer import end_tokens, load_tokenizer
 from mpcache.watched import watched_answer
 from protocols.errors import ConfigError
 
@@ -92,22 +92,22 @@ def inspect_model(folder: Path, prompt: str | None, policy: PolicySettings, max_
     """What a model folder's weights imply, and the sizes of a generation from `prompt`; without one, from random tokens
     of the vocabulary. Raises ModelError, and ConfigError for a prompt that does not fit the model."""
     checkpoint = load_checkpoint(folder)
-    tokens = _random_tokens(checkpoint, max_new_tokens) if prompt is None else _encoded(folder, prompt)
+    tokens, ends = (_random_tokens(checkpoint, max_new_tokens), ()) if prompt is None else _encoded(folder, prompt)
     _check(tokens, max_new_tokens, checkpoint)
     plan = GenerationPlan(len(tokens), max_new_tokens, policy=policy)
     columns = (TextColumn("prefill"), BarColumn(), TextColumn("{task.completed}/{task.total} tokens"))
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("prefill", total=len(tokens))
-        answer, sizes = watched_answer(
-            checkpoint, plan, tokens, on_block=lambda done, _: bar.update(task, completed=done)
-        )
+        answer, sizes = watched_answer(checkpoint, plan, tokens, ends, lambda done, _: bar.update(task, completed=done))
     kind = "random tokens of the vocabulary, as no prompt was given" if prompt is None else "the prompt given"
     implied = implied_ranges(checkpoint)
     return Inspection(folder.name, checkpoint.digest, implied, sizes, kind, len(tokens), len(answer), policy)
 
 
-def _encoded(folder: Path, prompt: str) -> list[int]:
-    return list(load_tokenizer(folder).encode(prompt).ids)
+def _encoded(folder: Path, prompt: str) -> tuple[list[int], tuple[int, ...]]:
+    """The prompt's tokens, and those that end an answer."""
+    tokenizer = load_tokenizer(folder)
+    return list(tokenizer.encode(prompt).ids), end_tokens(folder, tokenizer)
 
 
 def _check(tokens: list[int], max_new_tokens: int, checkpoint: Checkpoint) -> None:

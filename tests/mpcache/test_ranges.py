@@ -141,6 +141,7 @@ def set_to(name: str, value: float, *index: int) -> Change:
         ("llama", {}, set_to("model.embed_tokens.weight", 9_000, 7), "layer 0, residual stream: 50,912, beyond 32,768"),
         ("llama", {}, set_to(f"{LAYER}input_layernorm.weight", 950), r"layer 1, score beside masked ones"),
         ("llama", {}, set_to(f"{LAYER}mlp.up_proj.weight", 2e9, 0, 0), r"layer 1, weight: .*, beyond 1,073,741,824"),
+        ("llama", {}, set_to("model.norm.weight", 3e38), r"weight: .*e\+3\d, beyond 1,073,741,824"),
         ("llama", {"attention_bias": True}, set_to(f"{LAYER}self_attn.v_proj.bias", 1_500), "layer 1, attention's out"),
         ("gpt2", {}, set_to("transformer.h.1.attn.c_attn.bias", 20_000), "layer 1, queries, keys and values: 20,00"),
         ("gpt2", {}, set_to("transformer.wpe.weight", 40_000, 100, 5), "layer 0, residual stream: 39,3"),
