@@ -93,7 +93,6 @@ class Generation:
     ) -> None:
         self._connection, self._request, self._on_block = connection, request, on_block
         self._program, self._transport = program, transport
-        self._session_id = os.urandom(SESSION_BYTES)
         self._link: ClientLink | None = None
         self._dealer: DealerLink | None = None
         self._stopped = False
@@ -141,9 +140,8 @@ class Generation:
             found.put(_END)
 
     def _tokens(self) -> Iterator[int]:
-        link = self._link = ClientLink(
-            self._connection.owner, self._connection.identity, self._session_id, self._connection.timeout
-        )
+        where = self._connection
+        link = self._link = ClientLink(where.owner, where.identity, os.urandom(SESSION_BYTES), where.timeout)
         try:
             self._check_wanted()
             yield from self._session(link)
