@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import mpcache
-from mpcache.model_config import read_model_config
+from mpcache.config_file import read_model_config
 from mpcache.planning import PublicParameters, constants_digest, plan_digest
 from mpcache.policies import PolicySettings, policies
 from mpcache.shapes import model_shape
@@ -15,11 +15,11 @@ from protocols.ring import encode
 from tests.mpcache.policies.matrix import small
 
 DEMO = read_model_config(Path(mpcache.__file__).parent / "assets" / "demo")
-LLAMA_7B = PublicParameters(model_shape("llama-7b"), "", 2032, 16)
+LLAMA_7B = PublicParameters(model_shape("llama-7b"), 2032, 16)
 
 
 def of_a_policy(settings: PolicySettings, prompt_tokens: int = 32) -> PublicParameters:
-    return PublicParameters(model_shape("tiny"), "", prompt_tokens, 2, policy=settings)
+    return PublicParameters(model_shape("tiny"), prompt_tokens, 2, policy=settings)
 
 
 def fingerprints() -> dict[str, str]:
@@ -28,8 +28,8 @@ def fingerprints() -> dict[str, str]:
     settings["mpcache, extremes"] = small("mpcache", representative="extremes")
     return {
         "LLaMA 7B's tables": constants_digest(LLAMA_7B),
-        "GPT-2's tables": constants_digest(PublicParameters(model_shape("gpt2"), "", 1000, 24)),
-        "the demo's tables": constants_digest(PublicParameters(DEMO, "", 512, 16)),
+        "GPT-2's tables": constants_digest(PublicParameters(model_shape("gpt2"), 1000, 24)),
+        "the demo's tables": constants_digest(PublicParameters(DEMO, 512, 16)),
         **{name: plan_digest(of_a_policy(one)) for name, one in settings.items()},
     }
 
