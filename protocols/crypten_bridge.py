@@ -144,7 +144,7 @@ class CryptenSession:
         self.session = session
         self.communicator = TwoPartyCommunicator(session)
         common, *own = session.take(SessionKeys())
-        seed = pack(session.run(session.open(common, RING_BITS)), RING_BITS)
+        seed = pack(session.run(session.reveal(common, RING_BITS)), RING_BITS)
         # a party's "next" stream is the other one's "prev": their difference is a sharing of zero
         around = [Stream(derive_key(seed, "crypten", "zero sharing", f"from party {p}")) for p in (0, 1)]
         self.next, self.prev = around[session.party], around[1 - session.party]
@@ -211,13 +211,11 @@ class TwoPartyCommunicator:
 
     def reduce(self, share: Any, dst: int, op: Any = None, batched: bool = False) -> Any:
         """Party `dst` gets the sum (or xor); the other sends its share, learns nothing and gets None."""
-        xor, mine = _is_xor(op), list(share) if batched else [share]
-        messages: list[Opening] = [self._session.transfer(s, s.shape, RING_BITS, receiver=dst) for s in mine]
-        theirs = self._session.run(together(*messages))
+        xor, shares = _is_xor(op), list(share) if batched else [share]
+        values = self._session.run(together(*[self._session.reveal(s, RING_BITS, dst, xor) for s in shares]))
         if self._session.party != dst:
             return None
-        sums = [a ^ b if xor else a + b for a, b in zip(mine, theirs, strict=True)]
-        return sums if batched else sums[0]
+        return list(values) if batched else values[0]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -299,6 +299,8 @@ async def argmax(session: Session, scores: torch.Tensor, bits: int) -> torch.Ten
     equals.
 
     scores: shares modulo 2^bits, differences below 2^(bits-1). A tree as in `maximum`; positions go along under masks.
+    Whatever the scores are, it is one of 0..n-1: of each pair exactly one wins, so that at most one of a block wins all
+    of its pairs; where none does, on the circle that the ring is, the block's position is 0.
     """
     n = scores.shape[-1]
     if n == 1:

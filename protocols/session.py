@@ -4,6 +4,9 @@ Protocols are coroutines. `await session.open(x, bits)` is a round; `await toget
 in step, so that their openings share messages. Nothing in here branches on a secret: what is sent, and when, follows
 from shapes.
 
+What `open` and `transfer` send is under a mask of the same width, so it is noise whatever the values are, out of every
+bound too. What is seen as it is goes through `reveal`: each of its callers says why the value may be known.
+
 Costs are counted as they occur: a round is one message (or one in each direction at the same time).
 """
 
@@ -74,7 +77,8 @@ class Opening:
     """A request for one value: awaited by a protocol, answered by the session at the end of the round.
 
     `receiver` None: both parties send their share and both get the value modulo 2^bits (sum, or xor of bits).
-    `receiver` 0 or 1: the other party sends `share` as it is, and the receiver gets it; nobody else learns anything.
+    `receiver` 0 or 1: the other party sends `share`, and the receiver gets it; nobody else learns anything.
+    `revealed`: there is no mask; with a `receiver`, it gets the value, its own share included.
     """
 
     shape: torch.Size
@@ -82,6 +86,7 @@ class Opening:
     share: torch.Tensor | None
     xor: bool = False
     receiver: int | None = None
+    revealed: bool = False
     result: Any = field(default=None, init=False)
 
     def __await__(self) -> Generator[list[Opening], None, torch.Tensor]:
@@ -148,12 +153,18 @@ class Session:
         return self._correlations.take(correlation)
 
     def open(self, share: torch.Tensor, bits: int, xor: bool = False) -> Opening:
-        """Reveal the value modulo 2^bits to both. The caller says why the value gives nothing away."""
+        """Both get a masked value modulo 2^bits. The mask is uniform modulo 2^bits and never used again."""
         return Opening(share.shape, bits, share, xor)
 
     def transfer(self, share: torch.Tensor | None, shape: Sequence[int], bits: int, receiver: int) -> Opening:
-        """One-way message: the party that is not `receiver` sends its tensor, modulo 2^bits. Gives None there."""
+        """One-way message: the party that is not `receiver` sends its tensor, under a mask of its own, modulo 2^bits.
+        Gives None there."""
         return Opening(torch.Size(shape), bits, share, receiver=receiver)
+
+    def reveal(self, share: torch.Tensor, bits: int, to: int | None = None, xor: bool = False) -> Opening:
+        """The value itself, modulo 2^bits, to both or to one party (None at the other). The exception: the caller says
+        why it may be known, for whatever weights and prompt; docs/threat-model.md lists all of them."""
+        return Opening(share.shape, bits, share, xor, to, revealed=True)
 
     def new_handle(self) -> int:
         """A number under which the dealer keeps a mask; equal at both parties and in the plan."""
@@ -200,7 +211,7 @@ class Session:
         view = memoryview(self._channel.receive(expected)) if incoming else memoryview(b"")
         for r in incoming:
             theirs, view = unpack(view[: r.nbytes()], r.shape, r.bits), view[r.nbytes() :]
-            if r.receiver is not None:
+            if r.receiver is not None and not r.revealed:
                 r.result = theirs
             else:
                 mine = _present(r.share)

@@ -3,7 +3,7 @@
 Each party in turn permutes the rows by a permutation of its own: the other one sends its share under a mask, the
 permuter applies its permutation to the sum, and the dealer supplies shares of the permuted mask (Chase, Ghosh,
 Poburinnaya, ASIACRYPT 2020, with a dealer in the place of their share translation). After both passes neither party
-knows the order of the rows, so their destinations may be opened.
+knows the order of the rows, so their destinations may be revealed.
 """
 
 from __future__ import annotations
@@ -68,16 +68,23 @@ async def shuffle(session: Session, x: torch.Tensor) -> torch.Tensor:
 async def compact(session: Session, x: torch.Tensor, keep: torch.Tensor, k: int) -> torch.Tensor:
     """Shares of the kept rows (blocks, k, columns) of x (blocks, n, columns), in their order.
 
-    keep: (blocks, n) shares of bits, exactly k a block. Rounds: 4. Opened: every row's destination, after shuffling:
-    kept rows go to 0..k-1 and dropped ones to k..n-1, so what is opened is a uniformly random permutation.
-    (Had dropped rows no destinations of their own, the numbers of rows kept before each would show.)
+    keep: (blocks, n) shares of bits in Z_2^64, exactly k a block. If k' are kept instead, the first k of the kept rows
+    and then the dropped ones come out. Rounds: 4.
+
+    Revealed: every row's destination, after shuffling. With k' = the sum of the bits, which is shared, kept rows go to
+    0..k'-1 and dropped ones to k'..n-1, each in their order: a permutation of 0..n-1 whichever bits are 1 and however
+    many. In an order that nobody knows it is a uniformly random one, independent of the bits. (With the public k for
+    k', the largest destination would tell k' where weights were chosen so that a score leaves its range; had dropped
+    rows no destinations, the numbers of rows kept before each would show.) All it needs is that `keep` consists of
+    bits, and `from_flip` makes nothing else, whatever was compared. Destinations are exact modulo 2^index_bits > n, and
+    no more is sent of their shares, of which the owner's are fresh from its seed after the shuffle.
     """
     n = x.shape[1]
     index_bits = n.bit_length() + 1
     kept_before = keep.cumsum(1) - keep
     position = session.constant(torch.arange(n, device=session.device).expand(keep.shape))
-    if_dropped = position - kept_before + session.constant(torch.full_like(keep, k))
+    if_dropped = position - kept_before + keep.sum(1, keepdim=True)
     destination = if_dropped + await multiply(session, keep, kept_before - if_dropped, index_bits)
     rows = await shuffle(session, torch.cat([x, destination[..., None]], -1))
-    opened = await session.open(rows[..., -1], index_bits)
-    return _take_rows(rows[..., :-1], torch.argsort(opened, dim=1)[:, :k])
+    destinations = await session.reveal(rows[..., -1], index_bits)
+    return _take_rows(rows[..., :-1], torch.argsort(destinations, dim=1)[:, :k])

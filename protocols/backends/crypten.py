@@ -269,7 +269,7 @@ class CryptenBackend:
     def announce(self, goes_on: bool | None) -> bool:
         """Party 1 says whether it wants another token: the answer's length is public."""
         share = torch.full((1,), int(bool(goes_on)), dtype=torch.int64)
-        heard = self.session.run(self.session.transfer(share, (1,), 8, receiver=0))
+        heard = self.session.run(self.session.reveal(share, 8, to=0))
         if self.session.planning:
             return True
         return bool(heard.item()) if self.session.party == 0 else bool(goes_on)

@@ -17,7 +17,7 @@ from protocols.product import Masked, extend, forget, mask, multiply, multiply_m
 from protocols.public import Factor
 from protocols.rank import argmax, one_hot, position_bits, top_k
 from protocols.reciprocal import RECIPROCAL_BITS
-from protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, reduce_bits, stored
+from protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, stored
 from protocols.sampling import GumbelNoise
 from protocols.session import Session, together
 from protocols.shares import Secret, cat
@@ -377,15 +377,13 @@ class MpcBackend:
             (noise,) = session.take(GumbelNoise(tuple(logits.shape), temperature, LOGIT_FRACTION_BITS))
             logits = logits + noise
         position = await argmax(session, logits, LOGIT_WIDTH)
-        bits = position_bits(logits.shape[-1])
-        theirs = await session.transfer(position, position.shape, bits, receiver=1)
-        return None if session.party == 0 else reduce_bits(theirs + position, bits)
+        return await session.reveal(position, position_bits(logits.shape[-1]), to=1)
 
     def announce(self, goes_on: bool | None) -> bool:
         """Party 1 says whether it wants another token: the answer's length is public, see docs/threat-model.md."""
         session = self.session
         share = torch.full((1,), int(bool(goes_on)), dtype=torch.int64, device=session.device)
-        heard = session.run(session.transfer(share, (1,), 8, receiver=0))
+        heard = session.run(session.reveal(share, 8, to=0))
         if session.planning:
             return True
         return bool(heard.item()) if session.party == 0 else bool(goes_on)

@@ -1,23 +1,23 @@
 """What a party sees is noise: every opened value, and every message, is uniform whatever is computed on.
 
-Each protocol runs on many equal rows, shared trivially, so that nothing but its own masks can make a message vary.
-Then every bit that a party receives must be balanced over the rows, alone and in its difference from every other
-opening of the shape: a value without a mask, a mask that is not uniform over the opened width, one that is used twice
-and one that rows share would each show. (Seven standard deviations: a false alarm in 10^11 bits.)
+See noise.py for how that is tested. Values lie within bounds, far beyond all of them, and on the circle of a comparison
+such that no one is the largest: an owner's weights, or a prompt, may be chosen so.
 """
 
 from __future__ import annotations
 
+import ast
+import sys
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import protocols
 from protocols.activation import activation
-from protocols.backends.mpc import MpcBackend
+from protocols.backends.mpc import LOGIT_FRACTION_BITS, LOGIT_WIDTH, SELECT_WIDTH, MpcBackend, masked_weight
 from protocols.comparison import is_negative, less_than, negative_part
 from protocols.correlation import weight_mask
 from protocols.linear import MaskedWeight, linear
@@ -27,68 +27,18 @@ from protocols.product import extend, mask, multiply
 from protocols.randomness import new_key
 from protocols.rank import argmax, maximum, one_hot, ranks, top_k
 from protocols.reciprocal import reciprocal, rsqrt
-from protocols.ring import reduce_bits
+from protocols.ring import FRACTION_BITS, RING_BITS, encode, reduce_bits
 from protocols.session import Opening, Session
 from protocols.shares import Secret
 from protocols.shuffle import compact, shuffle
-from protocols.softmax import softmax
+from protocols.softmax import DIFFERENCE_BITS, softmax
 from protocols.threshold import keep_largest
 from protocols.truncation import truncate
+from tests.protocols.noise import DEVIATIONS, FAR_OUT_CASES, Seen, assert_noise, cyclic, destinations, watch
 
 ROWS = 2048
-DEVIATIONS = 7
-
-
-@dataclass
-class Seen:
-    """An opening as one party sees it: what it received, and what it computed from that; (rows, lanes)."""
-
-    bits: int
-    views: tuple[torch.Tensor, ...]
-
-
-def watch(session: Session) -> list[Seen]:
-    """Note what the session's party sees from now on."""
-    seen: list[Seen] = []
-    original = session._round
-
-    def noted(requests: list[Opening]) -> None:
-        original(requests)
-        for r in requests:
-            if r.receiver == session.party:
-                seen.append(Seen(r.bits, (_rows(r.result),)))
-            elif r.receiver is None:
-                assert r.share is not None
-                theirs = r.result ^ r.share if r.xor else r.result - r.share
-                seen.append(Seen(r.bits, (_rows(r.result), _rows(theirs))))
-
-    session._round = noted  # type: ignore[method-assign]
-    return seen
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    return x.reshape(ROWS, -1) if x.shape[0] == ROWS else x.reshape(-1, 1)
-
-
-def is_balanced(x: torch.Tensor, bits: int) -> bool:
-    """Every one of the low bits, over the rows, in every lane."""
-    ones = torch.stack([((x >> bit) & 1).sum(0) for bit in range(bits)])
-    return bool(((ones - x.shape[0] / 2).abs() < DEVIATIONS * x.shape[0] ** 0.5 / 2).all())
-
-
-def assert_noise(seen: list[Seen]) -> None:
-    for s in seen:
-        for view in s.views:
-            assert is_balanced(view, s.bits), f"an opening of {s.bits} bits is biased"
-            assert is_balanced(view - view.roll(1, 0), s.bits), "rows share a mask"
-            if view.shape[1] > 1:
-                assert is_balanced(view - view.roll(1, 1), s.bits), "lanes share a mask"
-    views = [(view, s.bits) for s in seen for view in s.views[:1]]
-    for (a, a_bits), (b, b_bits) in combinations(views, 2):
-        if a.shape == b.shape:
-            assert is_balanced(a - b, min(a_bits, b_bits)), "two openings share a mask"
-            assert is_balanced(a + b, min(a_bits, b_bits)), "two openings share a mask, negated"
-
+FEWER_ROWS = 512
+"""Where many values are tried: a bit that stays the same in three of four rows would still show."""
 
 Protocol = Callable[[Session, torch.Tensor], Awaitable[Any]]
 
@@ -114,6 +64,15 @@ def known_weight(session: Session, x: torch.Tensor) -> Awaitable[Any]:
     return linear(session, x, MaskedWeight("w", b + 5 if session.party == 0 else torch.full_like(b, 5)))
 
 
+def partly_seen(session: Session, x: torch.Tensor) -> Awaitable[Any]:
+    return softmax(session, x, torch.tensor([True, True, False]).expand(x.shape))
+
+
+async def kept_rows(session: Session, x: torch.Tensor) -> None:
+    """Eviction: the rows are their own scores."""
+    await compact(session, x[..., None], await keep_largest(session, x, 2, 20), 2)
+
+
 KEY = new_key()
 PROTOCOLS: dict[str, tuple[Protocol, int]] = {
     "truncation": (truncate, 2),
@@ -135,9 +94,10 @@ PROTOCOLS: dict[str, tuple[Protocol, int]] = {
     "maximum by a block": (with_(blocks_of, 10**7, False), 5),
     "arg max by pairs": (with_(blocks_of, 0, True), 5),
     "arg max by a block": (with_(blocks_of, 10**7, True), 5),
-    "one-hot of 3": (lambda s, x: one_hot(s, s.constant(torch.full_like(x, 2)), 3), 1),
-    "one-hot of 8": (lambda s, x: one_hot(s, s.constant(torch.full_like(x, 7)), 8), 1),
+    "one-hot of 3": (with_(one_hot, 3), 1),
+    "one-hot of 8": (with_(one_hot, 8), 1),
     "softmax": (softmax, 3),
+    "softmax, half of it seen": (partly_seen, 3),
     "reciprocal": (reciprocal, 1),
     "inverse root": (rsqrt, 1),
     "RMSNorm": (with_(rms_norm, 1e-5), 3),
@@ -146,14 +106,17 @@ PROTOCOLS: dict[str, tuple[Protocol, int]] = {
     "GELU": (with_(activation, "gelu"), 1),
     "threshold": (with_(keep_largest, 2, 4), 3),
     "shuffle": (lambda s, x: shuffle(s, x[..., None]), 3),
+    "compaction": (kept_rows, 4),
 }
+CIRCLES = {f"a circle of 2^{bits}": bits for bits in (19, SELECT_WIDTH, DIFFERENCE_BITS, RING_BITS - 1)}
+"""Of ranks, of selection, of a softmax's maximum, of all."""
 
 
 def runs(protocol: Protocol, x: torch.Tensor) -> Iterator[list[Seen]]:
     """What each party sees. Party 0 has all of x, party 1 zeros."""
 
     def program(session: Session) -> list[Seen]:
-        seen = watch(session)
+        seen = watch(session, len(x))
         session.run(protocol(session, session.constant(x)))
         return seen
 
@@ -170,46 +133,126 @@ def test_what_a_party_sees_is_uniform_whatever_the_values(protocol: Protocol, co
     assert received
 
 
-def test_compaction_opens_nothing_but_noise_and_destinations() -> None:
+@pytest.mark.parametrize("value", FAR_OUT_CASES)
+@pytest.mark.parametrize(("protocol", "columns"), PROTOCOLS.values(), ids=PROTOCOLS)
+def test_what_a_party_sees_is_uniform_beyond_all_bounds(protocol: Protocol, columns: int, value: int) -> None:
+    for seen in runs(protocol, torch.full((FEWER_ROWS, columns), value)):
+        assert_noise(seen)
+        destinations(seen)
+
+
+@pytest.mark.parametrize("bits", CIRCLES.values(), ids=CIRCLES)
+@pytest.mark.parametrize(("protocol", "columns"), PROTOCOLS.values(), ids=PROTOCOLS)
+def test_what_a_party_sees_is_uniform_where_no_value_is_the_largest(
+    protocol: Protocol, columns: int, bits: int
+) -> None:
+    for seen in runs(protocol, cyclic(columns, bits).expand(FEWER_ROWS, columns)):
+        assert_noise(seen)
+        destinations(seen)
+
+
+@pytest.mark.parametrize("keep", [[1, 0, 1], [1, 1, 1], [0, 0, 1], [0, 0, 0]], ids=str)
+def test_destinations_are_in_a_uniformly_random_order_however_many_are_kept(keep: list[int]) -> None:
     async def kept(session: Session, x: torch.Tensor) -> None:
-        keep = session.constant(torch.tensor([1, 0, 1]).expand(ROWS, 3))
-        await compact(session, x[..., None], keep, 2)
+        await compact(session, x[..., None], session.constant(torch.tensor(keep).expand(ROWS, 3)), 2)
 
     for seen in runs(kept, torch.full((ROWS, 3), 5)):
-        *noise, destinations = seen
-        assert_noise(noise)
-        orders = destinations.views[0]
-        assert (orders.sort(1).values == torch.arange(3)).all()
+        assert_noise(seen)
+        (orders,) = destinations(seen)
+        assert orders.shape == (ROWS, 3)
         for lane in range(3):
             for place in range(3):  # uniform over the orders: a third of the rows each
                 count = int((orders[:, lane] == place).sum())
                 assert abs(count - ROWS / 3) < DEVIATIONS * (ROWS * 2 / 9) ** 0.5
 
 
+def uses_of_a_cache(session: Session, values: torch.Tensor) -> list[Seen]:
+    """What policies do, on a cache of four tokens: two runs of two are compared, picked and replaced.
+
+    values: (rows, 4) ring elements, for whatever has four tokens, two runs or one query.
+    """
+    rows = len(values)
+    seen, backend = watch(session, rows), MpcBackend(session)
+
+    def secret(*shape: int) -> Secret:
+        x = values.reshape(rows, 4, 1)[:, : shape[0]].expand(rows, *shape)
+        return Secret(session.constant(x), session.party)
+
+    cached, queries = backend.enter(None, secret(2, 1), secret(4, 1), secret(4, 1))
+    representatives = backend.hold(None, secret(2, 1))
+    (scores,) = backend.similarity(queries, [representatives])
+    chosen = backend.best(scores, 1)
+    stage = backend.stage(chosen, 2)
+    backend.pick(stage, secret(2, 3))
+    backend.gather(chosen, secret(2, 3))
+    backend.attend_selected(queries, cached, 0, 4, [stage])
+    cached, queries = backend.enter(None, secret(1, 1), secret(4, 1), secret(4, 1))
+    backend.attend_watched(queries, cached, None, torch.tensor([0]))
+    backend.extremes(secret(4, 1))
+    place = backend.lowest(secret(4, 1)[..., 0], 100.0)
+    for _ in range(2):
+        representatives = backend.overwrite(representatives, place[..., :2], secret(1, 1))
+    backend.retain(secret(4, 1)[..., 0], 2, 100.0, secret(4, 2))
+    return seen
+
+
+def assert_that_uses_of_a_cache_are_noise(values: torch.Tensor) -> None:
+    for seen in run_parties(lambda session: uses_of_a_cache(session, values)):
+        assert_noise(seen)
+        assert [order.shape for order in destinations(seen)] == [(len(values), 4)]
+
+
 def test_what_a_party_sees_of_a_cache_and_of_choices_in_it_is_noise() -> None:
-    """What policies do, on a cache of four tokens: two runs of two are compared, picked and replaced."""
+    assert_that_uses_of_a_cache_are_noise(torch.full((FEWER_ROWS, 4), 1 << 16))
+
+
+@pytest.mark.parametrize("value", FAR_OUT_CASES)
+def test_what_a_party_sees_of_a_cache_is_noise_beyond_all_bounds(value: int) -> None:
+    assert_that_uses_of_a_cache_are_noise(torch.full((FEWER_ROWS, 4), value))
+
+
+@pytest.mark.parametrize("bits", CIRCLES.values(), ids=CIRCLES)
+def test_what_a_party_sees_of_a_cache_is_noise_where_no_value_is_the_largest(bits: int) -> None:
+    assert_that_uses_of_a_cache_are_noise(cyclic(4, bits).expand(FEWER_ROWS, 4))
+
+
+@pytest.mark.parametrize("largest", [1.0, 60.0])
+@pytest.mark.parametrize("scores", [[1, 0.5, 0, -0.01, -2, -2], [61.5, 62, 63, 64, 9000, -9000]], ids=str)
+def test_eviction_of_scores_out_of_bounds_reveals_a_permutation(scores: list[float], largest: float) -> None:
+    """Three scores in bounds and the others negative, or all beyond 60: as a policy's bound may be passed."""
 
     def program(session: Session) -> list[Seen]:
-        seen, backend = watch(session), MpcBackend(session)
-
-        def secret(*shape: int, value: int = 1 << 16) -> Secret:
-            return Secret(session.constant(torch.full((ROWS, *shape), value)), session.party)
-
-        cached, queries = backend.enter(None, secret(2, 1), secret(4, 1), secret(4, 1))
-        representatives = backend.hold(None, secret(2, 1))
-        (scores,) = backend.similarity(queries, [representatives])
-        chosen = backend.best(scores, 1)
-        stage = backend.stage(chosen, 2)
-        backend.pick(stage, secret(2, 3, value=1))
-        backend.gather(chosen, secret(2, 3))
-        backend.attend_selected(queries, cached, 0, 4, [stage])
-        backend.extremes(secret(4, 1))
-        place = backend.lowest(secret(4), 100.0)
-        for _ in range(2):
-            representatives = backend.overwrite(representatives, place[..., :2], secret(1, 1))
+        seen = watch(session, FEWER_ROWS)
+        x = Secret(session.constant(encode(torch.tensor(scores)).expand(FEWER_ROWS, 6)), session.party)
+        MpcBackend(session).retain(x, 4, largest, x.reshape(FEWER_ROWS, 6, 1))
         return seen
 
     for seen in run_parties(program):
+        assert_noise(seen)
+        assert [order.shape for order in destinations(seen)] == [(FEWER_ROWS, 6)]
+
+
+@pytest.mark.parametrize("vocabulary", [3, 300])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_client_alone_sees_a_token_of_the_vocabulary_where_no_logit_is_the_largest(
+    vocabulary: int, temperature: float
+) -> None:
+    """Logits on the circle of 2^13 that their comparison has. Nothing else is seen as it is."""
+    head = (cyclic(vocabulary, LOGIT_WIDTH) % 2**LOGIT_WIDTH / 2**LOGIT_FRACTION_BITS)[:, None]
+    masked = masked_weight(KEY, "head", head)
+
+    def program(session: Session) -> tuple[int | None, list[Seen]]:
+        owner, seen = session.party == 0, watch(session)
+        backend = MpcBackend(session, KEY if owner else None, {"head": masked})
+        x = Secret(session.constant(torch.full((1, 1), 1 << FRACTION_BITS)), session.party)
+        weight = backend.weight("head", (vocabulary, 1), head if owner else None)
+        return backend.choose(x, weight, None, vocabulary, temperature), seen
+
+    (at_owner, owner_saw), (token, client_saw) = run_parties(program, weight_key=KEY)
+    assert at_owner is None and token is not None and 0 <= token < vocabulary
+    assert not [s for s in owner_saw if s.revealed]
+    assert [s.views[0].tolist() for s in client_saw if s.revealed] == [[[token]]]
+    for seen in (owner_saw, client_saw):
         assert_noise(seen)
 
 
@@ -239,6 +282,55 @@ def test_the_test_sees_a_mask_that_is_used_twice() -> None:
     with pytest.raises(AssertionError, match="share a mask"):
         for seen in runs(protocol, torch.full((ROWS, 1), 5)):
             assert_noise(seen)
+
+
+PROTOCOLS_FOLDER = Path(protocols.__file__).parent
+BASELINE = ("crypten.py", "crypten_bridge.py")
+
+
+def calls(names: tuple[str, ...], folder: Path) -> set[tuple[str, str]]:
+    """(file, function) of all calls of methods of these names."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for function in (f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)):
+            for call in (c for c in ast.walk(function) if isinstance(c, ast.Call)):
+                if isinstance(call.func, ast.Attribute) and call.func.attr in names:
+                    found.add((path.name, function.name))
+    return found
+
+
+def test_every_function_that_opens_something_is_tried_here() -> None:
+    """So that a protocol that is not listed above is missed."""
+    tried: set[tuple[str, str]] = set()
+
+    def noting(method: Callable[..., Opening]) -> Callable[..., Opening]:
+        def noted(*arguments: Any, **options: Any) -> Opening:
+            caller = sys._getframe(1).f_code
+            tried.add((Path(caller.co_filename).name, caller.co_name))
+            return method(*arguments, **options)
+
+        return noted
+
+    def program(session: Session) -> None:
+        session.open, session.transfer = noting(session.open), noting(session.transfer)  # type: ignore[method-assign]
+        for protocol, columns in PROTOCOLS.values():
+            session.run(protocol(session, session.constant(torch.full((2, columns), 5))))
+        uses_of_a_cache(session, torch.full((2, 4), 5))
+
+    run_parties(program, weight_key=KEY)
+    opening = {c for c in calls(("open", "transfer"), PROTOCOLS_FOLDER) if c[0] not in BASELINE}
+    assert len(opening) >= 15 and opening - tried == set()
+
+
+def test_what_is_revealed_is_what_the_threat_model_says() -> None:
+    folders = [PROTOCOLS_FOLDER.parent / name for name in ("protocols", "mpcache", "parties")]
+    revealing = set().union(*(calls(("reveal",), folder) for folder in folders))
+    assert {c for c in revealing if c[0] not in BASELINE} == {
+        ("shuffle.py", "compact"),  # destinations
+        ("mpc.py", "_choose"),  # the next token, to the client
+        ("mpc.py", "announce"),  # whether it wants another, to the owner
+    }
 
 
 def test_values_in_a_message_are_cut_to_their_width() -> None:

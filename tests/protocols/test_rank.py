@@ -49,6 +49,22 @@ def test_argmax_is_the_first_of_the_largest_whatever_the_blocks(values: list[int
     assert torch.equal(run_ring(protocol, x, width=position_bits(len(values))) % 256, expected)
 
 
+CIRCLE = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 20).map(lambda i: i * (2**BITS // 3))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(CIRCLE, min_size=1, max_size=40), st.sampled_from([0, 300, 10_000]))
+def test_argmax_is_a_position_even_where_no_score_is_the_largest(values: list[int], round_bytes: int) -> None:
+    """Out of bounds, where a comparison's ring is a circle: so a token is always one of the vocabulary."""
+
+    async def protocol(session: Session, x: torch.Tensor) -> torch.Tensor:
+        session.round_bytes = round_bytes
+        return await argmax(session, x, BITS)
+
+    width = position_bits(len(values))
+    assert int(run_ring(protocol, torch.tensor([values]), width=width) % 2**width) < len(values)
+
+
 def test_a_costlier_round_makes_larger_blocks() -> None:
     cheap, dear = (block_sizes(1024, 12, BITS, 0, round_bytes) for round_bytes in (0, 10**7))
     assert set(cheap) == {2} and len(dear) == 3

@@ -1,10 +1,12 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.local import run_parties
-from protocols.session import Opening, Session
+from protocols.session import Session
 from protocols.shuffle import compact, shuffle
+from tests.protocols.noise import Seen, destinations, watch
 from tests.protocols.sharing import run_ring, shares_of
 
 
@@ -31,31 +33,37 @@ def test_kept_rows_stay_in_order(n: int, blocks: int, data: st.DataObject) -> No
     assert torch.equal(run_ring(protocol, x, keep), expected)
 
 
-def test_what_is_opened_is_a_fresh_permutation_whatever_was_kept() -> None:
-    """The destinations, the one opening that is not under a mask, say nothing of the keep bits."""
-    seen: list[list[int]] = []
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 3), st.data())
+def test_however_many_are_kept_destinations_are_a_permutation(n: int, blocks: int, data: st.DataObject) -> None:
+    """And the kept rows come first."""
+    k = data.draw(st.integers(1, n))
+    keep = torch.tensor([data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)) for _ in range(blocks)])
+    x = torch.arange(n).expand(blocks, n)[..., None]
+    shared = [shares_of(value) for value in (x, keep)]
 
-    def destinations(keep: torch.Tensor) -> None:
-        x, bits = shares_of(torch.zeros(1, 6, 1, dtype=torch.int64)), shares_of(keep)
+    def program(session: Session) -> tuple[torch.Tensor, list[Seen]]:
+        seen = watch(session)
+        return session.run(compact(session, *(s[session.party] for s in shared), k)), seen
 
-        def program(session: Session) -> None:
-            original = session.open
+    (a, seen), (b, _) = run_parties(program)
+    assert [order.shape for order in destinations(seen)] == [(blocks, n)]
+    order = torch.argsort(keep, dim=1, descending=True, stable=True)
+    assert torch.equal((a + b)[..., 0], order[:, :k])
 
-            def watch(share: torch.Tensor, bits: int, xor: bool = False) -> Opening:
-                opening = original(share, bits, xor)
-                openings.append(opening)
-                return opening
 
-            openings: list[Opening] = []
-            session.open = watch  # type: ignore[method-assign]
-            session.run(compact(session, x[session.party], bits[session.party], 3))
-            if session.party == 0:
-                seen.append(openings[-1].result.flatten().tolist())
+@pytest.mark.parametrize("keep", [[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 0]], ids=str)
+def test_what_is_revealed_is_a_fresh_permutation_whatever_was_kept(keep: list[int]) -> None:
+    """The destinations, the one thing that is not under a mask, say nothing of the keep bits."""
+    x = shares_of(torch.zeros(200, 6, 1, dtype=torch.int64))
+    bits = shares_of(torch.tensor(keep).expand(200, 6))
 
-        run_parties(program)
+    def program(session: Session) -> list[Seen]:
+        seen = watch(session)
+        session.run(compact(session, x[session.party], bits[session.party], 3))
+        return seen
 
-    for _ in range(200):
-        destinations(torch.tensor([[1, 1, 1, 0, 0, 0]]))
-    assert all(sorted(row) == [0, 1, 2, 3, 4, 5] for row in seen)
-    first = [row.index(0) for row in seen]
-    assert all(15 <= first.count(place) <= 60 for place in range(6)), "not uniform"
+    for seen in run_parties(program):
+        (orders,) = destinations(seen)
+        first = orders.argmin(1)
+        assert all(15 <= int((first == place).sum()) <= 60 for place in range(6)), "not uniform"

@@ -1,0 +1,87 @@
+"""What a party sees under each cache policy is noise, and permutations, whatever queries, keys and values are.
+
+Heads are the rows of tests/protocols/noise.py: all alike. What a policy decides for all of a layer's heads at once has
+one block, of which only the permutation is checked.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mpcache.policies import PolicySettings, policies, policy_class
+from protocols.backends.mpc import MpcBackend
+from protocols.local import run_parties
+from protocols.session import Session
+from protocols.shares import Secret
+from protocols.softmax import DIFFERENCE_BITS
+from tests.mpcache.policies.driving import small_config
+from tests.protocols.noise import FAR_OUT, Seen, assert_noise, cyclic, destinations, watch
+
+HEADS, HEAD_SIZE, LAYERS = 128, 2, 2
+PROMPT, NEW = 8, 2
+ONE, QUERY = 1 << 16, (1 << 16) // HEAD_SIZE
+
+SMALL = PolicySettings(
+    budget=6,
+    sinks=1,
+    recent=1,
+    keep_ratio=0.7,
+    clusters=(2,),
+    unshared_layers=0,
+    share_heads=False,
+    page=2,
+    representatives=1,
+    window=2,
+    kernel=3,
+)
+SETTINGS = {name: replace(SMALL, name=name) for name in policies()} | {
+    "mpcache, per head": replace(SMALL, name="mpcache", per_head=True),
+    "mpcache, extremes": replace(SMALL, name="mpcache", representative="extremes"),
+}
+"""Whatever is listed: a new policy is tried by being there."""
+
+TOKENS = {
+    "a maximum that is none": (torch.tensor([8000, -9000] + [1.95] * (PROMPT + NEW - 2)) * ONE).long(),
+    f"a circle of 2^{DIFFERENCE_BITS}": cyclic(PROMPT + NEW, DIFFERENCE_BITS),
+    "ones": torch.full((PROMPT + NEW,), ONE),
+    **{f"{value}": torch.full((PROMPT + NEW,), value) for value in FAR_OUT},
+    **{f"a circle of 2^{bits}": cyclic(PROMPT + NEW, bits) for bits in (48, 63)},
+}
+"""An element of each token's key and value, and its score. Of the first ones, each of 8,000, -9,000 and the rest beats
+another on the circle of 2^15 that a softmax's maximum is found on: it comes out as 0, and 1.95 above it wraps."""
+RETAINING = ("h2o", "tova", "snapkv", "keydiff", "mpcache")
+"""Policies that reveal destinations."""
+USUAL = {(name, what) for name in policies() for what in list(TOKENS)[: 2 if name in RETAINING else 1]}
+CASES = [
+    pytest.param(settings, tokens, id=f"{name}: {what}", marks=[] if (name, what) in USUAL else [pytest.mark.slow])
+    for (name, settings), (what, tokens) in itertools.product(SETTINGS.items(), TOKENS.items())
+]
+
+
+def drive(session: Session, settings: PolicySettings, tokens: torch.Tensor) -> list[Seen]:
+    """A prompt in two blocks, then new tokens. Maxima are those of large blocks."""
+    session.round_bytes = 10**8
+    seen, backend = watch(session, HEADS), MpcBackend(session)
+    config = small_config(LAYERS, HEADS, HEADS, HEAD_SIZE)
+    cache = policy_class(settings.name)(settings, config, backend, PROMPT)
+
+    def secret(x: torch.Tensor) -> Secret:
+        return Secret(session.constant(x[:, None].expand(HEADS, -1, HEAD_SIZE)), session.party)
+
+    for start, end in ((0, 5), (5, PROMPT), *((i, i + 1) for i in range(PROMPT, PROMPT + NEW))):
+        for layer in range(LAYERS):
+            queries, keys, values = torch.full((end - start,), QUERY), tokens[start:end], tokens[start:end]
+            cache.attend(layer, *(secret(x) for x in (queries, keys, values)))
+        cache.advance(end - start)
+    return seen
+
+
+@pytest.mark.parametrize(("settings", "tokens"), CASES)
+def test_what_a_party_sees_is_noise_whatever_the_values(settings: PolicySettings, tokens: torch.Tensor) -> None:
+    for seen in run_parties(lambda session: drive(session, settings, tokens)):
+        assert_noise(seen)
+        assert bool(destinations(seen)) == (settings.name in RETAINING)
