@@ -31,7 +31,9 @@ from parties.settings import DEFAULT_POLICY
 from protocols.errors import ConfigError, PeerLost
 
 DEMO_MODEL = Path(__file__).resolve().parents[1] / "mpcache" / "assets" / "demo"
-START_SECONDS = 60
+START_SECONDS = 600
+"""For a process to start, and for any wait of the three: long, as the machine may be busy. A process that ends is
+noticed at once."""
 
 
 @contextmanager
@@ -80,7 +82,12 @@ def local_parties(model: Path) -> Iterator[Connection]:
         folder = Path(name)
         certificates = folder / "certificates"
         write_development_certificates(certificates, days=1)
-        shared = {"listen": "127.0.0.1:0", "certificates": certificates, "backends": PRIVATE_BACKENDS}
+        shared = {
+            "listen": "127.0.0.1:0",
+            "certificates": certificates,
+            "timeout_seconds": START_SECONDS,
+            "backends": PRIVATE_BACKENDS,
+        }
         dealer_file = _toml(folder / "dealer.toml", **shared)
         with role_process("dealer", dealer_file) as dealer:
             owner_file = _toml(
@@ -88,7 +95,7 @@ def local_parties(model: Path) -> Iterator[Connection]:
             )
             with role_process("owner", owner_file) as owner:
                 identity = load_identity(certificates, "client")
-                yield Connection(owner, dealer, identity, folder / "client-state")
+                yield Connection(owner, dealer, identity, folder / "client-state", START_SECONDS)
 
 
 def run_demo(

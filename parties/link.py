@@ -106,16 +106,15 @@ class Link:
         """The peer's next frame. Raises PeerLost with the reason if there will be none."""
         if self._ended is not None:
             raise PeerLost(self._ended)
-        limit = self.timeout if timeout is None else timeout
-        left = limit
+        begun = time.monotonic()
         while True:
+            limit = self.timeout if timeout is None else timeout
             try:
-                frame = self._inbox.get(timeout=min(0.5, left))
+                frame = self._inbox.get(timeout=min(0.5, limit))
                 break
             except queue.Empty:
                 self.check()
-                left -= 0.5
-                if left <= 0:
+                if time.monotonic() - begun >= limit:
                     self._ended = f"the {self.peer} sent nothing for {limit:g} seconds"
                     raise PeerLost(self._ended) from None
         if isinstance(frame, str):

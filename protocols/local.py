@@ -34,7 +34,9 @@ class InlineCorrelations:
         return self._party.take(correlation)
 
 
-def run_parties(program: Callable[[Session], T], timeout: float = 60.0, weight_key: bytes | None = None) -> tuple[T, T]:
+def run_parties(
+    program: Callable[[Session], T], timeout: float = 600.0, weight_key: bytes | None = None
+) -> tuple[T, T]:
     """Run `program` as both parties and return what each of them returned. The first error of either is raised."""
     seeds = (new_key(), new_key())
     channels = channel_pair(timeout)

@@ -109,16 +109,20 @@ class together:
     def __await__(self) -> Generator[list[Opening], None, tuple[Any, ...]]:
         results: list[Any] = [None] * len(self._protocols)
         running = {i: protocol.__await__() for i, protocol in enumerate(self._protocols)}
-        while running:
-            requests: list[Opening] = []
-            for i, protocol in list(running.items()):
-                try:
-                    requests += next(protocol)
-                except StopIteration as stop:
-                    results[i] = stop.value
-                    del running[i]
-            if requests:
-                yield requests
+        try:
+            while running:
+                requests: list[Opening] = []
+                for i, protocol in list(running.items()):
+                    try:
+                        requests += next(protocol)
+                    except StopIteration as stop:
+                        results[i] = stop.value
+                        del running[i]
+                if requests:
+                    yield requests
+        finally:  # where one failed, the others end as well
+            for protocol in running.values():
+                protocol.close()
         return tuple(results)
 
 

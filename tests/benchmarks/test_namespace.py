@@ -23,7 +23,7 @@ HERE, THERE = (f"10.213.{os.getpid() % 256}.{host}" for host in (1, 2))
 
 
 def ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=10).stdout
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 def remove(name: str) -> None:

@@ -56,7 +56,7 @@ def test_the_owner_serves_on_after_a_client_died(connection: Connection, model: 
     ).replace(", pickle", "")
     certificates = connection.state.parent / "certificates"
     arguments = [connection.owner, connection.dealer, str(certificates), str(connection.state)]
-    died = subprocess.run([sys.executable, "-c", code, *arguments], timeout=60)
+    died = subprocess.run([sys.executable, "-c", code, *arguments], timeout=600)
     assert died.returncode == -signal.SIGKILL
     assert len(list(Generation(connection, Request(PROMPT, 2)))) == 2
 

@@ -41,7 +41,7 @@ def answer(where: Connection, processor: str) -> list[int]:
     """What a client that is a process of its own is answered."""
     places = [where.owner, where.dealer, str(where.state.parent / "certificates"), str(where.state)]
     command = [sys.executable, "-c", CLIENT, *places, json.dumps(PROMPT), SMALL.to_json()]
-    done = subprocess.run(command, env=environment(processor), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment(processor), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

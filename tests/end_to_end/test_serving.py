@@ -69,7 +69,7 @@ def test_sigterm_lets_running_sessions_end_and_every_line_has_its_time_and_sessi
             with pytest.raises(PeerLost):
                 list(Generation(where, Request(PROMPT, 1)))
             assert len(list(generation)) == 99, "the running session ends as it would have"
-            assert [server.process.wait(120) for server in (owner, dealer)] == [0, 0]
+            assert [server.process.wait(600) for server in (owner, dealer)] == [0, 0]
     for server, begins in ((owner, "session of client"), (dealer, "session begins")):
         sessions = [line for line in server.lines if "mpcache." in line and "[" in line]
         assert any(begins in line for line in sessions) and any("session ends" in line for line in sessions)
@@ -84,7 +84,7 @@ def test_a_server_without_sessions_stops_at_once(tmp_path: Path, stop: signal.Si
     write_development_certificates(tmp_path / "certificates")
     with running("dealer", tmp_path, drain_seconds=3600.0) as dealer:
         dealer.process.send_signal(stop)
-        assert dealer.process.wait(120) == 0
+        assert dealer.process.wait(600) == 0
     assert not any("Traceback" in line for line in dealer.lines)
 
 
@@ -97,7 +97,7 @@ def test_a_second_signal_ends_what_runs(model: Path, tmp_path: Path) -> None:
         until(lambda: dealer.logged("no new sessions"))
         assert dealer.process.poll() is None, "it waits for the call that runs"
         dealer.process.send_signal(signal.SIGTERM)
-        assert dealer.process.wait(120) == 0
+        assert dealer.process.wait(600) == 0
         half.leave()
 
 

@@ -17,6 +17,8 @@ from parties.settings import DealerSettings, OwnerSettings
 from protocols.transport import Transport
 from tests.hostile.identities import issued
 
+PATIENT = 600.0
+"""Seconds of every wait that a test does not set: a busy machine is given its time."""
 PROMPT = [5, 17, 90, 3, 3, 41, 77]
 
 
@@ -49,14 +51,17 @@ def serving(
     certificates = folder / "certificates"
     write_development_certificates(certificates)
     identities = {role: load_identity(certificates, role) for role in ("owner", "client", "dealer")}
-    dealer = DealerServer(DealerSettings("127.0.0.1:0", **(dealer_settings or {})), identities["dealer"])
+    patient = {"timeout_seconds": PATIENT}
+    dealer = DealerServer(DealerSettings("127.0.0.1:0", **{**patient, **(dealer_settings or {})}), identities["dealer"])
+    patient = {**patient, "hello_seconds": PATIENT, "state": folder / "owner-state"}
     settings = OwnerSettings(
-        "127.0.0.1:0", f"127.0.0.1:{dealer.port}", model, state=folder / "owner-state", **(owner_settings or {})
+        "127.0.0.1:0", f"127.0.0.1:{dealer.port}", model, **{**patient, **(owner_settings or {})}
     )
     owner = OwnerServer(settings, identities["owner"], program=program, transport=transport)
     where = (f"127.0.0.1:{owner.port}", f"127.0.0.1:{dealer.port}")
     try:
-        yield Servers(owner, dealer, Connection(*where, identities["client"], folder / "client-state"), certificates)
+        connection = Connection(*where, identities["client"], folder / "client-state", PATIENT)
+        yield Servers(owner, dealer, connection, certificates)
     finally:
         owner.stop()
         dealer.stop()

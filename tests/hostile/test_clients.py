@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from tests.hostile.servers import PROMPT, Servers, serving
 
 def until(true: Callable[[], bool], what: str) -> None:
     """Wait for what other threads do; a slow machine is given minutes."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not true():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)
@@ -71,18 +72,26 @@ def test_a_certificate_whose_name_is_no_dns_name_has_no_role(
 # ---------------------------------------------------------------- places
 
 
-def test_silence_takes_no_place_and_ends_soon(model: Path, tmp_path: Path) -> None:
-    """As many silent connections as one certificate may have: others are served meanwhile, and they end."""
-    with serving(model, tmp_path, {"hello_seconds": 3.0, "max_sessions": 1, "max_sessions_per_client": 1}) as servers:
+def test_silence_takes_no_place(model: Path, tmp_path: Path) -> None:
+    """As many silent connections as one certificate may have: others are served meanwhile."""
+    limits = {"hello_seconds": 600.0, "max_sessions": 1, "max_sessions_per_client": 1}
+    with serving(model, tmp_path, limits) as servers:
         identity = issued(servers.certificates, "client")
-        silent = [HostileClient(servers.connection.owner, identity) for _ in range(3)]
-        one_more = HostileClient(servers.connection.owner, identity)
-        heard = [client.hear() for client in (one_more, *silent)]
+        silent = [HostileClient(servers.connection.owner, identity) for _ in range(4)]
+        heard: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for client in silent:
+            threading.Thread(target=lambda client=client: heard.put(client.hear()), daemon=True).start()  # type: ignore[misc]
+        assert "allows 3 connections at a time for one certificate" in heard.get(timeout=600)
         assert len(list(servers.client())) == 2, "an honest client is served"
-        assert any("allows 3 connections at a time for one certificate" in words for words in heard)
-        assert sum("the client sent nothing for 3 seconds" in words for words in heard) == 3
-        for client in (one_more, *silent):
+        for client in silent:
             client.leave()
+
+
+def test_silence_ends_soon(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, {"hello_seconds": 0.5}) as servers:
+        client = HostileClient(servers.connection.owner, servers.connection.identity)
+        assert "the client sent nothing for 0.5 seconds" in client.hear()
+        client.leave()
 
 
 def test_one_client_does_not_take_all_places(model: Path, tmp_path: Path) -> None:
@@ -185,7 +194,7 @@ def test_a_link_reads_no_more_than_it_can_hold() -> None:
     time.sleep(0.2)
     assert given == AHEAD + 1
     link.close()
-    reader.join(60)
+    reader.join(600)
     assert given == 10_000, "and what comes after the end is dropped"
     assert link._inbox.qsize() <= AHEAD + 1
 

@@ -26,7 +26,7 @@ def client_and_owner_at(servers: Servers, model: Path, tmp_path: Path) -> Callab
     """The same owner's settings, but for the dealer's address."""
 
     def at(address: str) -> Servers:
-        settings = OwnerSettings("127.0.0.1:0", address, model, state=tmp_path / "owner-state", timeout_seconds=30.0)
+        settings = OwnerSettings("127.0.0.1:0", address, model, state=tmp_path / "owner-state", timeout_seconds=600.0)
         owner = OwnerServer(settings, issued(servers.certificates, "owner"))
         where = replace(
             servers.connection, owner=f"127.0.0.1:{owner.port}", dealer=address, state=tmp_path / "client-state"

@@ -64,7 +64,7 @@ def test_a_silent_owner_is_an_error_after_the_time_out(servers: Servers, tmp_pat
 
     with owner_that(silent, issued(servers.certificates, "owner")) as address:  # type: ignore[arg-type]
         connection = replace(servers.connection, owner=address, state=tmp_path, timeout=1.0)
-        with pytest.raises(MpcacheError, match="the owner sent nothing for 1 seconds"):
+        with pytest.raises(MpcacheError, match=r"(sent|said) nothing for 1 seconds"):
             list(Generation(connection, REQUEST))
         release.set()
 
@@ -78,9 +78,9 @@ def test_a_client_that_gives_up_leaves_no_thread(servers: Servers, tmp_path: Pat
 
     with owner_that(stopping, issued(servers.certificates, "owner")) as address:  # type: ignore[arg-type]
         connection = replace(servers.connection, owner=address, state=tmp_path, timeout=1.0)
-        with pytest.raises(MpcacheError, match="sent nothing"):
+        with pytest.raises(MpcacheError, match=r"(sent|said) nothing"):
             list(Generation(connection, REQUEST))
         release.set()
     for thread in session_threads():
-        thread.join(60)
+        thread.join(600)
     assert not session_threads()

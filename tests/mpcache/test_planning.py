@@ -16,4 +16,4 @@ def test_a_plan_does_without_torchs_compiler() -> None:
         "            for _ in plan_parts(PublicParameters(model, 200, 2, temperature, policy=settings)): pass\n"
         "sys.exit('torch._dynamo' in sys.modules)\n"
     )
-    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=600).returncode == 0

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def fingerprints(environment: dict[str, str]) -> dict:
     command = [sys.executable, "-m", "tests.mpcache.constants"]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=True
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=900, check=True
     )
     return json.loads(done.stdout)
 

@@ -48,7 +48,7 @@ def test_messages_arrive_in_order_over_mutual_tls(identities: dict[str, Identity
         yield from frames
 
     with owner_that(echo, identities) as address:
-        link = ClientLink(address, identities["client"], SESSION, 10)
+        link = ClientLink(address, identities["client"], SESSION, 600)
         for payload in (b"first", b"", bytes(5_000_000)):
             link.send(payload)
             assert link.receive(len(payload)) == payload
@@ -67,7 +67,7 @@ def test_messages_arrive_in_order_over_mutual_tls(identities: dict[str, Identity
 )
 def test_what_was_not_due_is_refused(frame: owner_pb2.Frame, error: str) -> None:
     with owner_that(lambda frames: iter([frame])) as address:
-        link = ClientLink(address, None, SESSION, 10)
+        link = ClientLink(address, None, SESSION, 600)
         with pytest.raises(ProtocolError, match=error):
             link.receive(4)
         link.disconnect()
@@ -75,7 +75,7 @@ def test_what_was_not_due_is_refused(frame: owner_pb2.Frame, error: str) -> None
 
 def test_a_repeated_message_is_refused() -> None:
     with owner_that(lambda frames: iter([message(0, b"a"), message(0, b"a")])) as address:
-        link = ClientLink(address, None, SESSION, 10)
+        link = ClientLink(address, None, SESSION, 600)
         assert link.receive(1) == b"a"
         with pytest.raises(ProtocolError, match="sent message 0 where message 1 was due"):
             link.receive(1)
@@ -84,7 +84,7 @@ def test_a_repeated_message_is_refused() -> None:
 
 def test_the_reason_of_an_abort_arrives() -> None:
     with owner_that(lambda frames: iter([Frame(abort=owner_pb2.Abort(reason="lost the dealer\x1b[31m"))])) as address:
-        link = ClientLink(address, None, SESSION, 10)
+        link = ClientLink(address, None, SESSION, 600)
         with pytest.raises(PeerLost, match="the owner ended the session: lost the dealer"):
             link.receive(1)
         link.disconnect()
@@ -92,7 +92,7 @@ def test_the_reason_of_an_abort_arrives() -> None:
 
 def test_a_peer_that_goes_away_is_named() -> None:
     with owner_that(lambda frames: iter([])) as address:
-        link = ClientLink(address, None, SESSION, 10)
+        link = ClientLink(address, None, SESSION, 600)
         with pytest.raises(PeerLost, match="the owner closed the connection"):
             link.receive(1)
         link.disconnect()
@@ -102,11 +102,12 @@ def test_a_silent_peer_is_an_error_after_the_deadline() -> None:
     release = threading.Event()
 
     def silent(frames: Iterator[owner_pb2.Frame]) -> Iterator[owner_pb2.Frame]:
-        release.wait(10)
+        release.wait(600)
         return iter([])
 
     with owner_that(silent) as address:
-        link = ClientLink(address, None, SESSION, 0.2)
+        link = ClientLink(address, None, SESSION, 600)
+        link.timeout = 0.2
         with pytest.raises(PeerLost, match="the owner sent nothing"):
             link.receive(1)
         release.set()

@@ -14,7 +14,7 @@ from tests.parties.test_link import SESSION, owner_that
 
 def refusal(address: str, identity: Identity | None) -> str:
     with pytest.raises(PeerLost) as error:
-        link = ClientLink(address, identity, SESSION, 10)
+        link = ClientLink(address, identity, SESSION, 600)
         try:
             link.receive(1)
         finally:

@@ -243,7 +243,7 @@ def test_two_sessions_in_threads_do_not_touch_each_other() -> None:
 
         return inside
 
-    gate = threading.Barrier(4, timeout=60)
+    gate = threading.Barrier(4, timeout=600)
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(run_parties, program(scale, n)) for scale, n in ((1.0, 4), (0.5, 8))]
         results = [run.result() for run in runs]
