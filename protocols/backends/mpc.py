@@ -360,10 +360,13 @@ class MpcBackend:
         vocabulary: int,
         temperature: float,
     ) -> int | None:
-        """Only party 1 learns the token: party 0 sends its share of the arg max, and nothing else is opened."""
+        """Only party 1 learns the token: party 0 sends its share of the arg max, and nothing else is opened.
+
+        A peer that deviates makes any number of it: that is folded into the vocabulary, as an error would show.
+        """
         session = self.session
         token = session.run(self._choose(x.share, head, bias, temperature), "head")
-        return None if token is None or session.device.type == "meta" else int(token)
+        return None if token is None or session.device.type == "meta" else int(token) % vocabulary
 
     async def _choose(
         self, x: torch.Tensor, head: MaskedWeight, bias: torch.Tensor | None, temperature: float
