@@ -132,19 +132,20 @@ def _server_certificate(address: str, identity: Identity, role: str, timeout: fl
     with _connected(address, role, timeout) as connection:
         try:
             with _context(identity).wrap_socket(connection, server_hostname=host_name(role)) as tls:
-                first = tls.recv(1)  # a server that refuses our certificate says so now (TLS 1.3); gRPC's greets
-                certificate = ssl.DER_cert_to_PEM_cert(tls.getpeercert(binary_form=True) or b"").encode()
+                greeting = tls.recv(1)  # a server that refuses our certificate says so now (TLS 1.3); gRPC's greets
+                shown = tls.getpeercert(binary_form=True) if greeting else None
         except ssl.SSLCertVerificationError as error:
             raise PeerLost(f"the certificate of {where} is refused: {error.verify_message}") from None
-        except (ssl.SSLError, ConnectionError) as error:
+        except TimeoutError:
+            raise PeerLost(f"{where} accepts connections, but said nothing for {timeout:g} seconds") from None
+        except OSError as error:
             reason = getattr(error, "reason", None) or error
             raise PeerLost(
                 f"{where} refused this {identity.role}'s certificate, or does not use TLS ({reason})"
             ) from None
-        except TimeoutError:
-            raise PeerLost(f"{where} accepts connections, but said nothing for {timeout:g} seconds") from None
-    if not first:
+    if not shown:
         raise PeerLost(f"{where} accepts connections, but ended this one")
+    certificate = ssl.DER_cert_to_PEM_cert(shown).encode()
     if host_name(role) not in names_of(certificate):
         raise PeerLost(f"the certificate of {where} is refused: {host_name(role)} is none of its DNS names")
     return certificate
