@@ -49,7 +49,8 @@ def _padded(size: int) -> int:
 
 
 async def one_hot(session: Session, index: torch.Tensor, size: int, bits: int = RING_BITS) -> torch.Tensor:
-    """Shares modulo 2^bits of the one-hot vectors (..., size) of shared indices in [0, size).
+    """Shares modulo 2^bits of the one-hot vectors (..., size) of shared indices in [0, size); others give any place, or
+    none.
 
     index: shares modulo the padded size (the next power of two) at least. Rounds: 1. Online: 1 byte an index and
     direction up to size 256. Correction: padded size * ceil(bits/8) bytes.
@@ -158,7 +159,8 @@ async def top_k(session: Session, scores: torch.Tensor, k: int, bits: int, out_b
     """Shares modulo 2^out_bits of the selection (..., k, n): row j is the one-hot of the j-th largest score, ties by
     position.
 
-    Rounds: those of `ranks` and 1. Nothing is revealed: ranks are opened under masks only.
+    Out of bounds ranks may repeat: a row may then be empty, or hold several ones. Rounds: those of `ranks` and 1.
+    Nothing is revealed: ranks are opened under masks only.
     """
     n = scores.shape[-1]
     rank = await ranks(session, scores, bits, _padded(n).bit_length() - 1)

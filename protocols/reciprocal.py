@@ -25,7 +25,7 @@ from protocols.session import Session, together
 from protocols.truncation import truncate
 
 RECIPROCAL_BITS = 36
-RSQRT_BITS = 34
+RSQRT_BITS = 38
 """Fractional bits of the untruncated results."""
 _SCALES = {"reciprocal": RECIPROCAL_BITS, "rsqrt": RSQRT_BITS}
 _POWER_BITS = 12
@@ -68,8 +68,15 @@ class RangedTable(Correlation):
         """16 segments, the second quarter to the last of which the range consists of; the first begins at 1/16."""
         end, value_bits = 2.0 ** (end_bits - self.in_bits), _SCALES[self.function] - _POWER_BITS
         first = width = end / (1 << _INDEX_BITS)
-        middle = (self.function, first, width, _INDEX_BITS, _DEGREE, first, end)
+        middle = (self.function, first, width, _INDEX_BITS, _DEGREE, end / 4, end)
         return Pieces(*middle, value_bits, _POWER_BITS, RING_BITS, self.factor)
+
+    def coefficients(self, end_bits: int) -> torch.Tensor:
+        """Of the range's segments; those below it have its first value."""
+        out = self.pieces(end_bits).coefficients().clone()
+        begin = (1 << (_INDEX_BITS - 2)) - 1
+        out[:begin, 0], out[:begin, 1:] = out[begin, 0], 0
+        return out
 
     def fields(self) -> Sequence[Random | Corrected]:
         ranges, many = (*self.shape, len(self.end_bits)), (*self.shape, len(self.end_bits) - 1)
@@ -79,7 +86,7 @@ class RangedTable(Correlation):
 
     def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
         r, a, d, *index_masks = randoms
-        coefficients = torch.stack([self.pieces(end).coefficients() for end in self.end_bits])
+        coefficients = torch.stack([self.coefficients(end) for end in self.end_bits])
         ranges = r[..., None].expand(*self.shape, len(self.end_bits))
         values = deal_tables(coefficients, ranges, torch.tensor(self.end_bits))
         top = (r >> (self.bits - 1)) & 1
@@ -111,7 +118,7 @@ async def reciprocal_untruncated(
 ) -> torch.Tensor:
     """Shares of 1/x at scale 2^RECIPROCAL_BITS, for the integer X = x 2^in_bits in [2^low, 2^high), low >= 2.
 
-    Rounds: 3. Correction: about 700 bytes for each factor of four. Relative error below 1e-4.
+    Rounds: 3. Correction: about 700 bytes for each factor of four. Error: 1e-4 of the result and 2^-22.
     """
     return await _inverse(session, x, RangedTable(tuple(x.shape), "reciprocal", low, high, in_bits, 1.0))
 
@@ -119,7 +126,8 @@ async def reciprocal_untruncated(
 async def rsqrt_untruncated(
     session: Session, x: torch.Tensor, low: int, high: int, in_bits: int = FRACTION_BITS, factor: float = 1.0
 ) -> torch.Tensor:
-    """Shares of factor / sqrt(x) at scale 2^RSQRT_BITS; range, cost and error as in `reciprocal_untruncated`."""
+    """Shares of factor / sqrt(x) at scale 2^RSQRT_BITS; range and cost as in `reciprocal_untruncated`. Error: 4e-5 of
+    the result and 2^-24."""
     return await _inverse(session, x, RangedTable(tuple(x.shape), "rsqrt", low, high, in_bits, factor))
 
 
@@ -131,6 +139,6 @@ async def reciprocal(session: Session, x: torch.Tensor, low: int = 2, high: int 
 
 
 async def rsqrt(session: Session, x: torch.Tensor, low: int = 2, high: int = 46) -> torch.Tensor:
-    """Shares of 1/sqrt(x) at scale 2^16; as `reciprocal`."""
+    """Shares of 1/sqrt(x) at scale 2^16; as `reciprocal`. Relative error below 5e-5, or 2 units."""
     value = await rsqrt_untruncated(session, x, low, high)
     return await truncate(session, value, RSQRT_BITS - FRACTION_BITS, RING_BITS)

@@ -21,7 +21,8 @@ async def keep_largest(session: Session, scores: torch.Tensor, k: int, bits: int
     """Shares in Z_2^64 of keep bits (rows, n): 1 for the k largest of each row, ties by position; exactly k a row.
 
     scores: (rows, n) shares of integers in [-4, 2^bits - 4), valid modulo 2^(bits + 2 + log2 n) at least. Steps:
-    (bits + log2 n) / 2, each of two comparisons (7 rounds at 36 bits), and one comparison at the end.
+    (bits + log2 n) / 2, each of two comparisons (7 rounds at 36 bits), and one comparison at the end. Scores out of
+    that range may give more or fewer ones, but nothing that is not a bit.
     Opened: keys and counts under fresh masks in each comparison, see `less_than`.
     """
     n = scores.shape[-1]

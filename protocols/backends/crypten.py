@@ -17,6 +17,13 @@ matrix, like everything else, is opened again for every product.
 
 So a softmax over 256 equal scores is garbage, an exact GELU holds near zero alone, and an epsilon of 1e-5 is rounded to
 zero. It is a baseline: tests/protocols/test_crypten_backend.py says what holds and what does not.
+
+It comes without the promise of the `mpc` backend, that whatever the weights and the prompt are, no party sees more than
+noise and its result. CrypTen masks what it opens over the whole ring, and eviction here opens no destinations; but its
+openings are its own code's, not argued one by one and held by no test, and its result is not always a token: the arg
+max is a sum over tests for equality, and comes to the client as a whole ring element. Where values leave their range,
+by weights or a prompt that are chosen so, that may be any function of the logits. The client takes it modulo the
+vocabulary, so that at least the owner sees no difference. An owner need not offer this backend.
 """
 
 from __future__ import annotations
@@ -258,13 +265,16 @@ class CryptenBackend:
     def choose(
         self, x: Secret, head: Secret, bias: torch.Tensor | None, vocabulary: int, temperature: float
     ) -> int | None:
-        """Only party 1 learns the token: party 0 sends its share of the arg max, and nothing else is opened."""
+        """Only party 1 learns the token: party 0 sends its share of the arg max, and nothing else is opened.
+
+        What CrypTen finds may be no position: it is folded into the vocabulary, which nobody but party 1 can see.
+        """
         logits = self.linear(x, head, bias)
         if temperature > 0:
             (noise,) = self.session.take(GumbelNoise(tuple(logits.shape), temperature, FRACTION_BITS))
             logits = Secret(logits.share + noise, self.session.party)
         token = self._run(lambda a: a.argmax(-1, one_hot=False).get_plain_text(dst=1), logits)
-        return None if token is None else int(token)
+        return None if token is None else int(token) % vocabulary
 
     def announce(self, goes_on: bool | None) -> bool:
         """Party 1 says whether it wants another token: the answer's length is public."""

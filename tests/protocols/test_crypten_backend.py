@@ -153,6 +153,14 @@ def test_a_high_temperature_samples() -> None:
     assert len(tokens) > 1 and all(t is not None and 0 <= t < 23 for t in tokens)
 
 
+@pytest.mark.parametrize(("found", "token"), [(-1.0, 22), (23.0, 0), (2.0**40, 2**40 % 23)])
+def test_what_is_no_token_is_made_one_in_silence(monkeypatch: pytest.MonkeyPatch, found: float, token: int) -> None:
+    """Else the client would fail on it, which its owner, who may have chosen weights for it, would see."""
+    monkeypatch.setattr(CryptenBackend, "linear", lambda backend, *_: None)
+    monkeypatch.setattr(CryptenBackend, "_run", lambda backend, *_: torch.tensor([found]))
+    assert run_parties(lambda s: CryptenBackend(s).choose(None, None, None, 23, 0.0))[1] == token  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_the_client_says_whether_it_goes_on(goes_on: bool) -> None:
     heard = run_parties(lambda s: CryptenBackend(s).announce(goes_on if s.party == 1 else None))
