@@ -139,7 +139,7 @@ def local_processes(setup: Setup) -> Iterator[Processes]:
             with role_process("owner", _config(folder, "owner", **own, **shared), _MODULE, prefix) as owner:
                 identity = load_identity(certificates, "client")
                 state, timeout = folder / "client-state", setup.timeout_seconds
-                yield Processes(setup, Connection(owner, dealer, identity, state, timeout, UNLIMITED), logs)
+                yield Processes(setup, Connection(owner, dealer, identity, state, timeout, UNLIMITED, UNLIMITED), logs)
 
 
 _MODULE = "benchmarks.roles"

@@ -85,6 +85,7 @@ def serve_dealer(setup: Setup, identity: Identity, log: Path) -> DealerServer:
         max_prompt_tokens=longest,
         max_new_tokens=longest,
         max_model_gib=UNLIMITED,
+        max_step_gib=UNLIMITED,
         backends=PRIVATE_BACKENDS,
     )
     return DealerServer(settings, identity, watched(setup.program, log))
@@ -101,6 +102,7 @@ def serve_owner(setup: Setup, identity: Identity, log: Path, dealer: str, state:
         planning_seconds=setup.timeout_seconds,
         max_prompt_tokens=longest,
         max_new_tokens=longest,
+        max_step_gib=UNLIMITED,
         backends=PRIVATE_BACKENDS,
     )
     model = checkpoint(setup.config, setup.model)

@@ -36,7 +36,9 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except MpcacheError as error:
-            click.echo(f"mpcache: {error}", err=True)
+            from parties.logs import one_line
+
+            click.echo(f"mpcache: {one_line(str(error))}", err=True)
             sys.exit(1)
 
 
@@ -253,12 +255,18 @@ def gateway(path: Path, insecure: bool, listen: str) -> None:
 
 def _client(settings: Any, insecure: bool) -> tuple[Any, Any, Any]:
     """(connection, tokenizer, request without a prompt) of a data owner's settings."""
-    from mpcache.tokenizer import end_tokens, load_tokenizer
+    from mpcache.tokenizer import end_tokens, load_tokenizer, vocabulary_size
     from parties.client import Connection, Request
 
     identity = _identity(settings.certificates, "client", insecure or settings.insecure)
     connection = Connection(
-        settings.owner, settings.dealer, identity, settings.state, settings.timeout_seconds, settings.max_model_gib
+        settings.owner,
+        settings.dealer,
+        identity,
+        settings.state,
+        settings.timeout_seconds,
+        settings.max_model_gib,
+        settings.max_step_gib,
     )
     tokenizer = load_tokenizer(settings.tokenizer)
     ends = end_tokens(settings.tokenizer, tokenizer)
@@ -277,7 +285,7 @@ def _client(settings: Any, insecure: bool) -> tuple[Any, Any, Any]:
         network=settings.network,
         end_tokens=ends,
         fixed_length=settings.fixed_length,
-        vocabulary=tokenizer.get_vocab_size(),
+        vocabulary=vocabulary_size(tokenizer),
     )
     return connection, tokenizer, request
 

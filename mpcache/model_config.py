@@ -19,7 +19,7 @@ ACTIVATIONS = {
 FAMILIES = ("llama", "gpt2")
 LIMITS = {
     "vocabulary": 1 << 21,
-    "hidden": 1 << 16,
+    "hidden": 1 << 15,
     "intermediate": 1 << 18,
     "layers": 1 << 10,
     "heads": 1 << 10,
@@ -52,7 +52,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():
             if not 1 <= getattr(self, name) <= limit:
-                raise ModelError(f"a model's {name} lies between 1 and {limit:,}, not {getattr(self, name)}")
+                raise ModelError(f"a model's {name} lies between 1 and {limit:,}, not {str(getattr(self, name))[:40]}")
         if self.family not in FAMILIES:
             known = ", ".join(FAMILIES)
             raise ModelError(f"the model family {self.family[:40]!r} is not supported (supported: {known})")

@@ -185,6 +185,7 @@ def run_generation(
                 click.echo(showable(text[len(shown) :]), nl=False)
                 shown = text
     answer = tokenizer.decode(tokens)
+    click.echo(showable(answer[len(shown) :]), nl=False)
     click.echo("" if answer.endswith("\n") else "\n", nl=False)
     assert generation.meter is not None
     return Result(

@@ -28,6 +28,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """What a model's vocabulary must have room for: ids may have gaps, so it is the largest that counts."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0) + 1
+
+
 def end_tokens(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The tokens that end an answer, sorted: all that the first of these files names that names any.
 

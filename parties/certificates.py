@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -141,7 +141,9 @@ def _check(identity: Identity, folder: Path) -> None:
         authority = x509.load_pem_x509_certificate(identity.authority)
         certificate = x509.load_pem_x509_certificate(identity.certificate)
         key = serialization.load_pem_private_key(identity.key, None)
-    except ValueError as error:
+    except TypeError:
+        raise IdentityError(f"{folder / (identity.role + '.key')} is encrypted: decrypt it for this process") from None
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise IdentityError(
             f"{folder}: a certificate or key of role {identity.role} is not valid PEM: {error}"
         ) from None
@@ -166,6 +168,6 @@ def names_of(certificate: bytes) -> list[str]:
     try:
         extension = x509.load_pem_x509_certificate(certificate).extensions
         names = extension.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound):
+    except (ValueError, x509.ExtensionNotFound, x509.UnsupportedGeneralNameType):
         return []
     return names.get_values_for_type(x509.DNSName)

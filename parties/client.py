@@ -22,6 +22,7 @@ from parties.certificates import Identity
 from parties.dealing import DealerLink, left
 from parties.generated import dealer_pb2, owner_pb2
 from parties.link import SESSION_BYTES, ClientLink, Frame, told
+from parties.planning import planning_check
 from parties.threads import start_thread
 from parties.tls import DEFAULT_TIMEOUT
 from parties.weights import check_size, load_masked_weights, save_masked_weights
@@ -34,13 +35,16 @@ from protocols.session import Session
 from protocols.transport import Transport
 
 _DIGEST, _FINGERPRINT = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}")
+_JOIN_SECONDS = 10.0
+"""How long an iteration that ends waits for its session's thread, which may still be connecting."""
 _LAST_WORD = 2.0
 """Seconds that an owner's own reason may come later than the dealer's word that it left."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """Where the others are, and how to reach them. max_model_gib: of masked weights that are accepted."""
+    """Where the others are, and how to reach them. max_model_gib: of masked weights and cache that are
+    accepted; max_step_gib: of one correlation or message."""
 
     owner: str
     dealer: str
@@ -48,6 +52,7 @@ class Connection:
     state: Path
     timeout: float = DEFAULT_TIMEOUT
     max_model_gib: float = 16.0
+    max_step_gib: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -113,11 +118,11 @@ class Generation:
                 assert isinstance(item, int)
                 yield item
         finally:
-            self._stop()
-            done.join()
+            self.stop()
+            done.join(_JOIN_SECONDS)
 
-    def _stop(self) -> None:
-        """Whoever iterates has gone, or all is done."""
+    def stop(self) -> None:
+        """Nobody wants more tokens: the others are told, and the session's thread ends. Any thread may call it."""
         self._stopped = True
         if self._link is not None:
             self._link.abort("the client stopped")
@@ -125,7 +130,7 @@ class Generation:
             self._dealer.close()
 
     def _check_wanted(self) -> None:
-        """After each link was made, as `_stop` ends only those that it finds."""
+        """After each link was made, as `stop` ends only those that it finds."""
         if self._stopped:
             raise PeerLost("the client stopped")
 
@@ -178,7 +183,9 @@ class Generation:
         link.check = dealer.check
         dealer.wait_started(link.check_peer)
         channel = self._transport(link) if self._transport else link
-        session = self.session = Session(1, channel, PartyCorrelations(1, seed, dealer.read))
+        largest = int(connection.max_step_gib * 2**30)
+        session = self.session = Session(1, channel, PartyCorrelations(1, seed, dealer.read, largest))
+        session.largest_bytes = largest
         session.round_bytes = parameters.round_bytes
         meter = self.meter = Meter(lambda: session.cost)
         with private_backend(parameters.backend, session, masked_weights=weights) as backend:
@@ -229,7 +236,7 @@ class Generation:
                 "the public constants that this machine computes (rotary positions, exponentials) differ from the "
                 "owner's: install the same MPCache, numpy and torch on both sides, and report it if that does not help"
             )
-        digest = plan_digest(parameters, self._program, link.check_peer)
+        digest = plan_digest(parameters, self._program, planning_check(self._connection.timeout, link.check_peer))
         if digest != welcome.plan_digest:
             raise HandshakeError(
                 "the client's plan differs from the owner's: install the same version of MPCache on both sides"
@@ -251,7 +258,8 @@ class Generation:
         if offered != asked_for:
             raise HandshakeError("the owner answered with other lengths or settings than were asked for")
         offered.check("client", len(wanted.prompt), wanted.max_new_tokens)
-        check_size(offered.model, "client", self._connection.max_model_gib)
+        tokens = len(wanted.prompt) + wanted.max_new_tokens
+        check_size(offered.model, tokens, "client", self._connection.max_model_gib)
         vocabulary = wanted.vocabulary or max(wanted.prompt) + 1
         if vocabulary > offered.model.vocabulary:
             raise HandshakeError(
@@ -263,7 +271,7 @@ class Generation:
         self, link: ClientLink, parameters: PublicParameters, welcome: owner_pb2.Welcome
     ) -> dict[str, torch.Tensor]:
         state, fingerprint = self._connection.state, welcome.masked_weights
-        kept, weights = load_masked_weights(state, welcome.model_digest)
+        kept, weights = load_masked_weights(state, link.certificate, welcome.model_digest)
         shapes = weight_shapes(parameters.model)
         wanted = {n: (shape, stored(torch.empty(0), weight_bits(n)).dtype) for n, shape in shapes.items()}
         complete = kept == fingerprint and {n: (tuple(w.shape), w.dtype) for n, w in weights.items()} == wanted
@@ -277,5 +285,5 @@ class Generation:
             weights[name] = stored(unpack(link.receive(nbytes), shape, bits), bits)
             link.send(b"\x01")
             self.setup_bytes += nbytes
-        save_masked_weights(state, fingerprint, welcome.model_digest, weights)
+        save_masked_weights(state, fingerprint, link.certificate, welcome.model_digest, weights)
         return weights

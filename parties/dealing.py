@@ -14,6 +14,7 @@ import grpc
 
 from mpcache.generate import Program
 from mpcache.planning import PROTOCOL_VERSION, PublicParameters, correlations, plan_digest
+from parties.calls import Call, first_of
 from parties.certificates import Identity
 from parties.generated import dealer_pb2, dealer_pb2_grpc
 from parties.link import SESSION_BYTES, explain_error, printable, told
@@ -46,7 +47,9 @@ class _Pairing:
     """A session that waits for its second party, or runs."""
 
     journal: SessionLog
+    ahead: _BoundedChunks
     requests: dict[str, dealer_pb2.DealRequest] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
     complete: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     failure: str | None = None
@@ -56,6 +59,9 @@ class _Pairing:
             self.failure = failure
             self.ended.set()
             self.complete.set()  # whoever waits for the second party hears of it
+            self.ahead.close()
+            for call in self.calls:
+                call.finish()
             if failure is None:
                 self.journal.info("session ends")
             else:
@@ -82,23 +88,37 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self._sessions = Places("dealer", "sessions", total, total)
         self._calls = Places("dealer", "calls", 2 * total + WAITING, settings.max_calls_per_certificate)
 
-    def Deal(self, request: dealer_pb2.DealRequest, context: grpc.ServicerContext) -> Iterator[dealer_pb2.Corrections]:
-        peer = require_peer(context, (request.role,) if request.role in PARTIES else PARTIES, self._insecure)
-        journal = SessionLog(log, request.session)
+    def Deal(
+        self, requests: Iterator[dealer_pb2.DealRequest], context: grpc.ServicerContext
+    ) -> Iterator[dealer_pb2.Corrections]:
+        """What a stranger is refused for is told by the call's status, which needs nobody to take it."""
+        peer, call = require_peer(context, PARTIES, self._insecure), Call("dealer", context)
+        journal = SessionLog(log, b"")
         try:
-            _check_request(peer.role, request)
             self._calls.take(peer.certificate)
-        except (Busy, HandshakeError) as error:
+            on_end(context, lambda: self._calls.free(peer.certificate))
+            request = first_of("dealer", requests, min(self._settings.hello_seconds, self._settings.timeout_seconds))
+            journal = SessionLog(log, request.session[:SESSION_BYTES])
+            if self._insecure:
+                peer = Peer(request.role, peer.certificate)
+            _check_request(peer.role, request)
+        except Busy as error:
             journal.warning("refused %s: %s", peer, error)
-            yield Corrections(failure=str(error))
-            return
-        on_end(context, lambda: self._calls.free(peer.certificate))
-        yield from self._serve(peer, request, context, journal)
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        except HandshakeError as error:
+            journal.warning("refused %s: %s", peer, error)
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        yield from self._serve(peer, request, call, context, journal)
 
     def _serve(
-        self, peer: Peer, request: dealer_pb2.DealRequest, context: grpc.ServicerContext, journal: SessionLog
+        self,
+        peer: Peer,
+        request: dealer_pb2.DealRequest,
+        call: Call,
+        context: grpc.ServicerContext,
+        journal: SessionLog,
     ) -> Iterator[dealer_pb2.Corrections]:
-        pairing = self._join(peer.role, request, journal)
+        pairing = self._join(peer.role, request, call, journal)
         journal.info("%s has come", peer)
         other = next(p for p in PARTIES if p != peer.role)
         on_end(context, lambda: pairing.end(left(peer.role)))
@@ -121,9 +141,12 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 if self._pairings.get(request.session) is pairing:
                     del self._pairings[request.session]
 
-    def _join(self, role: str, request: dealer_pb2.DealRequest, journal: SessionLog) -> _Pairing:
+    def _join(self, role: str, request: dealer_pb2.DealRequest, call: Call, journal: SessionLog) -> _Pairing:
         with self._lock:
-            pairing = self._pairings.setdefault(request.session, _Pairing(journal))
+            if request.session not in self._pairings:
+                self._pairings[request.session] = _Pairing(journal, _BoundedChunks(self._settings.memory_mib << 20))
+            pairing = self._pairings[request.session]
+            pairing.calls.append(call)
             if role in pairing.requests:
                 pairing.end(f"two processes came as the {role}")
                 return pairing
@@ -137,17 +160,13 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
 
     def _corrections(self, pairing: _Pairing) -> Iterator[dealer_pb2.Corrections]:
         """Chunks made by a thread that runs ahead by at most the allowed memory."""
-        ahead = _BoundedChunks(self._settings.memory_mib << 20)
-        start_thread("dealer: corrections", self._make, pairing, ahead)
-        try:
-            while (chunk := ahead.get(pairing.ended)) is not None:
-                yield Corrections(chunk=chunk)
-            if pairing.failure is None:
-                pairing.end()
-        finally:
-            ahead.close()
+        start_thread("dealer: corrections", self._make, pairing)
+        while (chunk := pairing.ahead.get(pairing.ended)) is not None:
+            yield Corrections(chunk=chunk)
+        if pairing.failure is None:
+            pairing.end()
 
-    def _make(self, pairing: _Pairing, ahead: _BoundedChunks) -> None:
+    def _make(self, pairing: _Pairing) -> None:
         owner, client = pairing.requests["owner"], pairing.requests["client"]
         try:
             with self._sessions.taken("any"):
@@ -159,18 +178,18 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 check = planning_check(self._settings.planning_seconds, pairing.check)
                 if plan_digest(parameters, self._program, check) != owner.plan_digest:
                     raise HandshakeError("the dealer's plan differs from the parties': use the same MPCache everywhere")
-                dealer = Dealer((owner.seed, client.seed), owner.weight_key)
+                largest = int(self._settings.max_step_gib * 2**30)
+                dealer = Dealer((owner.seed, client.seed), owner.weight_key, largest)
                 for correlation in correlations(parameters, self._program, pairing.check):
                     data = dealer.correction(correlation)
                     for start in range(0, len(data), CHUNK_BYTES):
-                        if not ahead.put(data[start : start + CHUNK_BYTES]):
+                        if not pairing.ahead.put(data[start : start + CHUNK_BYTES], self._settings.timeout_seconds):
                             return
-                ahead.finish()
+                pairing.ahead.finish()
         except Exception as error:  # a thread of its own: whatever it was, the parties must hear of it
             if not isinstance(error, MpcacheError):
                 pairing.journal.exception("the dealer failed")
             pairing.end(told(error, "dealer"))
-            ahead.close()
 
     def _parameters(self, request: dealer_pb2.DealRequest) -> PublicParameters:
         """What both parties sent, checked before anything is planned. Raises HandshakeError, ModelError."""
@@ -183,12 +202,15 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         if parameters.backend not in s.backends:
             allowed = ", ".join(s.backends)
             raise HandshakeError(f"the dealer does not allow the backend {parameters.backend!r} (allowed: {allowed})")
-        check_size(parameters.model, "dealer", s.max_model_gib)
+        tokens = parameters.prompt_tokens + parameters.max_new_tokens
+        check_size(parameters.model, tokens, "dealer", s.max_model_gib)
         return parameters
 
 
 def _check_request(role: str, request: dealer_pb2.DealRequest) -> None:
     """Raises HandshakeError."""
+    if request.role != role or role not in PARTIES:
+        raise HandshakeError(f"your certificate is not of the role {request.role[:20]!r}")
     if request.protocol_version != PROTOCOL_VERSION:
         raise HandshakeError(
             f"the dealer speaks protocol version {PROTOCOL_VERSION}, the {role} {request.protocol_version}: "
@@ -217,10 +239,11 @@ class _BoundedChunks:
         self._changed = threading.Condition()
         self._finished = self._closed = False
 
-    def put(self, chunk: bytes) -> bool:
-        """False if nobody wants it any more."""
+    def put(self, chunk: bytes, seconds: float) -> bool:
+        """False if nobody wants it any more. Raises PeerLost if nothing is taken for so many seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._held < self._limit)
+            if not self._changed.wait_for(lambda: self._closed or self._held < self._limit, seconds):
+                raise PeerLost(f"the client took no corrections for {seconds:g} seconds")
             self._chunks.append(chunk)
             self._held += len(chunk)
             self._changed.notify_all()
@@ -290,17 +313,18 @@ class DealerLink:
         memory_bytes: int = 64 << 20,
     ) -> None:
         self._timeout = timeout
-        self._channel = open_channel(address, identity, "dealer", timeout)
+        self._channel, _ = open_channel(address, identity, "dealer", timeout)
         self._chunks: queue.Queue[bytes] = queue.Queue(maxsize=max(2, memory_bytes // CHUNK_BYTES))
         self._current = memoryview(b"")
         self._failure: str | None = None
+        self._failure_told: str | None = None
         self.told: str | None = None
         self._closed = False
         self.finished = threading.Event()
         self.started = threading.Event()
         self.received_bytes = 0
         self.waited_seconds = 0.0
-        self._stream = dealer_pb2_grpc.DealerStub(self._channel).Deal(request)
+        self._stream = dealer_pb2_grpc.DealerStub(self._channel).Deal(iter([request]))
 
         def explain(error: grpc.RpcError) -> str:
             return explain_error(error, address, "dealer")
@@ -329,6 +353,7 @@ class DealerLink:
             self._stream.cancel()
         except grpc.RpcError as error:
             if not self._closed:
+                self._failure_told = "lost the dealer"
                 self._failure = explain(error)  # type: ignore[operator]
         finally:
             self.started.set()
@@ -343,7 +368,7 @@ class DealerLink:
     def check(self) -> None:
         """Raises PeerLost if the dealer has failed or gone."""
         if self._failure is not None:
-            raise PeerLost(self._failure)
+            raise PeerLost(self._failure, self._failure_told)
 
     def wait_started(self, check_peer: Callable[[], None] = lambda: None) -> None:
         """Until both parties are there. check_peer: called meanwhile, raises if the other party is gone.

@@ -23,7 +23,7 @@ from mpcache.generate import FULL, GenerationPlan, Phase
 from mpcache.planning import PublicParameters, phase_costs
 from mpcache.policies import PolicySettings
 from mpcache.report import FullCache, Result, run_generation
-from mpcache.tokenizer import end_tokens, load_tokenizer
+from mpcache.tokenizer import end_tokens, load_tokenizer, vocabulary_size
 from mpcache.watched import watched_answer
 from parties.certificates import load_identity, write_development_certificates
 from parties.client import Connection, Generation, Request
@@ -131,7 +131,7 @@ def run_demo(
             backend=backend,
             end_tokens=ends,
             fixed_length=fixed_length,
-            vocabulary=tokenizer.get_vocab_size(),
+            vocabulary=vocabulary_size(tokenizer),
         )
         result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, len(ids))
         result.backend, result.policy = backend, policy

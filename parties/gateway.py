@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from mpcache.report import Result
 from parties.client import Connection, Generation, Request
 from parties.generated import client_pb2, client_pb2_grpc
-from parties.tls import open_server, require_loopback
+from parties.tls import on_end, open_server, require_loopback
 from protocols.errors import MpcacheError
 
 
@@ -35,6 +35,7 @@ class GatewayService(client_pb2_grpc.ClientServicer):
         most = request.max_new_tokens or self._defaults.max_new_tokens
         wanted = replace(self._defaults, prompt=prompt, max_new_tokens=most)
         generation = Generation(self._connection, wanted)
+        on_end(context, generation.stop)
         tokens: list[int] = []
         shown = ""
         try:

@@ -17,7 +17,7 @@ from parties.certificates import Identity
 from parties.generated import owner_pb2, owner_pb2_grpc
 from parties.threads import start_thread
 from parties.tls import DEFAULT_TIMEOUT, PART_BYTES, open_channel
-from protocols.errors import Busy, HandshakeError, ModelError, PeerLost, ProtocolError
+from protocols.errors import Busy, HandshakeError, ModelError, PeerLost, ProtocolError, TooLarge
 
 Frame = owner_pb2.Frame
 SESSION_BYTES = 16
@@ -35,9 +35,11 @@ def printable(text: str) -> str:
 
 def told(error: Exception, role: str) -> str:
     """What a peer is told of an error: what concerns both, not this machine's files and settings."""
-    if isinstance(error, HandshakeError | Busy | ProtocolError | PeerLost | ModelError):
+    if isinstance(error, PeerLost):
+        return error.told
+    if isinstance(error, HandshakeError | Busy | TooLarge | ProtocolError | ModelError):
         return str(error)
-    return f"the {role} failed ({type(error).__name__})"
+    return f"the {role} failed: its own log says why"
 
 
 class Link:
@@ -134,6 +136,8 @@ class Link:
 
     def abort(self, reason: str) -> None:
         """Tell the peer why the session ends, and end it: whoever still waits here hears of it, too."""
+        if self._closed:
+            return
         self._outbox.put(Frame(abort=owner_pb2.Abort(role=self.role, reason=printable(reason))))
         self._inbox.put(reason)
         self.close()
@@ -144,18 +148,18 @@ class Link:
 
     def lost(self, reason: str) -> None:
         """No more frames will come, for this reason."""
-        self._lost = self._lost or reason
+        if self._lost is None:
+            self._lost = reason
+            self._inbox.put(reason)
         self._is_lost.set()
-        self._inbox.put(reason)
 
     def feed(self, frames: Iterator[owner_pb2.Frame], explain: Callable[[grpc.RpcError], str]) -> None:
         """Read the stream to its end; runs in a thread of its own."""
         try:
             for frame in frames:
                 if frame.WhichOneof("kind") == "abort":
-                    self.lost(f"the {self.peer} ended the session: {printable(frame.abort.reason)}")
-                else:
-                    self._take_in(frame)
+                    return self.lost(f"the {self.peer} ended the session: {printable(frame.abort.reason)}")
+                self._take_in(frame)
             self.lost(f"the {self.peer} closed the connection")
         except grpc.RpcError as error:
             self.lost(explain(error))
@@ -182,7 +186,7 @@ class ClientLink(Link):
         self, address: str, identity: Identity | None, session: bytes, timeout: float = DEFAULT_TIMEOUT
     ) -> None:
         super().__init__("client", "owner", session, timeout)
-        self._channel = open_channel(address, identity, "owner", timeout)
+        self._channel, self.certificate = open_channel(address, identity, "owner", timeout)
         frames = owner_pb2_grpc.OwnerStub(self._channel).Converse(self.outgoing())
 
         def explain(error: grpc.RpcError) -> str:
@@ -200,10 +204,10 @@ class ClientLink(Link):
 def explain_error(error: grpc.RpcError, address: str, role: str) -> str:
     """A gRPC error in words that say what to do."""
     code, details = error.code(), printable(error.details() or "")
-    if code == grpc.StatusCode.PERMISSION_DENIED:
+    if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION):
         return f"the {role} refused: {details}"
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return f"the {role} at {address} refused: {details or 'it has no place left'}; try again later"
+        return f"the {role} at {address} refused: {details or 'it has no place left: try again later'}"
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
         return f"lost the {role} at {address}: its process ended or the connection broke ({details or code.name})"
     return f"the {role} failed: {details or code.name}"

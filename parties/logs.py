@@ -8,6 +8,20 @@ from collections.abc import MutableMapping
 from typing import Any
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LONGEST = 2000
+
+
+class OneLine(logging.Formatter):
+    """A message is one line without control characters, whatever a peer put into it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+
+def one_line(text: str) -> str:
+    """Fit for a log or a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text[:LONGEST])
 
 
 class SessionLog(logging.LoggerAdapter[logging.Logger]):
@@ -23,7 +37,9 @@ class SessionLog(logging.LoggerAdapter[logging.Logger]):
 
 def configure(verbose: bool) -> None:
     """To standard error; below warnings only if `verbose`, or for a role that serves (`log_service`)."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format=FORMAT)
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine(FORMAT))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
 
 
 def log_service() -> None:

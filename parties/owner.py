@@ -16,10 +16,11 @@ from mpcache.generate import Program, steps
 from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, constants_digest, plan_digest
 from mpcache.policies import PolicySettings, policies
 from mpcache.ranges import check_ranges
+from parties.calls import Call
 from parties.certificates import Identity
 from parties.dealing import DealerLink
 from parties.generated import dealer_pb2, owner_pb2, owner_pb2_grpc
-from parties.link import SESSION_BYTES, Frame, Link, told
+from parties.link import SESSION_BYTES, Frame, Link, printable, told
 from parties.logs import SessionLog
 from parties.places import Places
 from parties.planning import planning_check
@@ -64,22 +65,22 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
 
     def Converse(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
         client = require_peer(context, ("client",), self._identity is None)
-        link = Link("owner", "client", b"", self._settings.timeout_seconds)
         try:
             self._connections.take(client.certificate)
-        except Busy as error:
+        except Busy as error:  # told by the call's status, which needs nobody to take it
             log.warning("refused %s: %s", client, error)
-            link.abort(str(error))
-        else:
-            on_end(context, lambda: self._connections.free(client.certificate))
-            on_end(context, lambda: link.lost("lost the client: its process ended or the connection broke"))
-            start_thread("owner: frames from a client", link.feed, frames, _explain)
-            start_thread("owner: a session", self._serve, link, client)
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        on_end(context, lambda: self._connections.free(client.certificate))
+        link, call = Link("owner", "client", b"", self._settings.timeout_seconds), Call("owner", context)
+        on_end(context, lambda: link.lost("lost the client: its process ended or the connection broke"))
+        start_thread("owner: frames from a client", link.feed, frames, _explain)
+        start_thread("owner: a session", self._serve, link, call, client)
         yield from link.outgoing()
 
-    def _serve(self, link: Link, client: Peer) -> None:
+    def _serve(self, link: Link, call: Call, client: Peer) -> None:
         journal = SessionLog(log, b"")
         with ExitStack() as at_end:  # the client is told why before the dealer hears that the owner left
+            at_end.callback(call.finish)
             try:
                 hello = self._hello(link)
                 journal = SessionLog(log, hello.session)
@@ -149,7 +150,9 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         link.check = dealer.check
         dealer.wait_started(link.check_peer)
         channel = self._transport(link) if self._transport else link
-        session = Session(0, channel, PartyCorrelations(0, seed, dealer.read))
+        largest = int(self._settings.max_step_gib * 2**30)
+        session = Session(0, channel, PartyCorrelations(0, seed, dealer.read, largest))
+        session.largest_bytes = largest
         session.round_bytes = parameters.round_bytes
         with private_backend(parameters.backend, session, weight_key=key) as backend:
             decoder = Decoder(self._checkpoint.config, backend, self._checkpoint.tensors)
@@ -166,11 +169,12 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         if hello.model_digest and hello.model_digest != self._checkpoint.digest:
             raise HandshakeError(
                 f"the owner's model is {self._checkpoint.digest[:16]}..., "
-                f"the client wants {hello.model_digest[:16]}...: "
+                f"the client wants {printable(hello.model_digest[:16])}...: "
                 "change model_digest in the client's settings, or ask the owner for that model"
             )
         if hello.precision != PRECISION:
-            raise HandshakeError(f"the owner computes with {PRECISION}, the client with {hello.precision[:60]}")
+            theirs = printable(hello.precision[:60])
+            raise HandshakeError(f"the owner computes with {PRECISION}, the client with {theirs}")
         try:
             policy = PolicySettings.from_json(hello.policy)
         except ConfigError as error:

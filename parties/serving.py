@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import signal
@@ -24,11 +25,21 @@ class Server(Protocol):
         """End what runs."""
 
 
+def _allow_many_files() -> None:
+    """Every connection is a file: as many as the system lets this process have."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not everywhere
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def serve(server: Server, drain_seconds: float, announce: Callable[[], None]) -> None:
     """Call it in the main thread. Returns when the server has stopped. announce: called once signals are heard."""
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: signals.put(number))
+    _allow_many_files()
     announce()
     if signals.get() == signal.SIGTERM:
         log.info("SIGTERM: no new sessions; running ones have %g seconds to end", drain_seconds)

@@ -23,8 +23,9 @@ DEFAULT_POLICY = PolicySettings()
 class OwnerSettings:
     """The model owner. listen: host:port; model: folder; state: where weight-mask keys are kept.
 
-    policies: the cache policies that clients may ask for, all if there are none; backends: likewise, of 'mpc' and
-    'crypten' (a baseline that does not keep what 'mpc' promises, see docs/threat-model.md).
+    max_step_gib: of one correlation or message. policies: the cache policies that clients may ask for, all if there are
+    none; backends: likewise, of 'mpc' and 'crypten' (a baseline that does not keep what 'mpc' promises, see
+    docs/threat-model.md).
     """
 
     listen: str
@@ -35,12 +36,13 @@ class OwnerSettings:
     insecure: bool = False
     timeout_seconds: float = DEFAULT_TIMEOUT
     hello_seconds: float = 10.0
-    planning_seconds: float = 60.0
+    planning_seconds: float = 30.0
     drain_seconds: float = 300.0
     max_sessions: int = 4
     max_sessions_per_client: int = 2
     max_prompt_tokens: int = 2048
     max_new_tokens: int = 256
+    max_step_gib: float = 2.0
     policies: tuple[str, ...] = ()
     backends: tuple[str, ...] = ("mpc",)
 
@@ -54,8 +56,9 @@ class OwnerSettings:
 class ClientSettings:
     """The data owner. tokenizer: folder with tokenizer.json, and what says which tokens end an answer; model_digest:
     accept this model alone; policy: a name, or a table of settings (mpcache/policies/settings.py); network: what
-    protocols are chosen for; max_model_gib: of masked weights that are accepted; fixed_length: generate
-    max_new_tokens, whatever they are, so that the answer's length says nothing."""
+    protocols are chosen for; max_model_gib: of masked weights and cache that are accepted; max_step_gib: of one
+    correlation or message; fixed_length: generate max_new_tokens, whatever they are, so that the answer's length says
+    nothing."""
 
     owner: str
     dealer: str
@@ -69,6 +72,7 @@ class ClientSettings:
     temperature: float = 0.0
     model_digest: str = ""
     max_model_gib: float = 16.0
+    max_step_gib: float = 2.0
     network: str = LOOPBACK.name
     policy: PolicySettings = DEFAULT_POLICY
 
@@ -79,13 +83,15 @@ class ClientSettings:
 @dataclass(frozen=True)
 class DealerSettings:
     """The dealer. memory_mib: what it may make ahead, per session; max_calls_per_certificate: sessions that one party
-    takes part in or waits for; max_model_gib: of masks, for each session; backends: as the owner's."""
+    takes part in or waits for; max_model_gib: of masks of weights and cache, for each session; max_step_gib: of one
+    correlation; backends: as the owner's."""
 
     listen: str
     certificates: Path = Path("certificates")
     insecure: bool = False
     timeout_seconds: float = DEFAULT_TIMEOUT
-    planning_seconds: float = 60.0
+    hello_seconds: float = 10.0
+    planning_seconds: float = 30.0
     drain_seconds: float = 300.0
     memory_mib: int = 128
     max_sessions: int = 16
@@ -93,6 +99,7 @@ class DealerSettings:
     max_prompt_tokens: int = 4096
     max_new_tokens: int = 1024
     max_model_gib: float = 16.0
+    max_step_gib: float = 2.0
     backends: tuple[str, ...] = ("mpc",)
 
     def __post_init__(self) -> None:

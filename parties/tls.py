@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from parties.certificates import Identity, fingerprint, host_name, names_of
 from protocols.errors import ConfigError, IdentityError, PeerLost
@@ -20,6 +22,8 @@ from protocols.errors import ConfigError, IdentityError, PeerLost
 log = logging.getLogger("mpcache.network")
 
 DEFAULT_TIMEOUT = 60.0
+PLAINTEXT = "plaintext"
+"""Stands for a certificate where there is none."""
 PART_BYTES = 1 << 20
 """The largest payload of one gRPC message: larger ones travel in parts (link.py, dealing.py)."""
 MESSAGE_BYTES = PART_BYTES + (1 << 12)
@@ -28,7 +32,7 @@ REQUEST_BYTES = 1 << 16
 """The largest that the dealer accepts: a request."""
 
 
-def _options(timeout: float, message_bytes: int = MESSAGE_BYTES) -> list[tuple[str, int]]:
+def _options(timeout: float, message_bytes: int = MESSAGE_BYTES) -> list[tuple[str, int | str]]:
     """timeout: seconds that a silent network is borne, as every wait is."""
     return [
         ("grpc.max_send_message_length", -1),
@@ -39,6 +43,8 @@ def _options(timeout: float, message_bytes: int = MESSAGE_BYTES) -> list[tuple[s
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 30_000),  # without a call
         ("grpc.enable_retries", 0),
         ("grpc.so_reuseport", 0),  # so that a port in use is an error
         ("grpc.use_local_subchannel_pool", 1),
@@ -99,8 +105,8 @@ def open_server(
 
 def open_channel(
     address: str, identity: Identity | None, role: str, timeout: float = DEFAULT_TIMEOUT
-) -> grpc.Channel:
-    """A channel to the server of `role` at `address`, and to no other.
+) -> tuple[grpc.Channel, str]:
+    """(a channel to the server of `role` at `address`, and to no other; its certificate's fingerprint).
 
     A first handshake finds out who is there, and the channel trusts that certificate alone: gRPC by itself would also
     take a wildcard, or a common name where there is no DNS name, for the role. Raises PeerLost that says what is wrong.
@@ -110,19 +116,24 @@ def open_channel(
     if identity is None:
         require_loopback(address)
         _connected(address, role, timeout).close()
-        return grpc.insecure_channel(address, options=options)
+        return grpc.insecure_channel(address, options=options), PLAINTEXT
     there = _server_certificate(address, identity, role, timeout)
     credentials = grpc.ssl_channel_credentials(there, identity.key, identity.certificate)
-    return grpc.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", host_name(role))])
+    options.append(("grpc.ssl_target_name_override", host_name(role)))
+    return grpc.secure_channel(address, credentials, options), fingerprint(there)
 
 
 def _connected(address: str, role: str, timeout: float) -> socket.socket:
     try:
         return socket.create_connection(split_address(address), timeout=timeout)
     except OSError as error:
-        raise PeerLost(
-            f"nothing answers at {address} ({error.strerror or error}): is the {role} running there?"
+        raise _unreachable(
+            role, f"nothing answers at {address} ({error.strerror or error}): is the {role} running there?"
         ) from None
+
+
+def _unreachable(role: str, why: str) -> PeerLost:
+    return PeerLost(why, told=f"the {role} cannot be reached")
 
 
 def _server_certificate(address: str, identity: Identity, role: str, timeout: float) -> bytes:
@@ -135,24 +146,33 @@ def _server_certificate(address: str, identity: Identity, role: str, timeout: fl
                 greeting = tls.recv(1)  # a server that refuses our certificate says so now (TLS 1.3); gRPC's greets
                 shown = tls.getpeercert(binary_form=True) if greeting else None
         except ssl.SSLCertVerificationError as error:
-            raise PeerLost(f"the certificate of {where} is refused: {error.verify_message}") from None
+            raise _unreachable(role, f"the certificate of {where} is refused: {error.verify_message}") from None
         except TimeoutError:
-            raise PeerLost(f"{where} accepts connections, but said nothing for {timeout:g} seconds") from None
+            raise _unreachable(
+                role, f"{where} accepts connections, but said nothing for {timeout:g} seconds"
+            ) from None
         except OSError as error:
             reason = getattr(error, "reason", None) or error
-            raise PeerLost(
-                f"{where} refused this {identity.role}'s certificate, or does not use TLS ({reason})"
+            raise _unreachable(
+                role, f"{where} refused this {identity.role}'s certificate, or does not use TLS ({reason})"
             ) from None
     if not shown:
-        raise PeerLost(f"{where} accepts connections, but ended this one")
+        raise _unreachable(role, f"{where} accepts connections, but ended this one")
     certificate = ssl.DER_cert_to_PEM_cert(shown).encode()
     if host_name(role) not in names_of(certificate):
-        raise PeerLost(f"the certificate of {where} is refused: {host_name(role)} is none of its DNS names")
+        raise _unreachable(
+            role, f"the certificate of {where} is refused: {host_name(role)} is none of its DNS names"
+        )
     return certificate
 
 
+def _authorities(pem: bytes) -> bytes:
+    """As DER: comments beside the certificates may be in any encoding."""
+    return b"".join(c.public_bytes(Encoding.DER) for c in x509.load_pem_x509_certificates(pem))
+
+
 def _context(identity: Identity) -> ssl.SSLContext:
-    context = ssl.create_default_context(cadata=identity.authority.decode())
+    context = ssl.create_default_context(cadata=_authorities(identity.authority))
     context.hostname_checks_common_name = False
     context.set_alpn_protocols(["h2"])
     with tempfile.TemporaryDirectory() as folder:  # the ssl module reads keys from files only
@@ -188,7 +208,7 @@ def require_peer(context: grpc.ServicerContext, roles: tuple[str, ...], insecure
     """The connected peer by its certificate, of which DNS names alone make a role. Ends the call if it is none of
     `roles`."""
     if insecure:
-        return Peer(roles[0], "plaintext")
+        return Peer(roles[0], PLAINTEXT)
     certificate = bytes(next(iter(context.auth_context().get("x509_pem_cert", [])), b""))
     names = names_of(certificate)
     for role in roles:

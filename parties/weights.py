@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from protocols.backends.mpc import encoded_weight, masked_weight, weight_bits
 from protocols.errors import ConfigError, HandshakeError
 from protocols.randomness import KEY_BYTES, derive_key, new_key
 
+KEPT_MODELS = 4
+"""Of one owner."""
+STALE_SECONDS = 24 * 3600.0
 _DRAWN = b"AES-128-CTR, an element in the next power of two of bytes\n"
 """How masks are drawn from a key: drawn otherwise, the same bytes would mask other elements."""
 
@@ -69,14 +73,17 @@ def weight_key(state: Path, encoded: str, client: str) -> bytes:
     return key
 
 
-def check_size(config: ModelConfig, role: str, max_gib: float) -> None:
-    """Raises HandshakeError if a model's masked weights, or their masks, need more memory than `role` allows."""
+def check_size(config: ModelConfig, tokens: int, role: str, max_gib: float) -> None:
+    """Raises HandshakeError if a model's masked weights, and the rows of so many cached tokens with their masks, need
+    more memory than `role` allows."""
     shapes = weight_shapes(config).items()
-    gib = sum(math.prod(shape) * (4 if weight_bits(name) <= 32 else 8) for name, shape in shapes) / 2**30
+    weights = sum(math.prod(shape) * (4 if weight_bits(name) <= 32 else 8) for name, shape in shapes)
+    cache = 2 * 2 * 8 * config.layers * tokens * config.key_value_heads * config.head_size
+    gib = (weights + cache) / 2**30
     if gib > max_gib:
         raise HandshakeError(
-            f"the model's masked weights take {gib:,.1f} GiB, and the {role} allows {max_gib:g}: raise max_model_gib "
-            f"in the {role}'s settings if it has the memory"
+            f"the model's masked weights and cache take {gib:,.1f} GiB, and the {role} allows {max_gib:g}: "
+            f"raise max_model_gib in the {role}'s settings if it has the memory"
         )
 
 
@@ -93,20 +100,34 @@ def masked_weights(
         yield name, masked_weight(key, name, tensors[name])
 
 
-def save_masked_weights(state: Path, fingerprint: str, model_digest: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Keep received masked weights for later sessions; whole or not at all."""
+def save_masked_weights(
+    state: Path, fingerprint: str, owner: str, model_digest: str, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Keep received masked weights for later sessions; whole or not at all. Of one owner, by its certificate, the
+    latest KEPT_MODELS alone: it chooses digests, and must not fill the disk."""
     try:
-        path = _path(state, model_digest)
+        path = _path(state, owner, model_digest)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _make_room(path)
         with written_whole(path) as partial:
             save_file(tensors, partial, {"fingerprint": fingerprint})
     except OSError as error:
         raise ConfigError(f"the masked weights cannot be kept in {state}: {error}") from None
 
 
-def load_masked_weights(state: Path, model_digest: str) -> tuple[str, dict[str, torch.Tensor]]:
-    """(fingerprint, weights) kept for a model; ("", {}) if there are none."""
-    path = _path(state, model_digest)
+def _make_room(path: Path) -> None:
+    """Remove the oldest of an owner's files, and what a process that was killed left half-written."""
+    for partial in path.parent.glob("*.partial"):
+        if time.time() - partial.stat().st_mtime > STALE_SECONDS:
+            partial.unlink(missing_ok=True)
+    others = [p for p in path.parent.glob(f"{path.name.split('-')[0]}-*.safetensors") if p != path]
+    for old in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)[KEPT_MODELS - 1 :]:
+        old.unlink(missing_ok=True)
+
+
+def load_masked_weights(state: Path, owner: str, model_digest: str) -> tuple[str, dict[str, torch.Tensor]]:
+    """(fingerprint, weights) kept for an owner's model; ("", {}) if there are none."""
+    path = _path(state, owner, model_digest)
     if not path.exists():
         return "", {}
     try:
@@ -117,5 +138,5 @@ def load_masked_weights(state: Path, model_digest: str) -> tuple[str, dict[str, 
         return "", {}
 
 
-def _path(state: Path, model_digest: str) -> Path:
-    return state / "masked-weights" / f"{model_digest[:32]}.safetensors"
+def _path(state: Path, owner: str, model_digest: str) -> Path:
+    return state / "masked-weights" / f"{owner[:32]}-{model_digest[:32]}.safetensors"

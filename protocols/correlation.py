@@ -23,11 +23,14 @@ from typing import Any
 
 import torch
 
+from protocols.errors import TooLarge
 from protocols.growing import Growing
 from protocols.randomness import Stream, derive_key
 from protocols.ring import pack, packed_bytes, reduce_bits, stored, unpack
 
 Shape = tuple[int, ...]
+LARGEST_BYTES = 2 << 30
+"""What one correlation, or message, may take in memory if nobody says otherwise: peers choose sizes."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,22 @@ class Correlation(ABC):
         return sum(f.nbytes() for f in self.fields() if isinstance(f, Corrected))
 
 
+def _fitting(correlation: Correlation, largest_bytes: int) -> Sequence[Field]:
+    """The fields, before anything of them is drawn. Raises TooLarge."""
+    fields = correlation.fields()
+    check_bytes(8 * sum(math.prod(field.shape) for field in fields), largest_bytes)
+    return fields
+
+
+def check_bytes(needed: int, largest_bytes: int) -> None:
+    """Raises TooLarge."""
+    if needed > largest_bytes:
+        raise TooLarge(
+            f"a step of this computation takes {needed / 2**30:,.1f} GiB, {largest_bytes / 2**30:,.1f} are allowed: "
+            "shorten the prompt, choose another cache policy, or raise max_step_gib in all three settings"
+        )
+
+
 def _draw(field: Field, party: int, stream: Stream) -> torch.Tensor | None:
     if isinstance(field, Random) and field.holder not in (None, party):
         return None
@@ -85,7 +104,10 @@ class Dealer:
     parameters alone.
     """
 
-    def __init__(self, seeds: tuple[bytes, bytes], weight_key: bytes | None = None) -> None:
+    def __init__(
+        self, seeds: tuple[bytes, bytes], weight_key: bytes | None = None, largest_bytes: int = LARGEST_BYTES
+    ) -> None:
+        self._largest_bytes = largest_bytes
         self._keys = tuple(derive_key(seed, "correlations") for seed in seeds)
         self._own_key = derive_key(seeds[0] + seeds[1], "dealer")
         self._weight_key = weight_key
@@ -95,11 +117,12 @@ class Dealer:
         self._number = 0
 
     def correction(self, correlation: Correlation) -> bytes:
-        """What party 1 must be sent for the next correlation of the session."""
+        """What party 1 must be sent for the next correlation of the session. Raises TooLarge."""
+        fields = _fitting(correlation, self._largest_bytes)
         streams = [Stream(key, self._number) for key in self._keys]
         totals: list[torch.Tensor] = []
         masks: list[tuple[Corrected, torch.Tensor]] = []
-        for field in correlation.fields():
+        for field in fields:
             shares = [_draw(field, party, streams[party]) for party in (0, 1)] if isinstance(field, Random) else []
             if isinstance(field, Corrected):
                 masks.append((field, streams[0].elements(field.shape, field.bits)))
@@ -159,17 +182,25 @@ class PartyCorrelations:
     `read` gives the next bytes of the dealer's stream to this party; party 0's is never called.
     """
 
-    def __init__(self, party: int, seed: bytes, read: Callable[[int], bytes | bytearray | memoryview]) -> None:
+    def __init__(
+        self,
+        party: int,
+        seed: bytes,
+        read: Callable[[int], bytes | bytearray | memoryview],
+        largest_bytes: int = LARGEST_BYTES,
+    ) -> None:
+        self._largest_bytes = largest_bytes
         self._party, self._key, self._read = party, derive_key(seed, "correlations"), read
         self._number = 0
         self.correction_bytes = 0
 
     def take(self, correlation: Correlation) -> list[torch.Tensor | None]:
-        """This party's shares of the fields; None for a value that the other party holds alone."""
+        """This party's shares of the fields; None for a value that the other party holds alone. Raises TooLarge."""
+        fields = _fitting(correlation, self._largest_bytes)
         stream = Stream(self._key, self._number)
         self._number += 1
         out: list[torch.Tensor | None] = []
-        for field in correlation.fields():
+        for field in fields:
             if self._party == 1 and isinstance(field, Corrected):
                 nbytes = field.nbytes()
                 self.correction_bytes += nbytes

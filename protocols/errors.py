@@ -6,6 +6,7 @@ MpcacheError
 ├── IdentityError          certificates: missing, expired, wrong authority, wrong role
 ├── HandshakeError         the parties do not agree (version, model, policy, precision, plan)
 ├── Busy                   a process serves as many as it may
+├── TooLarge               a step of the computation needs more memory than a process allows it
 ├── ProtocolError          a message is out of order, of the wrong length, or was never due
 ├── PeerLost               a process went away or stopped answering; names the role
 └── PlanError              a run and its plan went apart (a bug, never the user's mistake)
@@ -36,12 +37,23 @@ class Busy(MpcacheError):
     """A process serves as many as it may; another time it may have a place."""
 
 
+class TooLarge(MpcacheError):
+    """A step of the computation needs more memory than a process allows it."""
+
+
 class ProtocolError(MpcacheError):
     """A message is out of order, of the wrong length, or was never due."""
 
 
 class PeerLost(MpcacheError):
-    """Another process went away, refused or stopped answering; the message names its role."""
+    """Another process went away, refused or stopped answering; the message names its role.
+
+    told: what a third process may hear of it, if that is less: not where the lost one is.
+    """
+
+    def __init__(self, message: str, told: str | None = None) -> None:
+        super().__init__(message)
+        self.told = message if told is None else told
 
 
 class PlanError(MpcacheError):

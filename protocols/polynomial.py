@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class Pieces:
         return _coefficients(self) * 2.0**self.value_bits
 
 
-@cache
+@lru_cache(maxsize=1 << 10)
 def _coefficients(pieces: Pieces) -> torch.Tensor:
     """Fitted at the Chebyshev nodes of the part of (-1, 1) that is used; a segment that is never used gets zero."""
     out = np.zeros((pieces.segments, pieces.degree + 1))

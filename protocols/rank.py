@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 
@@ -118,15 +118,23 @@ class RankMask(Correlation):
         return values
 
 
-@cache
-def _pair_indices(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pair_indices(n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """All pairs i < j of n; while planning, shapes alone."""
+    if device.type == "meta":
+        index = torch.empty(n * (n - 1) // 2, dtype=torch.int64, device=device)
+        return index, index
+    return _pairs_of(n)
+
+
+@lru_cache(maxsize=4)  # few: they take 8 n^2 bytes
+def _pairs_of(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     first, second = torch.triu_indices(n, n, 1)
     return first, second
 
 
 def _differences(x: torch.Tensor) -> torch.Tensor:
     """x_i - x_j of all pairs i < j in the last dimension."""
-    first, second = (i.to(x.device) for i in _pair_indices(x.shape[-1]))
+    first, second = _pair_indices(x.shape[-1], x.device)
     return x[..., first] - x[..., second]
 
 
@@ -137,7 +145,7 @@ async def _ranks(
     at = _differences(z)[..., None]
     loses = from_flip(session, *await sign(session, correlation.tables(), material, at, d_bit))[..., 0]
     wins = session.constant(torch.ones_like(loses)) - loses  # of a pair, the first loses if it is smaller
-    first, second = (i.to(session.device) for i in _pair_indices(z.shape[-1]))
+    first, second = _pair_indices(z.shape[-1], z.device)
     return torch.zeros_like(z).index_add(-1, first, loses).index_add(-1, second, wins)
 
 
@@ -226,7 +234,7 @@ def _block_mask(shape: Shape, bits: int, payload_bits: int, shared: bool) -> Ran
     return RankMask(shape, bits, rank_bits, max(bits, payload_bits), payload_bits if shared else 0)
 
 
-@cache
+@lru_cache(maxsize=1 << 14)
 def block_sizes(n: int, rows: int, bits: int, payload_bits: int, round_bytes: int) -> tuple[int, ...]:
     """The blocks of a tree over n scores, level by level, that cost least: bytes, and `round_bytes` for each round."""
     if n == 1:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from protocols.correlation import Correlation
+from protocols.correlation import LARGEST_BYTES, Correlation, check_bytes
 from protocols.errors import PlanError
 from protocols.public import Factor, fixed_point
 from protocols.ring import FRACTION_BITS, pack, packed_bytes, reduce_bits, unpack
@@ -138,6 +138,8 @@ class Session:
 
     device = torch.device("cpu")
     planning = False
+    largest_bytes = LARGEST_BYTES
+    """What a message may take, see `correlation.check_bytes`."""
     round_bytes = 175_000
     """How many bytes (online and corrections) cost as much time as a round: what protocols choose their shapes by."""
 
@@ -209,7 +211,9 @@ class Session:
         outgoing = [r for r in requests if r.receiver != self.party]
         incoming = [r for r in requests if r.receiver in (None, self.party)]
         expected = sum(r.nbytes() for r in incoming)
-        self._count(sum(r.nbytes() for r in outgoing), expected)
+        sent = sum(r.nbytes() for r in outgoing)
+        check_bytes(max(sent, expected), self.largest_bytes)
+        self._count(sent, expected)
         if outgoing:
             self._channel.send(b"".join(pack(_present(r.share), r.bits) for r in outgoing))
         view = memoryview(self._channel.receive(expected)) if incoming else memoryview(b"")

@@ -103,7 +103,10 @@ class _Dealing(dealer_pb2_grpc.DealerServicer):
         self._complete, self.finished = threading.Event(), threading.Event()
         self.cpu_seconds: list[float] = []
 
-    def Deal(self, request: dealer_pb2.DealRequest, context: grpc.ServicerContext) -> Iterator[dealer_pb2.Corrections]:
+    def Deal(
+        self, requests: Iterator[dealer_pb2.DealRequest], context: grpc.ServicerContext
+    ) -> Iterator[dealer_pb2.Corrections]:
+        request = next(requests)
         role = require_peer(context, (request.role,), insecure=False).role
         self._seeds[role] = request.seed
         if len(self._seeds) == 2:

@@ -34,7 +34,7 @@ class DealerStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Deal = channel.unary_stream(
+        self.Deal = channel.stream_stream(
                 '/mpcache.v1.Dealer/Deal',
                 request_serializer=dealer__pb2.DealRequest.SerializeToString,
                 response_deserializer=dealer__pb2.Corrections.FromString,
@@ -44,7 +44,7 @@ class DealerStub:
 class DealerServicer:
     """Missing associated documentation comment in .proto file."""
 
-    def Deal(self, request, context):
+    def Deal(self, request_iterator, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -53,7 +53,7 @@ class DealerServicer:
 
 def add_DealerServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Deal': grpc.unary_stream_rpc_method_handler(
+            'Deal': grpc.stream_stream_rpc_method_handler(
                     servicer.Deal,
                     request_deserializer=dealer__pb2.DealRequest.FromString,
                     response_serializer=dealer__pb2.Corrections.SerializeToString,
@@ -70,7 +70,7 @@ class Dealer:
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
-    def Deal(request,
+    def Deal(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -80,8 +80,8 @@ class Dealer:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/mpcache.v1.Dealer/Deal',
             dealer__pb2.DealRequest.SerializeToString,

@@ -26,7 +26,7 @@ class HostileClient:
     """A stream to the owner on which anything can be sent."""
 
     def __init__(self, address: str, identity: Identity | None) -> None:
-        self._channel = open_channel(address, identity, "owner")
+        self._channel, _ = open_channel(address, identity, "owner")
         self._outgoing: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self.taken = 0
         """Frames that gRPC has taken from here so far."""

@@ -24,9 +24,9 @@ Answers = Callable[[dealer_pb2.DealRequest], Iterator[dealer_pb2.Corrections]]
 def dealer_that(answers: Answers, identity: Identity) -> Iterator[str]:
     class Service(dealer_pb2_grpc.DealerServicer):
         def Deal(
-            self, request: dealer_pb2.DealRequest, context: grpc.ServicerContext
+            self, requests: Iterator[dealer_pb2.DealRequest], context: grpc.ServicerContext
         ) -> Iterator[dealer_pb2.Corrections]:
-            yield from answers(request)
+            yield from answers(next(requests))
 
     server, port = open_server("127.0.0.1:0", identity, 8)
     dealer_pb2_grpc.add_DealerServicer_to_server(Service(), server)
@@ -109,8 +109,8 @@ class HostileParty:
     """A call to the dealer."""
 
     def __init__(self, address: str, identity: Identity, wanted: dealer_pb2.DealRequest) -> None:
-        self._channel = open_channel(address, identity, "dealer")
-        self._replies = dealer_pb2_grpc.DealerStub(self._channel).Deal(wanted)
+        self._channel, _ = open_channel(address, identity, "dealer")
+        self._replies = dealer_pb2_grpc.DealerStub(self._channel).Deal(iter([wanted]))
 
     def hear(self) -> str:
         """The reason of the failure that comes, or how else the call ended."""
@@ -139,7 +139,7 @@ REQUESTS: dict[str, tuple[Callable[[str], dealer_pb2.DealRequest], str]] = {
     "10^9 layers": (lambda role: request(role, modelled(layers=10**9)), "a model's layers lies between"),
     "10^9 positions": (lambda role: request(role, modelled(max_positions=10**9)), "max_positions lies between"),
     "a model larger than memory": (
-        lambda role: request(role, modelled(layers=1000, hidden=1 << 16, intermediate=1 << 18)),
+        lambda role: request(role, modelled(layers=1000, hidden=1 << 15, intermediate=1 << 18)),
         "GiB, and the dealer allows 16",
     ),
     "4 billion prompt tokens": (lambda role: request(role, changed(prompt_tokens=2**32)), "allows 4096 prompt tokens"),

@@ -152,7 +152,7 @@ OWNERS: dict[str, tuple[Answers, str]] = {
     "an unknown family": (describing(family="../../x"), "the model family"),
     "end tokens of its own": (describing(end_tokens=[198]), "end_tokens: Unexpected"),
     "a model larger than memory": (
-        describing(layers=1000, hidden=1 << 16, intermediate=1 << 18),
+        describing(layers=1000, hidden=1 << 15, intermediate=1 << 18),
         "GiB, and the client allows 16",
     ),
     "a vocabulary smaller than the tokenizer's": (describing(vocabulary=95), "the tokenizer does not fit"),

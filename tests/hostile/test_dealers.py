@@ -134,9 +134,9 @@ def test_a_dealer_whose_client_reads_nothing_stays_within_its_memory(
     held: list[int] = []
     original = dealing._BoundedChunks.put
 
-    def noted(self: dealing._BoundedChunks, chunk: bytes) -> bool:
+    def noted(self: dealing._BoundedChunks, chunk: bytes, seconds: float) -> bool:
         held.append(self._held)
-        return original(self, chunk)
+        return original(self, chunk, seconds)
 
     monkeypatch.setattr(dealing._BoundedChunks, "put", noted)
     with serving(model, tmp_path, dealer_settings={"memory_mib": 1}) as servers:
