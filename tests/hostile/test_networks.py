@@ -9,6 +9,7 @@ import pytest
 from protocols.errors import PeerLost
 from tests.hostile.proxy import Proxy, proxied
 from tests.hostile.servers import Servers
+from tests.hostile.test_clients import until
 
 OUTAGE = 18.0
 """Longer than a keepalive's interval and the 5 seconds that it once had, shorter than the parties' time-out."""
@@ -57,3 +58,18 @@ def test_what_is_said_of_a_broken_connection_is_what_broke_it(servers: Servers) 
 def test_an_address_where_nobody_is_is_said(servers: Servers) -> None:
     with pytest.raises(PeerLost, match=r"nothing answers at 127\.0\.0\.1:9 .*is the owner running there"):
         list(servers.client(owner="127.0.0.1:9"))
+
+
+@pytest.mark.parametrize("lost", ["dealer", "dealer in the middle"])
+def test_a_peer_is_not_told_where_another_is(
+    servers: Servers, caplog: pytest.LogCaptureFixture, lost: str
+) -> None:
+    with proxied(servers.connection.dealer) as proxy:
+        address = "127.0.0.1:9" if lost == "dealer" else proxy.address
+        generation = iter(servers.client(100, dealer=address))
+        with pytest.raises(PeerLost, match=address):
+            next(generation)
+            proxy.cut()
+            list(generation)
+    until(lambda: "failed: the client ended" in caplog.text, "the owner hears of it")
+    assert address not in "".join(r.getMessage() for r in caplog.records if r.name == "mpcache.owner")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
-from mpcache.tokenizer import end_tokens, load_tokenizer
+from mpcache.tokenizer import end_tokens, load_tokenizer, vocabulary_size
 from protocols.errors import ModelError
 from tests.mpcache.folders import change_json
 from tests.mpcache.test_config_file import ANY_JSON
@@ -131,3 +131,10 @@ def test_any_value_is_read_or_an_error_in_words(scratch: Path, identifier: objec
     (scratch / "tokenizer_config.json").write_text(json.dumps({"eos_token": text}))
     with suppress(ModelError):
         assert all(TOKENIZER.id_to_token(token) is not None for token in end_tokens(scratch, TOKENIZER))
+
+
+def test_a_vocabulary_has_room_for_every_id_though_ids_have_gaps() -> None:
+    """By their number a token could be beyond the model's vocabulary, and its failure would tell that it is there."""
+    gap = Tokenizer(models.WordLevel({**{f"t{i}": i for i in range(95)}, "rare": 97}, unk_token="t0"))
+    assert gap.get_vocab_size() == 96 and vocabulary_size(gap) == 98
+    assert vocabulary_size(TOKENIZER) == TOKENIZER.get_vocab_size() == 842

@@ -1,9 +1,12 @@
+import ssl
 import stat
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from parties.certificates import host_name, load_identity, names_of, write_development_certificates
+from parties.tls import _context
 from protocols.errors import ConfigError, IdentityError
 
 
@@ -69,3 +72,17 @@ def test_keys_that_everybody_can_read_are_refused_and_a_groups_are_warned_of(
         key.chmod(mode)
         with pytest.raises(IdentityError, match=r"by everybody on this machine: chmod 600 .*owner\.key"):
             load_identity(folder, "owner")
+
+
+def test_an_encrypted_key_and_comments_in_any_encoding(folder: Path) -> None:
+    authority = folder / "ca.pem"
+    authority.write_bytes("# Zertifizierungsstelle für Prüfung\n".encode("latin-1") + authority.read_bytes())
+    identity = load_identity(folder, "owner")
+    assert isinstance(_context(identity), ssl.SSLContext)
+    path = folder / "owner.key"
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    encrypted = serialization.BestAvailableEncryption(b"secret")
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encrypted)
+    path.write_bytes(pem)
+    with pytest.raises(IdentityError, match=r"owner\.key is encrypted"):
+        load_identity(folder, "owner")

@@ -1,5 +1,6 @@
 """What the gateway asks for in an application's name."""
 
+import threading
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,27 @@ def test_every_setting_of_the_data_owners_reaches_the_session(monkeypatch: pytes
 def test_the_gateway_listens_on_this_machine_alone() -> None:
     with pytest.raises(ConfigError, match="only a loopback address"):
         GatewayServer("0.0.0.0:0", WHERE, load_tokenizer(DEMO_MODEL), DEFAULTS)
+
+
+def test_a_session_ends_when_its_application_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, stopped = threading.Event(), threading.Event()
+
+    class Endless:
+        def __init__(self, connection: Connection, request: Request) -> None: ...
+
+        def __iter__(self) -> Any:
+            begun.set()
+            stopped.wait(600)
+            yield from ()
+
+        def stop(self) -> None:
+            stopped.set()
+
+    monkeypatch.setattr("parties.gateway.Generation", Endless)
+    server = GatewayServer("127.0.0.1:0", WHERE, load_tokenizer(DEMO_MODEL), DEFAULTS)
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        call = client_pb2_grpc.ClientStub(channel).Generate(client_pb2.GenerateRequest(prompt="Q: Who?"))
+        assert begun.wait(600)
+        call.cancel()
+        assert stopped.wait(600)
+    server.stop()

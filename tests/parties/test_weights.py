@@ -1,3 +1,4 @@
+import os
 import stat
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import torch
 
 from mpcache.checkpoint import weight_shapes
 from mpcache.model_config import ModelConfig
-from parties.weights import encoded_digest, masked_weights, weight_key
+from parties.weights import encoded_digest, load_masked_weights, masked_weights, save_masked_weights, weight_key
 from protocols.backends.mpc import weight_bits
 from protocols.correlation import weight_mask
 from protocols.errors import IdentityError
@@ -55,3 +56,23 @@ def test_a_key_is_kept_for_the_same_widths_alone(monkeypatch: pytest.MonkeyPatch
     before = encoded_digest(CONFIG, tensors(0))
     monkeypatch.setattr("parties.weights.weight_bits", lambda name: 64)
     assert encoded_digest(CONFIG, tensors(0)) != before
+
+
+def test_a_client_keeps_the_latest_models_of_each_owner_alone(tmp_path: Path) -> None:
+    """An owner chooses digests: with a new one each time it would fill the disk."""
+    weights = {"w": torch.zeros(3, dtype=torch.int64)}
+    first, second = "a" * 64, "b" * 64
+    save_masked_weights(tmp_path, "f", second, "0" * 64, weights)
+    folder = tmp_path / "masked-weights"
+    old, new = (folder / f"x.safetensors.{i}.partial" for i in (1, 2))
+    for partial in (old, new):
+        partial.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    for i in range(7):
+        save_masked_weights(tmp_path, str(i), first, f"{i:064x}"[::-1], weights)
+        newest = max(folder.glob("a*"), key=lambda p: p.stat().st_mtime_ns)
+        os.utime(newest, (1000 + i, 1000 + i))
+    assert len(list(folder.glob("a*"))) == 4 and new.exists() and not old.exists()
+    assert load_masked_weights(tmp_path, first, f"{6:064x}"[::-1])[0] == "6"
+    assert load_masked_weights(tmp_path, first, f"{0:064x}"[::-1]) == ("", {})
+    assert load_masked_weights(tmp_path, second, "0" * 64)[0] == "f", "another owner's stay"

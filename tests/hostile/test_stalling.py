@@ -1,0 +1,131 @@
+"""Peers that say nothing, or take nothing: they keep no thread, place or memory for longer than they are given."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+
+from mpcache.planning import PROTOCOL_VERSION
+from parties.certificates import Identity, host_name
+from parties.dealing import _BoundedChunks
+from parties.generated import dealer_pb2, owner_pb2
+from parties.link import ClientLink, Frame, Link
+from parties.tls import _options, _server_certificate
+from protocols.errors import PeerLost
+from tests.hostile.client import hello
+from tests.hostile.identities import issued
+from tests.hostile.servers import Servers, serving
+from tests.hostile.test_clients import until
+
+NO_WINDOW = [("grpc.http2.lookahead_bytes", 0), ("grpc.http2.bdp_probe", 0)]
+"""A client that lets its peer send as little as HTTP/2 can, and reads nothing."""
+
+
+@contextmanager
+def stalled(address: str, identity: Identity, role: str, count: int) -> Iterator[list[grpc.Call]]:
+    """So many calls to a role that neither say nor take a word."""
+    method = {"owner": "/mpcache.v1.Owner/Converse", "dealer": "/mpcache.v1.Dealer/Deal"}[role]
+    there = _server_certificate(address, identity, role, 60)
+    credentials = grpc.ssl_channel_credentials(there, identity.key, identity.certificate)
+    options = [*_options(60), *NO_WINDOW, ("grpc.ssl_target_name_override", host_name(role))]
+    release = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        release.wait(600)
+        yield from ()
+
+    with grpc.secure_channel(address, credentials, options) as channel:
+        calls = [channel.stream_stream(method)(nothing()) for _ in range(count)]
+        yield calls
+        release.set()
+        for call in calls:
+            call.cancel()
+
+
+@pytest.mark.parametrize("role", ["owner", "dealer"])
+@pytest.mark.parametrize("name", ["client", "nobody"])
+def test_calls_that_say_and_take_nothing_keep_nobody_waiting(
+    model: Path, tmp_path: Path, role: str, name: str
+) -> None:
+    """More of them than there are workers, of one certificate, whatever its role is."""
+    one = {"max_sessions": 1, "hello_seconds": 1.0}
+    with serving(model, tmp_path, one, one) as servers:
+        identity = issued(servers.certificates, "client", [x509.DNSName(host_name(name))])
+        with stalled(getattr(servers.connection, role), identity, role, 40) as calls:
+            until(lambda: all(call.done() for call in calls), "each ends by itself")
+            assert len(list(servers.client())) == 2
+
+
+def test_a_client_that_takes_no_corrections_keeps_no_session(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though the owner has gone, and the dealer waits for it to take what was made."""
+    owner, dealer = {"timeout_seconds": 2.0}, {"max_sessions": 1, "memory_mib": 1}
+    with caplog.at_level(logging.INFO), serving(model, tmp_path, owner, dealer) as servers:
+        identity = issued(servers.certificates, "client")
+        link = ClientLink(servers.connection.owner, identity, os.urandom(16), 600)
+        link.put(hello(session=link.session, max_new_tokens=100))
+        welcome = link.next_frame().welcome
+        link.send(b"\x00")
+        request = dealer_pb2.DealRequest(
+            protocol_version=PROTOCOL_VERSION,
+            role="client",
+            session=link.session,
+            public_parameters=welcome.public_parameters,
+            plan_digest=welcome.plan_digest,
+            seed=bytes(16),
+        )
+        with taking_nothing(servers, identity, request) as call:
+            until(lambda: "session begins" in caplog.text, "the dealer deals")
+            link.disconnect()
+            until(lambda: "session ends: the owner left" in caplog.text, "the owner leaves")
+            until(call.done, "the dealer ends the call")
+            assert len(list(servers.client())) == 2
+
+
+@contextmanager
+def taking_nothing(servers: Servers, identity: Identity, request: dealer_pb2.DealRequest) -> Iterator[grpc.Call]:
+    address = servers.connection.dealer
+    there = _server_certificate(address, identity, "dealer", 60)
+    credentials = grpc.ssl_channel_credentials(there, identity.key, identity.certificate)
+    options = [*_options(60), *NO_WINDOW, ("grpc.ssl_target_name_override", host_name("dealer"))]
+    with grpc.secure_channel(address, credentials, options) as channel:
+        method = channel.stream_stream(
+            "/mpcache.v1.Dealer/Deal", request_serializer=dealer_pb2.DealRequest.SerializeToString
+        )
+        call = method(iter([request]))
+        yield call
+        call.cancel()
+
+
+def test_corrections_that_nobody_takes_end_the_session() -> None:
+    chunks = _BoundedChunks(10)
+    assert chunks.put(bytes(10), 600)
+    with pytest.raises(PeerLost, match=r"took no corrections for 0\.1 seconds"):
+        chunks.put(b"x", 0.1)
+    chunks.close()
+    assert not chunks.put(b"x", 600)
+
+
+def test_a_peer_that_aborts_again_and_again_is_heard_once() -> None:
+    link, given = Link("owner", "client", bytes(16), 5.0), 0
+
+    def aborts() -> Iterator[owner_pb2.Frame]:
+        nonlocal given
+        while True:
+            given += 1
+            yield Frame(abort=owner_pb2.Abort(reason="x" * 200))
+
+    link.feed(aborts(), str)  # type: ignore[arg-type]
+    link.lost("and its connection broke")
+    assert given == 1 and link._inbox.qsize() == 1
+    with pytest.raises(PeerLost, match="the client ended the session: x"):
+        link.receive(1)
