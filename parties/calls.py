@@ -19,7 +19,7 @@ from protocols.errors import HandshakeError
 
 T = TypeVar("T")
 LAST_WORD_SECONDS = 5.0
-"""What a peer is given to take the reason why a session ended."""
+"""What a peer is given to take the reason why a session failed."""
 
 
 class Call:
@@ -30,13 +30,14 @@ class Call:
         self._ended = threading.Event()
         on_end(context, self._ended.set)
 
-    def finish(self) -> None:
-        """Nothing more will be said: cancel the call unless it ends soon."""
+    def finish(self, seconds: float = LAST_WORD_SECONDS) -> None:
+        """Nothing more will be said: cancel the call unless it ends within so many seconds. After a session that went
+        well these are many, as the last messages may still be under way."""
         if not self._ended.is_set():
-            start_thread(f"{self._role}: end of a call", self._cancel_if_it_lasts)
+            start_thread(f"{self._role}: end of a call", self._cancel_if_it_lasts, seconds)
 
-    def _cancel_if_it_lasts(self) -> None:
-        if not self._ended.wait(LAST_WORD_SECONDS):
+    def _cancel_if_it_lasts(self, seconds: float) -> None:
+        if not self._ended.wait(seconds):
             self._context.cancel()
 
 

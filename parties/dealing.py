@@ -14,7 +14,7 @@ import grpc
 
 from mpcache.generate import Program
 from mpcache.planning import PROTOCOL_VERSION, PublicParameters, correlations, plan_digest
-from parties.calls import Call, first_of
+from parties.calls import LAST_WORD_SECONDS, Call, first_of
 from parties.certificates import Identity
 from parties.generated import dealer_pb2, dealer_pb2_grpc
 from parties.link import SESSION_BYTES, explain_error, printable, told
@@ -48,24 +48,29 @@ class _Pairing:
 
     journal: SessionLog
     ahead: _BoundedChunks
+    timeout: float
     requests: dict[str, dealer_pb2.DealRequest] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
     complete: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     failure: str | None = None
 
     def end(self, failure: str | None = None) -> None:
-        if not self.ended.is_set():
+        """The first call counts."""
+        with self.lock:
+            if self.ended.is_set():
+                return
             self.failure = failure
             self.ended.set()
-            self.complete.set()  # whoever waits for the second party hears of it
-            self.ahead.close()
-            for call in self.calls:
-                call.finish()
-            if failure is None:
-                self.journal.info("session ends")
-            else:
-                self.journal.warning("session ends: %s", failure)
+        self.complete.set()  # whoever waits for the second party hears of it
+        self.ahead.close()
+        for call in self.calls:
+            call.finish(self.timeout if failure is None else LAST_WORD_SECONDS)
+        if failure is None:
+            self.journal.info("session ends")
+        else:
+            self.journal.warning("session ends: %s", failure)
 
     def check(self) -> None:
         """Raises PeerLost if nobody waits any more."""
@@ -134,6 +139,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             if pairing.failure is None:
                 yield Corrections(finished=True)
             else:
+                call.finish()  # it may have come when all had ended
                 yield Corrections(failure=pairing.failure)
         finally:
             pairing.end(left(peer.role))
@@ -144,7 +150,9 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     def _join(self, role: str, request: dealer_pb2.DealRequest, call: Call, journal: SessionLog) -> _Pairing:
         with self._lock:
             if request.session not in self._pairings:
-                self._pairings[request.session] = _Pairing(journal, _BoundedChunks(self._settings.memory_mib << 20))
+                self._pairings[request.session] = _Pairing(
+                    journal, _BoundedChunks(self._settings.memory_mib << 20), self._settings.timeout_seconds
+                )
             pairing = self._pairings[request.session]
             pairing.calls.append(call)
             if role in pairing.requests:

@@ -80,12 +80,12 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
     def _serve(self, link: Link, call: Call, client: Peer) -> None:
         journal = SessionLog(log, b"")
         with ExitStack() as at_end:  # the client is told why before the dealer hears that the owner left
-            at_end.callback(call.finish)
             try:
                 hello = self._hello(link)
                 journal = SessionLog(log, hello.session)
                 self._session(link, hello, client, journal, at_end)
                 link.close()
+                return call.finish(self._settings.timeout_seconds)
             except (HandshakeError, Busy) as error:
                 journal.warning("refused %s: %s", client, error)
                 link.abort(told(error, "owner"))
@@ -95,6 +95,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             except Exception as error:  # a thread of its own: the client must not be left waiting
                 journal.exception("session of %s failed", client)
                 link.abort(told(error, "owner"))
+            call.finish()
 
     def _hello(self, link: Link) -> owner_pb2.Hello:
         """The client's first message, which must come soon and be small. Raises HandshakeError, PeerLost."""
