@@ -8,7 +8,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from click.testing import CliRunner, Result
 
+from mpcache.cli import main
 from mpcache.daysheet import sheet_of_tokens
 from mpcache.policies import PolicySettings, policies
 from mpcache.tokenizer import load_tokenizer
@@ -19,8 +21,16 @@ from parties.generated import client_pb2, client_pb2_grpc
 
 
 def mpcache(*arguments: object, cwd: Path | None = None, typed: str = "") -> subprocess.CompletedProcess[str]:
+    """In a process of its own."""
     command = [sys.executable, "-m", "mpcache", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=cwd, input=typed)
+
+
+def here(*arguments: object) -> Result:
+    """In this process, which spares the start of another; what is no expected error is raised."""
+    result = CliRunner(catch_exceptions=False).invoke(main, list(map(str, arguments)))
+    assert "Traceback" not in result.stderr
+    return result
 
 
 def test_three_commands_generate_from_three_files(stories: Path, tmp_path: Path) -> None:
@@ -55,18 +65,17 @@ def test_a_users_mistake_gets_one_line_and_no_traceback(role: str, tmp_path: Pat
         path.unlink(missing_ok=True)
         if text is not None:
             path.write_text(text)
-        result = mpcache(role, "--config", path)
-        assert result.returncode == 1
-        assert message in result.stderr and "Traceback" not in result.stderr
+        result = here(role, "--config", path)
+        assert result.exit_code == 1 and message in result.stderr
         assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", [("client", "--config", "client.toml"), ("demo",)])
 def test_a_prompt_on_the_command_line_is_refused(command: tuple[str, ...]) -> None:
     """Where every user of the machine could list it."""
-    result = mpcache(*command, "--prompt", "my secret")
-    assert result.returncode == 1 and "--prompt-file" in result.stderr and "secret" not in result.stderr
-    assert "--prompt " not in mpcache(command[0], "--help").stdout
+    result = here(*command, "--prompt", "my secret")
+    assert result.exit_code == 1 and "--prompt-file" in result.stderr and "secret" not in result.stderr
+    assert "--prompt " not in here(command[0], "--help").stdout
 
 
 def test_the_demo_needs_a_prompt_for_another_model(tmp_path: Path) -> None:
@@ -85,14 +94,13 @@ def test_the_demo_needs_a_prompt_for_another_model(tmp_path: Path) -> None:
     ],
 )
 def test_a_policy_that_cannot_be_is_refused_at_once(options: tuple[str, str], message: str) -> None:
-    result = mpcache("demo", *options)
-    assert result.returncode == 1 and message in result.stderr
-    assert "Traceback" not in result.stderr and result.stderr.count("\n") == 1
+    result = here("demo", *options)
+    assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_policies_are_listed_with_what_they_cost() -> None:
-    result = mpcache("policies")
-    assert result.returncode == 0
+    result = here("policies")
+    assert result.exit_code == 0
     for name, policy in policies().items():
         assert name in result.stdout and policy.summary in result.stdout and policy.mpc_cost in result.stdout
 
@@ -123,9 +131,9 @@ def test_the_demo_shows_what_a_full_cache_costs_planned_or_measured(tmp_path: Pa
 
 
 def test_every_command_explains_itself() -> None:
-    for command in ("certs", "owner", "client", "gateway", "dealer", "demo", "plan", "policies"):
-        result = mpcache(command, "--help")
-        assert result.returncode == 0 and "Usage" in result.stdout
+    for command in ("certs", "owner", "client", "gateway", "dealer", "demo", "inspect", "plan", "policies", "bench"):
+        result = here(command, "--help")
+        assert result.exit_code == 0 and "Usage" in result.stdout
 
 
 def test_the_gateway_answers_an_application() -> None:
