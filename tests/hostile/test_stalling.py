@@ -68,8 +68,8 @@ def test_a_client_that_takes_no_corrections_keeps_no_session(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Though the owner has gone, and the dealer waits for it to take what was made."""
-    owner, dealer = {"timeout_seconds": 2.0}, {"max_sessions": 1, "memory_mib": 1}
-    with caplog.at_level(logging.INFO), serving(model, tmp_path, owner, dealer) as servers:
+    dealer = {"max_sessions": 1, "memory_mib": 1}
+    with caplog.at_level(logging.INFO), serving(model, tmp_path, dealer_settings=dealer) as servers:
         identity = issued(servers.certificates, "client")
         link = ClientLink(servers.connection.owner, identity, os.urandom(16), 600)
         link.put(hello(session=link.session, max_new_tokens=100))
