@@ -55,7 +55,7 @@ def first_of(role: str, messages: Iterator[T], seconds: float) -> T:
     try:
         message = heard.get(timeout=seconds)
     except queue.Empty:
-        message = None
+        raise HandshakeError(f"the {role} was sent no request within {seconds:g} seconds") from None
     if message is None:
-        raise HandshakeError(f"the {role} was sent no request within {seconds:g} seconds")
+        raise HandshakeError(f"the {role} was sent no request")
     return message

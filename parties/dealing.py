@@ -17,7 +17,7 @@ from mpcache.planning import PROTOCOL_VERSION, PublicParameters, correlations, p
 from parties.calls import LAST_WORD_SECONDS, Call, first_of
 from parties.certificates import Identity
 from parties.generated import dealer_pb2, dealer_pb2_grpc
-from parties.link import SESSION_BYTES, explain_error, printable, told
+from parties.link import REFUSALS, SESSION_BYTES, explain_error, printable, told
 from parties.logs import SessionLog
 from parties.places import Places
 from parties.planning import planning_check
@@ -32,6 +32,8 @@ from protocols.randomness import KEY_BYTES
 Corrections = dealer_pb2.Corrections
 CHUNK_BYTES = PART_BYTES
 PARTIES = ("owner", "client")
+PATIENCE = 10
+"""Time-outs for which a client may take no corrections: on a slow network a large message holds them up."""
 WAITING = 32
 """Calls, beyond those of sessions, that may wait for their session's other party or their refusal."""
 log = logging.getLogger("mpcache.dealer")
@@ -186,14 +188,15 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 check = planning_check(self._settings.planning_seconds, pairing.check)
                 if plan_digest(parameters, self._program, check) != owner.plan_digest:
                     raise HandshakeError("the dealer's plan differs from the parties': use the same MPCache everywhere")
+                patience = PATIENCE * self._settings.timeout_seconds
                 largest = int(self._settings.max_step_gib * 2**30)
                 dealer = Dealer((owner.seed, client.seed), owner.weight_key, largest)
                 for correlation in correlations(parameters, self._program, pairing.check):
                     data = dealer.correction(correlation)
                     for start in range(0, len(data), CHUNK_BYTES):
-                        if not pairing.ahead.put(data[start : start + CHUNK_BYTES], self._settings.timeout_seconds):
+                        if not pairing.ahead.put(data[start : start + CHUNK_BYTES], patience):
                             return
-                pairing.ahead.finish()
+                pairing.ahead.finish(patience)
         except Exception as error:  # a thread of its own: whatever it was, the parties must hear of it
             if not isinstance(error, MpcacheError):
                 pairing.journal.exception("the dealer failed")
@@ -257,10 +260,15 @@ class _BoundedChunks:
             self._changed.notify_all()
             return not self._closed
 
-    def finish(self) -> None:
+    def finish(self, seconds: float) -> None:
+        """All is made: return when all is taken, or nobody wants it. Raises PeerLost as `put`."""
         with self._changed:
             self._finished = True
             self._changed.notify_all()
+            while self._held and not self._closed:
+                before = self._held
+                if not self._changed.wait_for(lambda: self._closed or self._held < before, seconds):  # noqa: B023
+                    raise PeerLost(f"the client took no corrections for {seconds:g} seconds")
 
     def close(self) -> None:
         with self._changed:
@@ -362,6 +370,8 @@ class DealerLink:
         except grpc.RpcError as error:
             if not self._closed:
                 self._failure_told = "lost the dealer"
+                if error.code() in REFUSALS:
+                    self._failure_told = f"the dealer refused: {printable(error.details() or '')}"
                 self._failure = explain(error)  # type: ignore[operator]
         finally:
             self.started.set()

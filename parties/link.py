@@ -6,6 +6,7 @@ known before each message. Frames that come before they are due wait, and beyond
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -22,6 +23,11 @@ from protocols.errors import Busy, HandshakeError, ModelError, PeerLost, Protoco
 Frame = owner_pb2.Frame
 SESSION_BYTES = 16
 """Of a session's id, random."""
+REFUSALS = (
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
 AHEAD = 16
 """Frames that wait here at most before the peer is made to wait."""
 _END = object()
@@ -138,6 +144,9 @@ class Link:
         """Tell the peer why the session ends, and end it: whoever still waits here hears of it, too."""
         if self._closed:
             return
+        with contextlib.suppress(queue.Empty):  # what was not sent yet is not wanted any more
+            while True:
+                self._outbox.get_nowait()
         self._outbox.put(Frame(abort=owner_pb2.Abort(role=self.role, reason=printable(reason))))
         self._inbox.put(reason)
         self.close()
@@ -204,7 +213,7 @@ class ClientLink(Link):
 def explain_error(error: grpc.RpcError, address: str, role: str) -> str:
     """A gRPC error in words that say what to do."""
     code, details = error.code(), printable(error.details() or "")
-    if code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION):
+    if code in REFUSALS and code != grpc.StatusCode.RESOURCE_EXHAUSTED:
         return f"the {role} refused: {details}"
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return f"the {role} at {address} refused: {details or 'it has no place left: try again later'}"

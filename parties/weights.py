@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from mpcache.checkpoint import Checkpoint, weight_shapes
 from mpcache.files import written_whole
@@ -118,11 +118,19 @@ def save_masked_weights(
 def _make_room(path: Path) -> None:
     """Remove the oldest of an owner's files, and what a process that was killed left half-written."""
     for partial in path.parent.glob("*.partial"):
-        if time.time() - partial.stat().st_mtime > STALE_SECONDS:
+        if time.time() - _last_used(partial) > STALE_SECONDS:
             partial.unlink(missing_ok=True)
     others = [p for p in path.parent.glob(f"{path.name.split('-')[0]}-*.safetensors") if p != path]
-    for old in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)[KEPT_MODELS - 1 :]:
+    for old in sorted(others, key=_last_used, reverse=True)[KEPT_MODELS - 1 :]:
         old.unlink(missing_ok=True)
+
+
+def _last_used(path: Path) -> float:
+    """Now, if another process has just taken it away."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def load_masked_weights(state: Path, owner: str, model_digest: str) -> tuple[str, dict[str, torch.Tensor]]:
@@ -131,9 +139,10 @@ def load_masked_weights(state: Path, owner: str, model_digest: str) -> tuple[str
     if not path.exists():
         return "", {}
     try:
+        os.utime(path)  # used last
         with safe_open(str(path), framework="pt") as file:
             fingerprint = (file.metadata() or {}).get("fingerprint", "")
-        return fingerprint, load_file(path)
+            return fingerprint, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError):
         return "", {}
 

@@ -84,7 +84,7 @@ def test_a_client_that_takes_no_corrections_keeps_no_session(
             seed=bytes(16),
         )
         with taking_nothing(servers, identity, request) as call:
-            until(lambda: "session begins" in caplog.text, "the dealer deals")
+            until(lambda: caplog.text.count("has come") == 2, "both are at the dealer")
             link.disconnect()
             until(lambda: "session ends: the owner left" in caplog.text, "the owner leaves")
             until(call.done, "the dealer ends the call")
@@ -111,7 +111,10 @@ def test_corrections_that_nobody_takes_end_the_session() -> None:
     assert chunks.put(bytes(10), 600)
     with pytest.raises(PeerLost, match=r"took no corrections for 0\.1 seconds"):
         chunks.put(b"x", 0.1)
+    with pytest.raises(PeerLost, match="took no corrections"):
+        chunks.finish(0.1)
     chunks.close()
+    chunks.finish(600)
     assert not chunks.put(b"x", 600)
 
 
