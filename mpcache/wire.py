@@ -38,8 +38,10 @@ def from_wire(kind: type[T], text: str, what: str) -> T:
         raise HandshakeError(f"{what} cannot be read: it has {len(text)} characters, more than {LONGEST}")
     try:
         value: T = _adapter(kind).validate_json(text)
-        return value
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part)[:40] for part in first["loc"])
         raise HandshakeError(f"{what} cannot be read: {where and where + ': '}{first['msg'][:200]}") from None
+    if json.loads(to_wire(value)) != json.loads(text):
+        raise HandshakeError(f"{what} cannot be read: not every field is there")
+    return value

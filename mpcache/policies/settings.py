@@ -84,7 +84,7 @@ class PolicySettings:
         large = [f"{name} {limit:,.0f}" for name, limit in most.items() if not getattr(self, name) <= limit]
         return [
             (len(self.name) > LONGEST_NAME, f"no policy has a name of more than {LONGEST_NAME} characters"),
-            (not self.budget > 0, f"the budget must be above zero, not {self.budget:g}"),
+            (not 0 < self.budget < float("inf"), f"the budget must be above zero and finite, not {self.budget:g}"),
             (bool(large), f"at most: {', '.join(large)}"),
             (self.seed < 0, "the seed cannot be negative"),
             (len(self.clusters) > MOST_LEVELS, f"at most {MOST_LEVELS} levels of clusters"),

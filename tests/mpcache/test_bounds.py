@@ -52,7 +52,7 @@ def linear_case(name: str) -> Case:
 
 
 def rotated_case(b: Any, share: Any, weight: Any, size: float) -> Any:
-    half = torch.full((64, 2), math.sqrt(0.5))
+    half = torch.full((64, 2), round(math.sqrt(0.5) * 2**30) / 2**30, dtype=torch.float64)
     return b.rotate(share(SIGNS.expand(1, 64, 2) * size * torch.tensor([1.0, 0.0]) * math.sqrt(2)), half, half)
 
 

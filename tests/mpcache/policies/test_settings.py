@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 
 from mpcache.policies import PolicySettings, policies, policy_class, policy_settings
-from protocols.errors import ConfigError
+from protocols.errors import ConfigError, HandshakeError
 from tests.mpcache.policies.matrix import SETTINGS
 
 
@@ -119,7 +119,7 @@ def test_a_table_that_is_wrong_says_what_to_change(raw: object, message: str) ->
 
 
 def test_json_that_cannot_be_read_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(HandshakeError, match="cannot be read"):
         PolicySettings.from_json("{")
 
 
