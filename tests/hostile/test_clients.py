@@ -177,7 +177,8 @@ def test_what_comes_early_waits_at_its_sender(servers: Servers) -> None:
     before = _memory()
     for _ in range(800):
         client.send(frame)  # always the same object: only what the owner takes in costs memory
-    assert "where 1 and 1 were due" in client.hear()
+    heard = client.hear()
+    assert "where 1 and 1 were due" in (client.hear() if heard == "welcome" else heard)
     assert client.taken < 200, "the sender is held back"
     assert _memory() - before < 200 << 20
     client.leave()
