@@ -221,7 +221,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
 def _check_request(role: str, request: dealer_pb2.DealRequest) -> None:
     """Raises HandshakeError."""
     if request.role != role or role not in PARTIES:
-        raise HandshakeError(f"your certificate is not of the role {request.role[:20]!r}")
+        raise HandshakeError(f"your certificate is not of the role {printable(request.role[:20])}")
     if request.protocol_version != PROTOCOL_VERSION:
         raise HandshakeError(
             f"the dealer speaks protocol version {PROTOCOL_VERSION}, the {role} {request.protocol_version}: "

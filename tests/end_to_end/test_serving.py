@@ -113,5 +113,5 @@ def test_refused_certificates_do_not_go_unlogged(model: Path, tmp_path: Path) ->
         until(lambda: dealer.logged("Handshake failed"))
         party = HostileParty(dealer.address, own, request("owner"))
         assert "your certificate is not of the role owner" in party.hear()
-        until(lambda: dealer.logged("its certificate is not of the role owner"))
+        until(lambda: dealer.logged("your certificate is not of the role owner"))
         party.leave()
