@@ -318,7 +318,7 @@ def name_in_the_index(name: object) -> Callable[[Path], None]:
         (lambda f: (shard(f), change_index(f, ["a"])), r"weight_map is \['a'\], not an object"),
         (lambda f: (shard(f), (f / "model.safetensors.index.json").write_text("[]")), "where an object"),
         (name_in_the_index("../model.safetensors"), "'../model.safetensors', which is not the name of a"),
-        (name_in_the_index("/tmp/model.safetensors"), "not the name of a"),
+        (name_in_the_index("/var/model.safetensors"), "not the name of a"),
         (name_in_the_index("..\\model.safetensors"), "not the name of a"),
         (name_in_the_index("a\0.safetensors"), "not the name of a"),
         (name_in_the_index("a" * 300 + ".safetensors"), "not the name of a"),
