@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.decode import Workload
-from benchmarks.policies import parse_contenders
-from benchmarks.prefill import total
-from benchmarks.processes import Processes, Stretch
-from benchmarks.program import Program
-from benchmarks.runner import ProcessPool
+from mpcache.benchmarks.cases.decode import Workload
+from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.prefill import total
+from mpcache.benchmarks.measure.processes import Processes, Stretch
+from mpcache.benchmarks.measure.program import Program
+from mpcache.benchmarks.measure.runner import ProcessPool
 from mpcache.policies import policies
 
 TOKENS = 512

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from benchmarks.generation import generate, prompt_tokens
-from parties.demo import DEMO_MODEL
-from parties.settings import DEFAULT_POLICY
+from mpcache.benchmarks.cases.generation import generate, prompt_tokens
+from mpcache.demo import DEMO_MODEL
+from mpcache.parties.settings import DEFAULT_POLICY
 
 
 def test_demo_generation(benchmark: Any) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.ops import OPERATIONS
+from mpcache.benchmarks.cases.ops import OPERATIONS
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

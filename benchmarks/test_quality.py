@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks.policies import parse_contenders
-from benchmarks.quality import PLACEMENTS, score
-from benchmarks.tasks import TASKS
-from mpcache.checkpoint import load_checkpoint
-from mpcache.decoder import Decoder
+from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.quality import PLACEMENTS, score
+from mpcache.benchmarks.cases.tasks import TASKS
+from mpcache.demo import DEMO_MODEL
+from mpcache.model.checkpoint import load_checkpoint
+from mpcache.model.decoder import Decoder
+from mpcache.model.tokenizer import load_tokenizer
 from mpcache.policies import policies
-from mpcache.tokenizer import load_tokenizer
-from parties.demo import DEMO_MODEL
-from protocols.backends.plain import PlainBackend
+from mpcache.protocols.backends.plain import PlainBackend
 
 CHECKPOINT, TOKENIZER = load_checkpoint(DEMO_MODEL), load_tokenizer(DEMO_MODEL)
 DOCUMENTS = [TASKS["day-sheet"].generate(TOKENIZER, 512, seed) for seed in range(5)]

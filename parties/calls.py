@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import grpc
 
-from parties.threads import start_thread
-from parties.tls import on_end
-from protocols.errors import HandshakeError
+from mpcache.parties.threads import start_thread
+from mpcache.parties.tls import on_end
+from mpcache.protocols.errors import HandshakeError
 
 T = TypeVar("T")
 LAST_WORD_SECONDS = 5.0

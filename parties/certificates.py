@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from mpcache.files import written_whole
-from protocols.errors import ConfigError, IdentityError
+from mpcache.protocols.errors import ConfigError, IdentityError
 
 log = logging.getLogger("mpcache.certificates")
 ROLES = ("owner", "client", "dealer")

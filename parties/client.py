@@ -11,28 +11,28 @@ from pathlib import Path
 
 import torch
 
-from mpcache.backends import private_backend
-from mpcache.checkpoint import weight_shapes
-from mpcache.decoder import Decoder
-from mpcache.generate import FULL, Meter, Program, steps
-from mpcache.network import LOOPBACK
-from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, constants_digest, plan_digest
+from mpcache.generation.backends import private_backend
+from mpcache.generation.loop import FULL, Meter, Program, steps
+from mpcache.generation.network import LOOPBACK
+from mpcache.generation.plan import PRECISION, PROTOCOL_VERSION, PublicParameters, constants_digest, plan_digest
+from mpcache.model.checkpoint import weight_shapes
+from mpcache.model.decoder import Decoder
+from mpcache.parties.certificates import Identity
+from mpcache.parties.dealer_link import DealerLink, left
+from mpcache.parties.generated import dealer_pb2, owner_pb2
+from mpcache.parties.link import SESSION_BYTES, ClientLink, Frame, told
+from mpcache.parties.planning import planning_check
+from mpcache.parties.threads import start_thread
+from mpcache.parties.tls import DEFAULT_TIMEOUT
+from mpcache.parties.weights import check_size, load_masked_weights, save_masked_weights
 from mpcache.policies import PolicySettings
-from parties.certificates import Identity
-from parties.dealing import DealerLink, left
-from parties.generated import dealer_pb2, owner_pb2
-from parties.link import SESSION_BYTES, ClientLink, Frame, told
-from parties.planning import planning_check
-from parties.threads import start_thread
-from parties.tls import DEFAULT_TIMEOUT
-from parties.weights import check_size, load_masked_weights, save_masked_weights
-from protocols.backends.mpc import weight_bits
-from protocols.correlation import PartyCorrelations
-from protocols.errors import HandshakeError, MpcacheError, PeerLost
-from protocols.randomness import new_key
-from protocols.ring import packed_bytes, stored, unpack
-from protocols.session import Session
-from protocols.transport import Transport
+from mpcache.protocols.backends.mpc import weight_bits
+from mpcache.protocols.correlation import PartyCorrelations
+from mpcache.protocols.errors import HandshakeError, MpcacheError, PeerLost
+from mpcache.protocols.randomness import new_key
+from mpcache.protocols.ring import packed_bytes, stored, unpack
+from mpcache.protocols.session import Session
+from mpcache.protocols.transport import Transport
 
 _DIGEST, _FINGERPRINT = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}")
 _JOIN_SECONDS = 10.0
@@ -59,7 +59,7 @@ class Connection:
 class Request:
     """What to generate. model_digest: accept this model alone; empty: any.
 
-    end_tokens: which end the answer, by the client's own tokenizer (mpcache/tokenizer.py), never by the owner's word.
+    end_tokens: which end the answer, by the client's own tokenizer (model/tokenizer.py), never by the owner's word.
     fixed_length: go on to max_new_tokens whatever is generated, so that the answer's length tells the owner nothing;
     what comes after an end token is not given. vocabulary: of the client's tokenizer, which the model must have; 0 if
     there is no tokenizer: then it is the prompt that must fit, and that it does not is seen by the owner.
@@ -84,8 +84,8 @@ class Generation:
     """One private generation. Iterate for the tokens; `meter` and `waited_for_dealer` tell what it took so far.
 
     It runs in a thread of its own, which waits for nobody but its peers: neither a slow consumer nor the decoding of
-    text shows in the messages. program, transport: for benchmarks, see `mpcache.generate.Program` and
-    `protocols.transport.Transport`.
+    text shows in the messages. program, transport: for benchmarks, see `mpcache.generation.loop.Program` and
+    `mpcache.protocols.transport.Transport`.
     """
 
     def __init__(

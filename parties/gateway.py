@@ -13,11 +13,11 @@ from dataclasses import replace
 import grpc
 from tokenizers import Tokenizer
 
-from mpcache.report import Result
-from parties.client import Connection, Generation, Request
-from parties.generated import client_pb2, client_pb2_grpc
-from parties.tls import on_end, open_server, require_loopback
-from protocols.errors import MpcacheError
+from mpcache.parties.client import Connection, Generation, Request
+from mpcache.parties.command.report import Result
+from mpcache.parties.generated import client_pb2, client_pb2_grpc
+from mpcache.parties.tls import on_end, open_server, require_loopback
+from mpcache.protocols.errors import MpcacheError
 
 
 class GatewayService(client_pb2_grpc.ClientServicer):

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from parties.certificates import Identity
-from parties.generated import owner_pb2, owner_pb2_grpc
-from parties.threads import start_thread
-from parties.tls import DEFAULT_TIMEOUT, PART_BYTES, open_channel
-from protocols.errors import Busy, HandshakeError, ModelError, PeerLost, ProtocolError, TooLarge
+from mpcache.parties.certificates import Identity
+from mpcache.parties.generated import owner_pb2, owner_pb2_grpc
+from mpcache.parties.threads import start_thread
+from mpcache.parties.tls import DEFAULT_TIMEOUT, PART_BYTES, open_channel
+from mpcache.protocols.errors import Busy, HandshakeError, ModelError, PeerLost, ProtocolError, TooLarge
 
 Frame = owner_pb2.Frame
 SESSION_BYTES = 16

@@ -9,32 +9,32 @@ from contextlib import ExitStack
 
 import grpc
 
-from mpcache.backends import private_backend
-from mpcache.checkpoint import Checkpoint, load_checkpoint
-from mpcache.decoder import Decoder
-from mpcache.generate import Program, steps
-from mpcache.planning import PRECISION, PROTOCOL_VERSION, PublicParameters, constants_digest, plan_digest
+from mpcache.generation.backends import private_backend
+from mpcache.generation.loop import Program, steps
+from mpcache.generation.plan import PRECISION, PROTOCOL_VERSION, PublicParameters, constants_digest, plan_digest
+from mpcache.inspection.implied import check_ranges
+from mpcache.model.checkpoint import Checkpoint, load_checkpoint
+from mpcache.model.decoder import Decoder
+from mpcache.parties.calls import Call
+from mpcache.parties.certificates import Identity
+from mpcache.parties.dealer_link import DealerLink
+from mpcache.parties.generated import dealer_pb2, owner_pb2, owner_pb2_grpc
+from mpcache.parties.link import SESSION_BYTES, Frame, Link, printable, told
+from mpcache.parties.logs import SessionLog
+from mpcache.parties.places import Places
+from mpcache.parties.planning import planning_check
+from mpcache.parties.settings import OwnerSettings
+from mpcache.parties.threads import start_thread
+from mpcache.parties.tls import Peer, on_end, open_server, require_peer
+from mpcache.parties.weights import encoded_checkpoint, encoded_digest, masked_weights, weight_key, weights_fingerprint
 from mpcache.policies import PolicySettings, policies
-from mpcache.ranges import check_ranges
-from parties.calls import Call
-from parties.certificates import Identity
-from parties.dealing import DealerLink
-from parties.generated import dealer_pb2, owner_pb2, owner_pb2_grpc
-from parties.link import SESSION_BYTES, Frame, Link, printable, told
-from parties.logs import SessionLog
-from parties.places import Places
-from parties.planning import planning_check
-from parties.settings import OwnerSettings
-from parties.threads import start_thread
-from parties.tls import Peer, on_end, open_server, require_peer
-from parties.weights import encoded_checkpoint, encoded_digest, masked_weights, weight_key, weights_fingerprint
-from protocols.backends.mpc import weight_bits
-from protocols.correlation import PartyCorrelations
-from protocols.errors import Busy, ConfigError, HandshakeError, MpcacheError
-from protocols.randomness import new_key
-from protocols.ring import pack
-from protocols.session import Session
-from protocols.transport import Transport
+from mpcache.protocols.backends.mpc import weight_bits
+from mpcache.protocols.correlation import PartyCorrelations
+from mpcache.protocols.errors import Busy, ConfigError, HandshakeError, MpcacheError
+from mpcache.protocols.randomness import new_key
+from mpcache.protocols.ring import pack
+from mpcache.protocols.session import Session
+from mpcache.protocols.transport import Transport
 
 log = logging.getLogger("mpcache.owner")
 
@@ -207,7 +207,7 @@ class OwnerServer:
     """The owner's process: serves until stopped.
 
     checkpoint: the model, if it is not to be read, and its ranges checked, from the settings' folder. program,
-    transport: for benchmarks, see `mpcache.generate.Program` and `protocols.transport.Transport`.
+    transport: for benchmarks, see `mpcache.generation.loop.Program` and `mpcache.protocols.transport.Transport`.
     """
 
     def __init__(

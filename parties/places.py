@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from protocols.errors import Busy
+from mpcache.protocols.errors import Busy
 
 
 class Places:

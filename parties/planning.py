@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from protocols.errors import HandshakeError
+from mpcache.protocols.errors import HandshakeError
 
 
 def planning_check(seconds: float, check_peer: Callable[[], None]) -> Callable[[], None]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpcache.backends import PRIVATE_BACKENDS
-from mpcache.network import LOOPBACK, parse_network
+from mpcache.generation.backends import PRIVATE_BACKENDS
+from mpcache.generation.network import LOOPBACK, parse_network
+from mpcache.parties.tls import DEFAULT_TIMEOUT
 from mpcache.policies import PolicySettings, check_policy, policy_class, policy_settings
-from parties.tls import DEFAULT_TIMEOUT
-from protocols.errors import ConfigError
+from mpcache.protocols.errors import ConfigError
 
 S = TypeVar("S")
 DEFAULT_POLICY = PolicySettings()

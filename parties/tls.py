@@ -16,10 +16,10 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from parties.certificates import Identity, fingerprint, host_name, names_of
-from protocols.errors import ConfigError, IdentityError, PeerLost
+from mpcache.parties.certificates import Identity, fingerprint, host_name, names_of
+from mpcache.protocols.errors import ConfigError, IdentityError, PeerLost
 
-log = logging.getLogger("mpcache.network")
+log = logging.getLogger("mpcache.generation.network")
 
 DEFAULT_TIMEOUT = 60.0
 PLAINTEXT = "plaintext"

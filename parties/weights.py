@@ -14,13 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mpcache.checkpoint import Checkpoint, weight_shapes
 from mpcache.files import written_whole
-from mpcache.model_config import ModelConfig
-from parties.certificates import require_private
-from protocols.backends.mpc import encoded_weight, masked_weight, weight_bits
-from protocols.errors import ConfigError, HandshakeError
-from protocols.randomness import KEY_BYTES, derive_key, new_key
+from mpcache.model.checkpoint import Checkpoint, weight_shapes
+from mpcache.model.config import ModelConfig
+from mpcache.parties.certificates import require_private
+from mpcache.protocols.backends.mpc import encoded_weight, masked_weight, weight_bits
+from mpcache.protocols.errors import ConfigError, HandshakeError
+from mpcache.protocols.randomness import KEY_BYTES, derive_key, new_key
 
 KEPT_MODELS = 4
 """Of one owner."""

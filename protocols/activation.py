@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from protocols.comparison import sign
-from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from protocols.digits import LessThan
-from protocols.polynomial import Pieces, deal_tables, evaluate
-from protocols.ring import FRACTION_BITS, PRODUCT_BITS
-from protocols.session import Session
-from protocols.truncation import Truncation, drop_low_bits
+from mpcache.protocols.comparison import sign
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.digits import LessThan
+from mpcache.protocols.polynomial import Pieces, deal_tables, evaluate
+from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS
+from mpcache.protocols.session import Session
+from mpcache.protocols.truncation import Truncation, drop_low_bits
 
 COMPARED_FRACTION = 3
 COMPARED_BITS = 16

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from protocols.digits import LessThan
-from protocols.ring import RING_BITS, reduce_bits
-from protocols.session import Session, together
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.digits import LessThan
+from mpcache.protocols.ring import RING_BITS, reduce_bits
+from mpcache.protocols.session import Session, together
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from protocols.errors import TooLarge
-from protocols.growing import Growing
-from protocols.randomness import Stream, derive_key
-from protocols.ring import pack, packed_bytes, reduce_bits, stored, unpack
+from mpcache.protocols.errors import TooLarge
+from mpcache.protocols.growing import Growing
+from mpcache.protocols.randomness import Stream, derive_key
+from mpcache.protocols.ring import pack, packed_bytes, reduce_bits, stored, unpack
 
 Shape = tuple[int, ...]
 LARGEST_BYTES = 2 << 30

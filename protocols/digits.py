@@ -19,8 +19,8 @@ from functools import cache, cached_property
 
 import torch
 
-from protocols.correlation import Corrected, Random, Shape
-from protocols.session import Session, together
+from mpcache.protocols.correlation import Corrected, Random, Shape
+from mpcache.protocols.session import Session, together
 
 WORD_BITS = 6
 """log2 of the bits of a word: the widest digit whose table is one word."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from protocols.ring import PRODUCT_BITS
-from protocols.session import Session
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.ring import PRODUCT_BITS
+from mpcache.protocols.session import Session
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from protocols.correlation import Correlation, Dealer, PartyCorrelations
-from protocols.randomness import new_key
-from protocols.session import Session
-from protocols.transport import channel_pair
+from mpcache.protocols.correlation import Correlation, Dealer, PartyCorrelations
+from mpcache.protocols.randomness import new_key
+from mpcache.protocols.session import Session
+from mpcache.protocols.transport import channel_pair
 
 T = TypeVar("T")
 

@@ -7,11 +7,11 @@ from fractions import Fraction
 
 import torch
 
-from protocols.product import Masked, mask, multiply_masked, square_sum
-from protocols.reciprocal import RSQRT_BITS, rsqrt_untruncated
-from protocols.ring import FRACTION_BITS, RING_BITS
-from protocols.session import Session
-from protocols.truncation import drop_low_bits, truncate
+from mpcache.protocols.product import Masked, mask, multiply_masked, square_sum
+from mpcache.protocols.reciprocal import RSQRT_BITS, rsqrt_untruncated
+from mpcache.protocols.ring import FRACTION_BITS, RING_BITS
+from mpcache.protocols.session import Session
+from mpcache.protocols.truncation import drop_low_bits, truncate
 
 HIGH = 46
 """The sum of squares, with 16 fractional bits, stays below 2^46."""

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from protocols.correlation import Corrected, Correlation, Random
-from protocols.public import Constants, Factor
-from protocols.ring import FRACTION_BITS
-from protocols.session import Cost, Opening, Session
+from mpcache.protocols.correlation import Corrected, Correlation, Random
+from mpcache.protocols.public import Constants, Factor
+from mpcache.protocols.ring import FRACTION_BITS
+from mpcache.protocols.session import Cost, Opening, Session
 
 T = TypeVar("T")
 

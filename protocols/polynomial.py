@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from protocols.correlation import Corrected, Shape
+from mpcache.protocols.correlation import Corrected, Shape
 
 
 def _gelu_tail(y: np.ndarray) -> np.ndarray:

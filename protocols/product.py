@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from protocols.growing import Growing
-from protocols.ring import PRODUCT_BITS
-from protocols.session import Session, together
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.growing import Growing
+from mpcache.protocols.ring import PRODUCT_BITS
+from mpcache.protocols.session import Session, together
 
 
 @dataclass(frozen=True)

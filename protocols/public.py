@@ -26,7 +26,7 @@ import mpmath
 import numpy as np
 import torch
 
-from protocols.ring import FRACTION_BITS
+from mpcache.protocols.ring import FRACTION_BITS
 
 Factor = int | float | Fraction | torch.Tensor
 """A public number; or a tensor: a table of real numbers, or integers."""

@@ -14,11 +14,11 @@ from functools import cache, lru_cache
 
 import torch
 
-from protocols.comparison import ComparisonMask, from_flip, negative_part, sign
-from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from protocols.digits import LessThan
-from protocols.ring import RING_BITS, packed_bytes, reduce_bits
-from protocols.session import Session, together
+from mpcache.protocols.comparison import ComparisonMask, from_flip, negative_part, sign
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.digits import LessThan
+from mpcache.protocols.ring import RING_BITS, packed_bytes, reduce_bits
+from mpcache.protocols.session import Session, together
 
 BLOCKS = (2, 4, 8, 16)
 """Sizes that a tree's blocks may have; the last level takes what is left, up to the largest."""

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 import torch
 
-from protocols.comparison import sign
-from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from protocols.digits import LessThan
-from protocols.polynomial import Pieces, deal_tables, evaluate
-from protocols.ring import FRACTION_BITS, RING_BITS
-from protocols.session import Session, together
-from protocols.truncation import truncate
+from mpcache.protocols.comparison import sign
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.digits import LessThan
+from mpcache.protocols.polynomial import Pieces, deal_tables, evaluate
+from mpcache.protocols.ring import FRACTION_BITS, RING_BITS
+from mpcache.protocols.session import Session, together
+from mpcache.protocols.truncation import truncate
 
 RECIPROCAL_BITS = 36
 RSQRT_BITS = 38

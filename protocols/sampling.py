@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from protocols.correlation import Corrected, Correlation, Dealer, Shape
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Shape
 
 
 @dataclass(frozen=True)

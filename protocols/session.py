@@ -19,11 +19,11 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from protocols.correlation import LARGEST_BYTES, Correlation, check_bytes
-from protocols.errors import PlanError
-from protocols.public import Factor, fixed_point
-from protocols.ring import FRACTION_BITS, pack, packed_bytes, reduce_bits, unpack
-from protocols.transport import Channel
+from mpcache.protocols.correlation import LARGEST_BYTES, Correlation, check_bytes
+from mpcache.protocols.errors import PlanError
+from mpcache.protocols.public import Factor, fixed_point
+from mpcache.protocols.ring import FRACTION_BITS, pack, packed_bytes, reduce_bits, unpack
+from mpcache.protocols.transport import Channel
 
 T = TypeVar("T")
 C = TypeVar("C", torch.Tensor, int)

@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from protocols.crypten_bridge import import_crypten
-from protocols.ring import FRACTION_BITS, encode, wrap
+from mpcache.protocols.crypten.bridge import import_crypten
+from mpcache.protocols.ring import FRACTION_BITS, encode, wrap
 
 _crypten = import_crypten()
 _FixedPointEncoder = _crypten.mpc.mpc.FixedPointEncoder

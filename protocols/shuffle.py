@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from protocols.product import multiply
-from protocols.ring import RING_BITS
-from protocols.session import Session
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.product import multiply
+from mpcache.protocols.ring import RING_BITS
+from mpcache.protocols.session import Session
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,17 @@ from functools import cache
 import numpy as np
 import torch
 
-from protocols.comparison import sign
-from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from protocols.digits import LessThan
-from protocols.product import multiply
-from protocols.public import correctly_rounded
-from protocols.randomness import Stream
-from protocols.rank import maximum
-from protocols.reciprocal import RECIPROCAL_BITS, reciprocal_untruncated
-from protocols.ring import FRACTION_BITS, RING_BITS, shift_right
-from protocols.session import Session, together
-from protocols.truncation import Truncation, drop_low_bits, truncate
+from mpcache.protocols.comparison import sign
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.digits import LessThan
+from mpcache.protocols.product import multiply
+from mpcache.protocols.public import correctly_rounded
+from mpcache.protocols.randomness import Stream
+from mpcache.protocols.rank import maximum
+from mpcache.protocols.reciprocal import RECIPROCAL_BITS, reciprocal_untruncated
+from mpcache.protocols.ring import FRACTION_BITS, RING_BITS, shift_right
+from mpcache.protocols.session import Session, together
+from mpcache.protocols.truncation import Truncation, drop_low_bits, truncate
 
 COARSE_BITS = 1
 COARSE_WIDTH = 16

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from protocols.comparison import is_negative, less_than
-from protocols.session import Session
+from mpcache.protocols.comparison import is_negative, less_than
+from mpcache.protocols.session import Session
 
 STEP_BITS = 2
 """Bits of the threshold found at a time: three candidates share one opening of the keys."""

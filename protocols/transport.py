@@ -10,7 +10,7 @@ import queue
 from collections.abc import Callable
 from typing import Protocol
 
-from protocols.errors import PeerLost, ProtocolError
+from mpcache.protocols.errors import PeerLost, ProtocolError
 
 
 class Channel(Protocol):

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import torch
 
-from protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, shift_right
-from protocols.session import Session
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, shift_right
+from mpcache.protocols.session import Session
 
 
 @dataclass(frozen=True)

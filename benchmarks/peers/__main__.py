@@ -1,4 +1,4 @@
-"""`python -m benchmarks.peers`: measure SPU and CrypTen's own protocols on the decode step's parts."""
+"""`python -m mpcache.benchmarks.peers`: measure SPU and CrypTen's own protocols on the decode step's parts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from benchmarks.peers import spu_peer
-from benchmarks.peers.cases import POLICIES, WHATS, Case, Record, cases
-from benchmarks.peers.measure import SYSTEMS, measure_case
-from protocols.errors import ConfigError, MpcacheError
+from mpcache.benchmarks.peers import spu_peer
+from mpcache.benchmarks.peers.cases import POLICIES, WHATS, Case, Record, cases
+from mpcache.benchmarks.peers.measure import SYSTEMS, measure_case
+from mpcache.protocols.errors import ConfigError, MpcacheError
 
 
 def _words(_: object, parameter: click.Parameter, text: str) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mpcache.policies import PolicySettings, policy_class
-from protocols.errors import ConfigError
+from mpcache.protocols.errors import ConfigError
 
 POLICIES_OF = {
     "attention": ("full", "mpcache"),

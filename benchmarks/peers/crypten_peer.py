@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.cases import Case, Figures
-from benchmarks.peers.processes import run_together
-from parties.certificates import write_development_certificates
-from protocols.crypten_bridge import PROVED_ON
+from mpcache.benchmarks.peers.cases import Case, Figures
+from mpcache.benchmarks.peers.processes import run_together
+from mpcache.parties.certificates import write_development_certificates
+from mpcache.protocols.crypten.bridge import PROVED_ON
 
 SYSTEM = "crypten"
 PROTOCOL = "beaver"
@@ -35,7 +35,7 @@ def measure(protocol: str, case: Case) -> Figures:
         write_development_certificates(folder / "certificates", days=1)
         task = {**case.to_dict(), "limit_seconds": case.limit_seconds + GRACE_SECONDS}
         (folder / "case.json").write_text(json.dumps(task))
-        command = [sys.executable, "-m", "benchmarks.peers.crypten_roles"]
+        command = [sys.executable, "-m", "mpcache.benchmarks.peers.crypten_roles"]
         commands = {role: [*command, role, str(folder)] for role in ROLES}
         run_together(commands, case.limit_seconds, folder, _ROOT)
         return _figures({role: json.loads((folder / f"{role}.json").read_text()) for role in ROLES})

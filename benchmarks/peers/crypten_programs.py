@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.cases import Case, selection_layout
-from protocols.backends.interface import Stage, Value
-from protocols.backends.plain import PlainBackend
+from mpcache.benchmarks.peers.cases import Case, selection_layout
+from mpcache.protocols.backends.interface import Stage, Value
+from mpcache.protocols.backends.plain import PlainBackend
 
 WEIGHT_DEVIATION = 0.02
 """Of GPT-2's initial weights."""

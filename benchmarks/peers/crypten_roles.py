@@ -1,4 +1,4 @@
-"""The three processes of a CrypTen case: `python -m benchmarks.peers.crypten_roles ROLE FOLDER`.
+"""The three processes of a CrypTen case: `python -m mpcache.benchmarks.peers.crypten_roles ROLE FOLDER`.
 
 They are those of a generation (gRPC with mutual TLS, one stream between the parties, the dealer's stream to party 1),
 with a program of their own. The folder has the case and the certificates; each role leaves its address there, and at
@@ -21,21 +21,21 @@ from typing import Any
 import grpc
 import torch
 
-from benchmarks.peers.cases import Case
-from benchmarks.peers.crypten_programs import prepare
-from parties.certificates import Identity, load_identity
-from parties.dealing import CHUNK_BYTES, DealerLink
-from parties.generated import dealer_pb2, dealer_pb2_grpc, owner_pb2_grpc
-from parties.link import ClientLink, Frame, Link
-from parties.tls import open_server, require_peer
-from protocols.backends.crypten import CryptenBackend
-from protocols.backends.plain import PlainBackend
-from protocols.correlation import Dealer, PartyCorrelations
-from protocols.crypten_bridge import DryRunSession
-from protocols.plan import Plan
-from protocols.randomness import new_key
-from protocols.session import Session
-from protocols.transport import Channel
+from mpcache.benchmarks.peers.cases import Case
+from mpcache.benchmarks.peers.crypten_programs import prepare
+from mpcache.parties.certificates import Identity, load_identity
+from mpcache.parties.dealer_link import CHUNK_BYTES, DealerLink
+from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc, owner_pb2_grpc
+from mpcache.parties.link import ClientLink, Frame, Link
+from mpcache.parties.tls import open_server, require_peer
+from mpcache.protocols.backends.plain import PlainBackend
+from mpcache.protocols.correlation import Dealer, PartyCorrelations
+from mpcache.protocols.crypten.backend import CryptenBackend
+from mpcache.protocols.crypten.bridge import DryRunSession
+from mpcache.protocols.plan import Plan
+from mpcache.protocols.randomness import new_key
+from mpcache.protocols.session import Session
+from mpcache.protocols.transport import Channel
 
 SESSION = b"benchmark" + bytes(7)
 WARM_UP = 1
@@ -44,7 +44,7 @@ POLL_SECONDS = 0.02
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.crypten_roles", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m mpcache.benchmarks.peers.crypten_roles", description=__doc__)
     parser.add_argument("role", choices=("owner", "client", "dealer"))
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.peers import crypten_peer, spu_peer
-from benchmarks.peers.cases import Case, Figures, Record, measured, not_measured
-from protocols.errors import MpcacheError
+from mpcache.benchmarks.peers import crypten_peer, spu_peer
+from mpcache.benchmarks.peers.cases import Case, Figures, Record, measured, not_measured
+from mpcache.protocols.errors import MpcacheError
 
 
 @dataclass(frozen=True)

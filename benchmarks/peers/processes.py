@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from protocols.errors import MpcacheError
+from mpcache.protocols.errors import MpcacheError
 
 LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.05

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.cases import Case, Figures
-from benchmarks.peers.processes import CaseFailed, free_addresses, run_together
+from mpcache.benchmarks.peers.cases import Case, Figures
+from mpcache.benchmarks.peers.processes import CaseFailed, free_addresses, run_together
 
 SYSTEM = "spu"
 PARTIES = {"ABY3": 3, "SEMI2K": 2}

@@ -1,5 +1,5 @@
 """The suite's records as one self-contained HTML page and its Markdown twin."""
 
-from benchmarks.report.page import write_report
+from mpcache.benchmarks.report.page import write_report
 
 __all__ = ["write_report"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.records import Record, is_block
-from benchmarks.report.svg import Legend, Style
-from benchmarks.tables import Rows
+from mpcache.benchmarks.records.records import Record, is_block
+from mpcache.benchmarks.records.tables import Rows
+from mpcache.benchmarks.report.svg import Legend, Style
 
 
 @dataclass(frozen=True)

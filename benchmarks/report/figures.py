@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from benchmarks.agreement import DIFFERENCES, agreement_rows
-from benchmarks.agreement import HEADER as AGREEMENT
-from benchmarks.generation import HEADER as GENERATION
-from benchmarks.generation import generation_rows
-from benchmarks.quality_cases import CAN, PLACED
-from benchmarks.records import Record, is_whole_model
-from benchmarks.report.figure import SHAPE, Figure, Maker, decoded, keys, steps_of
-from benchmarks.report.html import table
-from benchmarks.report.networks import computed_networks, measured_networks
-from benchmarks.report.svg import (
+from mpcache.benchmarks.cases.agreement import DIFFERENCES, agreement_rows
+from mpcache.benchmarks.cases.agreement import HEADER as AGREEMENT
+from mpcache.benchmarks.cases.generation import HEADER as GENERATION
+from mpcache.benchmarks.cases.generation import generation_rows
+from mpcache.benchmarks.cases.quality_cases import CAN, PLACED
+from mpcache.benchmarks.records.records import Record, is_whole_model
+from mpcache.benchmarks.records.tables import PARTS, mebibytes, megabytes, seconds
+from mpcache.benchmarks.report.figure import SHAPE, Figure, Maker, decoded, keys, steps_of
+from mpcache.benchmarks.report.html import table
+from mpcache.benchmarks.report.networks import computed_networks, measured_networks
+from mpcache.benchmarks.report.svg import (
     Axis,
     Bar,
     Legend,
@@ -27,7 +28,6 @@ from benchmarks.report.svg import (
     scatter_plot,
     stacked_bars,
 )
-from benchmarks.tables import PARTS, mebibytes, megabytes, seconds
 from mpcache.policies import PolicySettings
 
 BUDGET = PolicySettings().budget
@@ -516,7 +516,7 @@ def _agreement_table(found: Sequence[Record]) -> str:
 
 
 def peers(records: Sequence[Record], legend: Legend) -> list[Figure]:
-    """Others' systems beside ours, as `python -m benchmarks.peers` has it: a block, its parts, the whole model."""
+    """Others' systems beside ours (`python -m mpcache.benchmarks.peers`): a block, its parts, the whole model."""
     out, steps = [], decoded(records)
     attention, selection = _of_part(steps, "attention", "full"), _of_part(steps, "selection", "mpcache")
     measured = {"block": steps, "attention": attention, "selection": selection, "model": _whole_models(records)}

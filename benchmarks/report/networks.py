@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.networks import is_real, model_seconds, network_name, network_of
-from benchmarks.records import Record
-from benchmarks.report.figure import SHAPE, Figure, decoded, keys
-from benchmarks.report.svg import Bar, Legend, Style, stacked_bars
-from benchmarks.tables import Rows, seconds
-from mpcache.network import NETWORKS, Network
+from mpcache.benchmarks.cases.networks import is_real, model_seconds, network_name, network_of
+from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.tables import Rows, seconds
+from mpcache.benchmarks.report.figure import SHAPE, Figure, decoded, keys
+from mpcache.benchmarks.report.svg import Bar, Legend, Style, stacked_bars
+from mpcache.generation.network import NETWORKS, Network
 
 NETWORK_TERMS = {"latency": Style.of(0), "bytes": Style.of(1), "CPU": Style.of(2)}
 NETWORK_TOKENS = 1024

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from benchmarks.ops import HEADER, operation_rows
-from benchmarks.records import Record, most_measured, read_records
-from benchmarks.report.figures import FIGURES, Figure
-from benchmarks.report.html import table
-from benchmarks.report.svg import Legend
-from benchmarks.tables import markdown
-from protocols.errors import ConfigError
+from mpcache.benchmarks.cases.ops import HEADER, operation_rows
+from mpcache.benchmarks.records.records import Record, most_measured, read_records
+from mpcache.benchmarks.records.tables import markdown
+from mpcache.benchmarks.report.figures import FIGURES, Figure
+from mpcache.benchmarks.report.html import table
+from mpcache.benchmarks.report.svg import Legend
+from mpcache.protocols.errors import ConfigError
 
 _STYLE = (Path(__file__).parent / "report.css").read_text()
 

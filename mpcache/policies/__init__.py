@@ -8,15 +8,17 @@ import inspect
 import pkgutil
 from functools import cache
 
+from mpcache.model.decoder import Decoder
 from mpcache.policies.base import Policy
 from mpcache.policies.settings import PolicySettings, changed_settings, policy_settings
-from protocols.errors import ConfigError
+from mpcache.protocols.errors import ConfigError
 
 __all__ = [
     "Policy",
     "PolicySettings",
     "changed_settings",
     "check_policy",
+    "new_cache",
     "policies",
     "policy_class",
     "policy_settings",
@@ -39,6 +41,11 @@ def check_policy(settings: PolicySettings) -> PolicySettings:
     """The settings, if there is such a policy and its budget suffices. Raises ConfigError."""
     policy_class(settings.name).check(settings)
     return settings
+
+
+def new_cache(settings: PolicySettings, decoder: Decoder, prompt_tokens: int) -> Policy:
+    """The empty cache of one generation."""
+    return policy_class(settings.name)(settings, decoder.config, decoder.backend, prompt_tokens)
 
 
 def policy_class(name: str) -> type[Policy]:

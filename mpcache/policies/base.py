@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import torch
 
-from mpcache.model_config import ModelConfig
+from mpcache.model.config import ModelConfig
 from mpcache.policies.settings import PolicySettings
-from protocols.backends.interface import Backend, Held, KeyValues, Value
-from protocols.errors import ConfigError
+from mpcache.protocols.backends.interface import Backend, Held, KeyValues, Value
+from mpcache.protocols.errors import ConfigError
 
 
 class Policy:
@@ -32,7 +32,7 @@ class Policy:
 
     @classmethod
     def layer_pattern(cls, settings: PolicySettings) -> tuple[int, int]:
-        """(offset, period): layers from the offset on repeat what they do with this period. See mpcache/pricing.py."""
+        """(offset, period): layers from the offset on repeat what they do with this period: generation/price.py."""
         return 0, 1
 
     def __init__(self, settings: PolicySettings, config: ModelConfig, backend: Backend, prompt_tokens: int) -> None:

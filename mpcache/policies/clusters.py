@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from mpcache.policies.base import Policy
 from mpcache.policies.settings import PolicySettings
-from protocols.backends.interface import Held, Scores, Stage, Value
+from mpcache.protocols.backends.interface import Held, Scores, Stage, Value
 
 
 @dataclass

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from protocols.backends.interface import Backend, Value
+from mpcache.protocols.backends.interface import Backend, Value
 
 
 def keep_best(

@@ -7,7 +7,7 @@ import torch
 from mpcache.policies.base import Policy
 from mpcache.policies.eviction import keep_best_per_head
 from mpcache.policies.settings import PolicySettings
-from protocols.backends.interface import KeyValues, Value
+from mpcache.protocols.backends.interface import KeyValues, Value
 
 
 class H2O(Policy):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from mpcache.policies.clusters import ClusterPolicy
-from protocols.backends.interface import Held, Scores, Value
-from protocols.public import reciprocals
+from mpcache.protocols.backends.interface import Held, Scores, Value
+from mpcache.protocols.public import reciprocals
 
 
 class InfLLM(ClusterPolicy):

@@ -5,7 +5,7 @@ from fractions import Fraction
 from mpcache.policies.base import Policy
 from mpcache.policies.eviction import keep_best_per_head
 from mpcache.policies.settings import PolicySettings
-from protocols.backends.interface import Value
+from mpcache.protocols.backends.interface import Value
 
 EPSILON = 1e-5
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 from mpcache.policies.clusters import ClusterPolicy
 from mpcache.policies.eviction import keep_best_per_head, keep_best_together
 from mpcache.policies.settings import PolicySettings
-from protocols.backends.interface import Held, Scores, Value
+from mpcache.protocols.backends.interface import Held, Scores, Value
 
 LONG_PROMPT = 24_000
 """Beyond so many tokens the observing window is half the share (paper, section 4.1)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mpcache.policies.clusters import ClusterPolicy
-from protocols.backends.interface import Held, Scores, Value
+from mpcache.protocols.backends.interface import Held, Scores, Value
 
 
 class Quest(ClusterPolicy):

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mpcache.protocols.errors import ConfigError
 from mpcache.wire import STRICT, from_wire, to_wire
-from protocols.errors import ConfigError
 
 REPRESENTATIVES = ("extremes", "mean")
 MOST_TOKENS = 1 << 20

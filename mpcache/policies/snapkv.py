@@ -3,7 +3,7 @@
 from mpcache.policies.base import Policy
 from mpcache.policies.eviction import keep_best_per_head
 from mpcache.policies.settings import PolicySettings
-from protocols.backends.interface import Value
+from mpcache.protocols.backends.interface import Value
 
 
 class SnapKV(Policy):

@@ -2,7 +2,7 @@
 
 from mpcache.policies.base import Policy
 from mpcache.policies.settings import PolicySettings
-from protocols.backends.interface import Value
+from mpcache.protocols.backends.interface import Value
 
 
 class Streaming(Policy):

@@ -6,7 +6,7 @@ import torch
 
 from mpcache.policies.base import Policy
 from mpcache.policies.eviction import keep_best_together
-from protocols.backends.interface import KeyValues, Value
+from mpcache.protocols.backends.interface import KeyValues, Value
 
 
 class Tova(Policy):

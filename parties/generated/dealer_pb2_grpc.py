@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from parties.generated import dealer_pb2 as dealer__pb2
+from mpcache.parties.generated import dealer_pb2 as dealer__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from protocols.public import Factor
+from mpcache.protocols.public import Factor
 
 Value = Any
 Weight = Any
@@ -67,7 +67,7 @@ class Backend(Protocol):
 
     def rotate(self, x: Value, cos: torch.Tensor, sin: torch.Tensor) -> Value:
         """Rotary positions on (heads, m, d) with public tables (m, d), halves rotated (Su et al., 2021). Tables are
-        `protocols.public`'s: multiples of 2^-30, the same on every machine."""
+        `mpcache.protocols.public`'s: multiples of 2^-30, the same on every machine."""
 
     def activation(self, x: Value, kind: str) -> Value:
         """'silu', 'gelu' or 'gelu_tanh', element by element. The result is for `multiply` and `linear` alone."""

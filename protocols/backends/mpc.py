@@ -6,25 +6,25 @@ from collections.abc import Awaitable, Sequence
 
 import torch
 
-from protocols.activation import activation
-from protocols.backends.interface import KeyValues, Stage
-from protocols.comparison import negative_part
-from protocols.correlation import weight_mask
-from protocols.errors import PlanError
-from protocols.linear import MaskedWeight, linear
-from protocols.normalisation import layer_norm, rms_norm
-from protocols.product import Masked, extend, forget, mask, multiply, multiply_masked, rows, unmask
-from protocols.public import Factor
-from protocols.rank import argmax, one_hot, position_bits, top_k
-from protocols.reciprocal import RECIPROCAL_BITS
-from protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, stored
-from protocols.sampling import GumbelNoise
-from protocols.session import Session, together
-from protocols.shares import Secret, cat
-from protocols.shuffle import compact
-from protocols.softmax import divide, exponentials, inverse_of_sum
-from protocols.threshold import keep_largest, score_bits
-from protocols.truncation import drop_low_bits, truncate
+from mpcache.protocols.activation import activation
+from mpcache.protocols.backends.interface import KeyValues, Stage
+from mpcache.protocols.comparison import negative_part
+from mpcache.protocols.correlation import weight_mask
+from mpcache.protocols.errors import PlanError
+from mpcache.protocols.linear import MaskedWeight, linear
+from mpcache.protocols.normalisation import layer_norm, rms_norm
+from mpcache.protocols.product import Masked, extend, forget, mask, multiply, multiply_masked, rows, unmask
+from mpcache.protocols.public import Factor
+from mpcache.protocols.rank import argmax, one_hot, position_bits, top_k
+from mpcache.protocols.reciprocal import RECIPROCAL_BITS
+from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, stored
+from mpcache.protocols.sampling import GumbelNoise
+from mpcache.protocols.session import Session, together
+from mpcache.protocols.shares import Secret, cat
+from mpcache.protocols.shuffle import compact
+from mpcache.protocols.softmax import divide, exponentials, inverse_of_sum
+from mpcache.protocols.threshold import keep_largest, score_bits
+from mpcache.protocols.truncation import drop_low_bits, truncate
 
 EMBED_BITS = 32
 """Ring of an embedding: values below 2^14. It is lifted afterwards; a one-hot of the vocabulary is what costs."""

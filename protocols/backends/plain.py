@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from protocols.backends.interface import KeyValues, Stage
-from protocols.product import PRODUCTS
-from protocols.public import Factor
+from mpcache.protocols.backends.interface import KeyValues, Stage
+from mpcache.protocols.product import PRODUCTS
+from mpcache.protocols.public import Factor
 
 
 class PlainBackend:

@@ -1,8 +1,8 @@
-from benchmarks.agreement import agreement_cases, agreement_rows
-from benchmarks.policies import parse_contenders
-from benchmarks.records import Records
-from benchmarks.runner import run_cases
-from parties.demo import DEMO_MODEL
+from mpcache.benchmarks.cases.agreement import agreement_cases, agreement_rows
+from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.measure.runner import run_cases
+from mpcache.benchmarks.records.records import Records
+from mpcache.demo import DEMO_MODEL
 
 
 def test_secure_decoding_answers_as_plaintext_does() -> None:

@@ -1,8 +1,8 @@
 import pytest
 
-from benchmarks.policies import ABLATIONS, parse_contenders
+from mpcache.benchmarks.cases.policies import ABLATIONS, parse_contenders
 from mpcache.policies import policies
-from protocols.errors import ConfigError
+from mpcache.protocols.errors import ConfigError
 
 
 def test_every_policy_and_every_ablation_can_be_named() -> None:

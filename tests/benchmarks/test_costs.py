@@ -7,23 +7,23 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.commands import bench
-from benchmarks.decode import WARM_UP, Workload, decode_cases
-from benchmarks.delay import DelayedChannel
-from benchmarks.networks import MESSAGE_SECONDS, bound_seconds, model_seconds
-from benchmarks.ops import OPERATIONS
-from benchmarks.policies import parse_contenders
-from benchmarks.prefill import prefill_cases
-from benchmarks.program import Program
-from benchmarks.records import Record, Records
-from benchmarks.runner import ProcessPool, run_cases
-from mpcache.generate import Program as AnyProgram
-from mpcache.network import Network
-from mpcache.planning import PublicParameters, plan_parts
+from mpcache.benchmarks.cases.decode import WARM_UP, Workload, decode_cases
+from mpcache.benchmarks.cases.networks import MESSAGE_SECONDS, bound_seconds, model_seconds
+from mpcache.benchmarks.cases.ops import OPERATIONS
+from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.prefill import prefill_cases
+from mpcache.benchmarks.measure.delay import DelayedChannel
+from mpcache.benchmarks.measure.program import Program
+from mpcache.benchmarks.measure.runner import ProcessPool, run_cases
+from mpcache.benchmarks.records.records import Record, Records
+from mpcache.benchmarks.run.commands import bench
+from mpcache.generation.loop import Program as AnyProgram
+from mpcache.generation.network import Network
+from mpcache.generation.plan import PublicParameters, plan_parts
 from mpcache.policies import policies
-from protocols.errors import ConfigError
-from protocols.session import Cost
-from protocols.transport import channel_pair
+from mpcache.protocols.errors import ConfigError
+from mpcache.protocols.session import Cost
+from mpcache.protocols.transport import channel_pair
 
 FEW = "budget=24:sinks=2:recent=8:page=4:clusters=8+4:window=8"
 TOKENS = 60

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import generation
-from benchmarks.generation import PROMPT, generation_cases, generation_rows, prompt_tokens
-from benchmarks.policies import parse_contenders
-from benchmarks.records import Records
-from benchmarks.runner import run_cases
-from mpcache.checkpoint import load_checkpoint
-from mpcache.planning import PublicParameters, phase_costs
-from parties.demo import DEMO_MODEL
+from mpcache.benchmarks.cases import generation
+from mpcache.benchmarks.cases.generation import PROMPT, generation_cases, generation_rows, prompt_tokens
+from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.measure.runner import run_cases
+from mpcache.benchmarks.records.records import Records
+from mpcache.demo import DEMO_MODEL
+from mpcache.generation.plan import PublicParameters, phase_costs
+from mpcache.model.checkpoint import load_checkpoint
 from tests.benchmarks.test_report import generated
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.decode import Workload, decode_cases
-from benchmarks.namespace import Namespace, parse_namespace
-from benchmarks.policies import parse_contenders
-from benchmarks.program import Program
-from benchmarks.records import Records
-from benchmarks.runner import ProcessPool, run_cases
-from protocols.errors import ConfigError
+from mpcache.benchmarks.cases.decode import Workload, decode_cases
+from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.measure.namespace import Namespace, parse_namespace
+from mpcache.benchmarks.measure.program import Program
+from mpcache.benchmarks.measure.runner import ProcessPool, run_cases
+from mpcache.benchmarks.records.records import Records
+from mpcache.protocols.errors import ConfigError
 
 PREFIX = "mpcache-test-"
 NAME = f"{PREFIX}{os.getpid()}"

@@ -10,17 +10,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks.peers import processes, spu_peer
-from benchmarks.peers.__main__ import main
-from benchmarks.peers.cases import BUDGET, Case, cases, selection_layout
-from benchmarks.peers.crypten_roles import plans
-from benchmarks.peers.measure import measure_case
-from benchmarks.peers.processes import CaseFailed, run_together
-from mpcache.model_config import ModelConfig
+from mpcache.benchmarks.peers import processes, spu_peer
+from mpcache.benchmarks.peers.__main__ import main
+from mpcache.benchmarks.peers.cases import BUDGET, Case, cases, selection_layout
+from mpcache.benchmarks.peers.crypten_roles import plans
+from mpcache.benchmarks.peers.measure import measure_case
+from mpcache.benchmarks.peers.processes import CaseFailed, run_together
+from mpcache.model.config import ModelConfig
 from mpcache.policies import PolicySettings, policy_class
 from mpcache.policies.clusters import ClusterPolicy
-from protocols.backends.plain import PlainBackend
-from protocols.errors import ConfigError, MpcacheError
+from mpcache.protocols.backends.plain import PlainBackend
+from mpcache.protocols.errors import ConfigError, MpcacheError
 
 SMALL = Case("block", 40, repeat=2, limit_seconds=60, hidden=32, heads=2, intermediate=48, vocabulary=50, layers=2)
 

@@ -4,19 +4,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.policies import parse_contenders
-from benchmarks.quality import Outcome, Score, score
-from benchmarks.quality_cases import QualityOptions, quality_tables, run_quality
-from benchmarks.recorded import record
-from benchmarks.records import Records
-from benchmarks.tasks import TASKS
-from mpcache.checkpoint import load_checkpoint
-from mpcache.decoder import Decoder
-from mpcache.generate import GenerationPlan, prefill, steps
-from mpcache.policies import PolicySettings, policies
-from mpcache.tokenizer import load_tokenizer
-from parties.demo import DEMO_MODEL
-from protocols.backends.plain import PlainBackend
+from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.quality import Outcome, Score, score
+from mpcache.benchmarks.cases.quality_cases import QualityOptions, quality_tables, run_quality
+from mpcache.benchmarks.cases.tasks import TASKS
+from mpcache.benchmarks.measure.recorded import record
+from mpcache.benchmarks.records.records import Records
+from mpcache.demo import DEMO_MODEL
+from mpcache.generation.loop import GenerationPlan, prefill, steps
+from mpcache.model.checkpoint import load_checkpoint
+from mpcache.model.decoder import Decoder
+from mpcache.model.tokenizer import load_tokenizer
+from mpcache.policies import PolicySettings, new_cache, policies
+from mpcache.protocols.backends.plain import PlainBackend
 
 TOKENIZER = load_tokenizer(DEMO_MODEL)
 SMALL = dict(budget=40, sinks=2, recent=8, page=4, clusters=(8, 4), window=8)
@@ -40,7 +40,7 @@ def test_a_recorded_prefill_gives_every_policy_the_cache_of_its_own(decoder: Dec
     policy = PolicySettings(name, **SMALL)  # type: ignore[arg-type]
     ids = TASKS["day-sheet"].generate(TOKENIZER, 150, 0)[0].document
     plan = GenerationPlan(len(ids), 1, policy=policy)
-    own = decoder.new_cache(policy, len(ids))
+    own = new_cache(policy, decoder, len(ids))
     for _ in prefill(decoder, plan, ids, own):
         pass
     given = record(decoder, ids[50:], record(decoder, ids[:50])).cache(decoder, policy)

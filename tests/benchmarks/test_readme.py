@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.commands import bench
-from benchmarks.readme import ABSENT, SECTIONS, render
-from benchmarks.records import Record, Records, make_record, read_records
-from protocols.errors import ConfigError
+from mpcache.benchmarks.records.records import Record, Records, make_record, read_records
+from mpcache.benchmarks.report.readme import ABSENT, SECTIONS, render
+from mpcache.benchmarks.run.commands import bench
+from mpcache.protocols.errors import ConfigError
 from tests.benchmarks.test_report import answered, decoded, generated, part
 
 ROOT = Path(__file__).parents[2]

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.records import (
+from mpcache.benchmarks.measure.runner import Case, run_cases
+from mpcache.benchmarks.records.records import (
     FILE,
     Record,
     Records,
@@ -13,8 +14,7 @@ from benchmarks.records import (
     read_records,
     write_json,
 )
-from benchmarks.runner import Case, run_cases
-from protocols.errors import ConfigError, PeerLost
+from mpcache.protocols.errors import ConfigError, PeerLost
 
 
 def case(name: str, calls: list[str], error: Exception | None = None) -> Case:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.networks import network_rows
-from benchmarks.records import Record, Records, make_record
-from benchmarks.report import write_report
-from benchmarks.report.svg import (
+from mpcache.benchmarks.cases.networks import network_rows
+from mpcache.benchmarks.records.records import Record, Records, make_record
+from mpcache.benchmarks.report import write_report
+from mpcache.benchmarks.report.svg import (
     Axis,
     Bar,
     Legend,
@@ -21,7 +21,7 @@ from benchmarks.report.svg import (
     scatter_plot,
     stacked_bars,
 )
-from protocols.errors import ConfigError
+from mpcache.protocols.errors import ConfigError
 
 
 class Balanced(HTMLParser):

@@ -4,13 +4,13 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks.agreement import ANSWERED
-from benchmarks.quality_cases import QualityOptions
-from benchmarks.runner import Case, ProcessPool
-from benchmarks.suite import FULL, QUICK, Suite, quality_options, sample, suite_parts
-from benchmarks.tasks import TASKS
-from mpcache.tokenizer import load_tokenizer
-from parties.demo import DEMO_MODEL
+from mpcache.benchmarks.cases.agreement import ANSWERED
+from mpcache.benchmarks.cases.quality_cases import QualityOptions
+from mpcache.benchmarks.cases.tasks import TASKS
+from mpcache.benchmarks.measure.runner import Case, ProcessPool
+from mpcache.benchmarks.run.suite import FULL, QUICK, Suite, quality_options, sample, suite_parts
+from mpcache.demo import DEMO_MODEL
+from mpcache.model.tokenizer import load_tokenizer
 
 SUITES = pytest.mark.parametrize("suite", [FULL, QUICK], ids=["full", "quick"])
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from parties.client import Connection
-from parties.demo import local_parties
+from mpcache.parties.client import Connection
+from mpcache.parties.launcher import local_parties
 from tests.mpcache.models import save_random_model
 
 

@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 
-from mpcache.planning import PROTOCOL_VERSION
-from parties import client as client_module
-from parties.certificates import load_identity, write_development_certificates
-from parties.client import Connection, Generation, Request
-from parties.dealing import DealerLink, DealerServer
-from parties.generated import dealer_pb2
-from parties.owner import OwnerServer
-from parties.settings import DealerSettings, OwnerSettings
-from parties.threads import session_threads
-from protocols.errors import ConfigError, MpcacheError, PeerLost, ProtocolError
-from protocols.randomness import KEY_BYTES
-from protocols.session import Session
+from mpcache.generation.plan import PROTOCOL_VERSION
+from mpcache.parties import client as client_module
+from mpcache.parties.certificates import load_identity, write_development_certificates
+from mpcache.parties.client import Connection, Generation, Request
+from mpcache.parties.dealer import DealerServer
+from mpcache.parties.dealer_link import DealerLink
+from mpcache.parties.generated import dealer_pb2
+from mpcache.parties.owner import OwnerServer
+from mpcache.parties.settings import DealerSettings, OwnerSettings
+from mpcache.parties.threads import session_threads
+from mpcache.protocols.errors import ConfigError, MpcacheError, PeerLost, ProtocolError
+from mpcache.protocols.randomness import KEY_BYTES
+from mpcache.protocols.session import Session
 from tests.end_to_end.test_generation import PROMPT
 
 TIMEOUT = 600.0
@@ -195,7 +196,7 @@ def test_masked_weights_that_cannot_be_kept_leave_no_half_of_them(
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("parties.weights.save_file", full_disk)
+    monkeypatch.setattr("mpcache.parties.weights.save_file", full_disk)
     with pytest.raises(ConfigError, match=r"cannot be kept in .*No space left"):
         list(servers.client(state=tmp_path))
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mpcache.inspection.watched import plain_answer
+from mpcache.parties.client import Connection, Generation, Request
 from mpcache.wire import to_wire
-from parties.client import Connection, Generation, Request
-from parties.demo import plain_answer
 from tests.end_to_end.test_generation import PROMPT
 
 REQUEST = Request(PROMPT, 6)

@@ -10,14 +10,15 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 
-from mpcache.cli import main
-from mpcache.daysheet import sheet_of_tokens
+from mpcache.demo import DEMO_MODEL
+from mpcache.demo.daysheet import sheet_of_tokens
+from mpcache.model.tokenizer import load_tokenizer
+from mpcache.parties.client import Request
+from mpcache.parties.command.main import main
+from mpcache.parties.gateway import GatewayServer
+from mpcache.parties.generated import client_pb2, client_pb2_grpc
+from mpcache.parties.launcher import local_parties, role_process
 from mpcache.policies import PolicySettings, policies
-from mpcache.tokenizer import load_tokenizer
-from parties.client import Request
-from parties.demo import DEMO_MODEL, local_parties, role_process
-from parties.gateway import GatewayServer
-from parties.generated import client_pb2, client_pb2_grpc
 
 
 def mpcache(*arguments: object, cwd: Path | None = None, typed: str = "") -> subprocess.CompletedProcess[str]:

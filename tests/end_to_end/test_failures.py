@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from parties import demo
-from parties.client import Connection, Generation, Request
-from protocols.errors import PeerLost
+from mpcache.parties.client import Connection, Generation, Request
+from mpcache.parties.command import demo
+from mpcache.protocols.errors import PeerLost
 from tests.end_to_end.test_generation import PROMPT
 
 

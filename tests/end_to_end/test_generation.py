@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from mpcache.config_file import read_model_config
-from mpcache.generate import FULL, Phase
-from mpcache.planning import PublicParameters, phase_costs
+from mpcache.generation.loop import FULL, Phase
+from mpcache.generation.plan import PublicParameters, phase_costs
+from mpcache.inspection.watched import plain_answer
+from mpcache.model.config_file import read_model_config
+from mpcache.parties import client
+from mpcache.parties.client import Connection, Generation, Request
+from mpcache.parties.launcher import local_parties
 from mpcache.policies import PolicySettings
-from parties.client import Connection, Generation, Request
-from parties.demo import local_parties, plain_answer
-from protocols.errors import HandshakeError, PeerLost
-from protocols.session import Cost
+from mpcache.protocols.errors import HandshakeError, PeerLost
+from mpcache.protocols.session import Cost
 
 PROMPT = [5, 17, 90, 3, 3, 41, 77]
 
@@ -126,9 +128,9 @@ def test_a_disagreement_is_refused_in_words(connection: Connection, request_: Re
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.setattr("parties.client.PROTOCOL_VERSION", 99), "speaks protocol version 3, the client 99"),
-        (lambda m: m.setattr("parties.client.PRECISION", "fixed-point 8 bits"), "the client with fixed-point 8 bits"),
-        (lambda m: m.setattr("parties.client.plan_digest", lambda *p: "x"), "plan differs from the owner's"),
+        (lambda m: m.setattr(client, "PROTOCOL_VERSION", 99), "speaks protocol version 3, the client 99"),
+        (lambda m: m.setattr(client, "PRECISION", "fixed-point 8 bits"), "the client with fixed-point 8 bits"),
+        (lambda m: m.setattr(client, "plan_digest", lambda *p: "x"), "plan differs from the owner's"),
     ],
 )
 def test_another_program_is_refused_before_any_secret_moves(

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from mpcache.bounds import BOUNDS
-from mpcache.cli import main
-from parties.demo import DEMO_MODEL
+from mpcache.demo import DEMO_MODEL
+from mpcache.inspection.bounds import BOUNDS
+from mpcache.parties.command.main import main
 from tests.mpcache.models import save_random_model
 from tests.mpcache.test_ranges import changed, set_to
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from parties import demo
-from parties.client import Connection, Generation, Request
-from protocols.errors import HandshakeError
+from mpcache.parties.client import Connection, Generation, Request
+from mpcache.parties.command import demo
+from mpcache.protocols.errors import HandshakeError
 from tests.end_to_end.test_generation import LONG_PROMPT, SMALL
 from tests.mpcache.models import save_random_model
 from tests.mpcache.tampering import TABLES, Tamper, fractions
@@ -25,8 +25,8 @@ CLIENT = """
 import json, sys
 from pathlib import Path
 from mpcache.policies import PolicySettings
-from parties.certificates import load_identity
-from parties.client import Connection, Generation, Request
+from mpcache.parties.certificates import load_identity
+from mpcache.parties.client import Connection, Generation, Request
 owner, dealer, certificates, state, prompt, policy = sys.argv[1:]
 where = Connection(owner, dealer, load_identity(Path(certificates), "client"), Path(state))
 print(json.dumps(list(Generation(where, Request(json.loads(prompt), 3, policy=PolicySettings.from_json(policy))))))

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from parties.certificates import load_identity, write_development_certificates
-from parties.client import Connection, Generation, Request
-from protocols.errors import PeerLost
+from mpcache.parties.certificates import load_identity, write_development_certificates
+from mpcache.parties.client import Connection, Generation, Request
+from mpcache.protocols.errors import PeerLost
 from tests.end_to_end.test_answers import until
 from tests.end_to_end.test_generation import PROMPT
 from tests.hostile.dealer import HostileParty, request

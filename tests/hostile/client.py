@@ -11,12 +11,12 @@ from typing import Any
 
 import grpc
 
-from mpcache.planning import PRECISION, PROTOCOL_VERSION
+from mpcache.generation.plan import PRECISION, PROTOCOL_VERSION
+from mpcache.parties.certificates import Identity
+from mpcache.parties.generated import owner_pb2, owner_pb2_grpc
+from mpcache.parties.link import Frame
+from mpcache.parties.tls import open_channel
 from mpcache.policies import PolicySettings
-from parties.certificates import Identity
-from parties.generated import owner_pb2, owner_pb2_grpc
-from parties.link import Frame
-from parties.tls import open_channel
 
 SESSION = bytes(range(16))
 Fields = dict[str, Any]

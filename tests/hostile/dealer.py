@@ -10,10 +10,10 @@ from typing import Any
 
 import grpc
 
-from mpcache.planning import PROTOCOL_VERSION, PublicParameters, plan_digest
-from parties.certificates import Identity
-from parties.generated import dealer_pb2, dealer_pb2_grpc
-from parties.tls import open_channel, open_server
+from mpcache.generation.plan import PROTOCOL_VERSION, PublicParameters, plan_digest
+from mpcache.parties.certificates import Identity
+from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc
+from mpcache.parties.tls import open_channel, open_server
 from tests.hostile.owner import MODEL
 
 Corrections = dealer_pb2.Corrections

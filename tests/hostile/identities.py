@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from parties.certificates import Identity, host_name
+from mpcache.parties.certificates import Identity, host_name
 
 
 def issued(

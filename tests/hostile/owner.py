@@ -11,13 +11,13 @@ from typing import Any
 
 import grpc
 
-from mpcache.model_config import ModelConfig
-from mpcache.planning import PublicParameters, constants_digest, plan_digest
+from mpcache.generation.plan import PublicParameters, constants_digest, plan_digest
+from mpcache.model.config import ModelConfig
+from mpcache.parties.certificates import Identity
+from mpcache.parties.generated import owner_pb2, owner_pb2_grpc
+from mpcache.parties.link import Frame
+from mpcache.parties.tls import open_server, require_peer
 from mpcache.policies import PolicySettings
-from parties.certificates import Identity
-from parties.generated import owner_pb2, owner_pb2_grpc
-from parties.link import Frame
-from parties.tls import open_server, require_peer
 
 Answers = Callable[[owner_pb2.Hello], Iterator[owner_pb2.Frame] | None]
 MODEL = ModelConfig("llama", 96, 32, 48, 2, 4, 2, 8, 128, 1e-6, "silu")

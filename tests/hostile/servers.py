@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mpcache.generate import Program
-from parties.certificates import load_identity, write_development_certificates
-from parties.client import Connection, Generation, Request
-from parties.dealing import DealerServer
-from parties.owner import OwnerServer
-from parties.settings import DealerSettings, OwnerSettings
-from protocols.transport import Transport
+from mpcache.generation.loop import Program
+from mpcache.parties.certificates import load_identity, write_development_certificates
+from mpcache.parties.client import Connection, Generation, Request
+from mpcache.parties.dealer import DealerServer
+from mpcache.parties.owner import OwnerServer
+from mpcache.parties.settings import DealerSettings, OwnerSettings
+from mpcache.protocols.transport import Transport
 from tests.hostile.identities import issued
 
 PATIENT = 600.0

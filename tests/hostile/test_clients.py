@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from mpcache.parties.certificates import host_name
+from mpcache.parties.client import Generation, Request
+from mpcache.parties.link import AHEAD, Link
 from mpcache.policies import PolicySettings, policies
-from parties.certificates import host_name
-from parties.client import Generation, Request
-from parties.link import AHEAD, Link
-from protocols.errors import Busy, HandshakeError, MpcacheError, PeerLost
-from protocols.transport import Channel
+from mpcache.protocols.errors import Busy, HandshakeError, MpcacheError, PeerLost
+from mpcache.protocols.transport import Channel
 from tests.hostile.client import CLIENTS, HostileClient, hello, message
 from tests.hostile.identities import issued
 from tests.hostile.servers import PROMPT, Servers, serving

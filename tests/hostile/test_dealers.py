@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from parties import dealing
-from parties.generated import dealer_pb2
-from parties.owner import OwnerServer
-from parties.settings import OwnerSettings
-from protocols.errors import MpcacheError
+from mpcache.parties import dealer as dealing
+from mpcache.parties.generated import dealer_pb2
+from mpcache.parties.owner import OwnerServer
+from mpcache.parties.settings import OwnerSettings
+from mpcache.protocols.errors import MpcacheError
 from tests.hostile.dealer import DEALERS, REQUESTS, Answers, HostileParty, dealer_that, noise, request
 from tests.hostile.identities import issued
 from tests.hostile.servers import Servers, serving

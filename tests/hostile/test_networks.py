@@ -7,7 +7,7 @@ from threading import Thread
 
 import pytest
 
-from protocols.errors import PeerLost
+from mpcache.protocols.errors import PeerLost
 from tests.hostile.proxy import Proxy, proxied
 from tests.hostile.servers import PATIENT, Servers
 from tests.hostile.test_clients import until

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from parties.client import Generation, Request
-from parties.threads import session_threads
-from protocols.errors import MpcacheError
+from mpcache.parties.client import Generation, Request
+from mpcache.parties.threads import session_threads
+from mpcache.protocols.errors import MpcacheError
 from tests.hostile.identities import issued
 from tests.hostile.owner import OWNERS, Answers, evil, owner_that, welcome
 from tests.hostile.servers import PROMPT, Servers

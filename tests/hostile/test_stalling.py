@@ -13,13 +13,13 @@ import grpc
 import pytest
 from cryptography import x509
 
-from mpcache.planning import PROTOCOL_VERSION
-from parties.certificates import Identity, host_name
-from parties.dealing import _BoundedChunks
-from parties.generated import dealer_pb2, owner_pb2
-from parties.link import ClientLink, Frame, Link
-from parties.tls import _options, _server_certificate
-from protocols.errors import PeerLost
+from mpcache.generation.plan import PROTOCOL_VERSION
+from mpcache.parties.certificates import Identity, host_name
+from mpcache.parties.dealer import _BoundedChunks
+from mpcache.parties.generated import dealer_pb2, owner_pb2
+from mpcache.parties.link import ClientLink, Frame, Link
+from mpcache.parties.tls import _options, _server_certificate
+from mpcache.protocols.errors import PeerLost
 from tests.hostile.client import hello
 from tests.hostile.identities import issued
 from tests.hostile.servers import Servers, serving

@@ -2,19 +2,18 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import torch
 
-import mpcache
-from mpcache.config_file import read_model_config
-from mpcache.planning import PublicParameters, constants_digest, plan_digest
+from mpcache.demo import DEMO_MODEL
+from mpcache.generation.plan import PublicParameters, constants_digest, plan_digest
+from mpcache.model.config_file import read_model_config
+from mpcache.model.shapes import model_shape
 from mpcache.policies import PolicySettings, policies
-from mpcache.shapes import model_shape
-from protocols.ring import encode
+from mpcache.protocols.ring import encode
 from tests.mpcache.policies.matrix import small
 
-DEMO = read_model_config(Path(mpcache.__file__).parent / "assets" / "demo")
+DEMO = read_model_config(DEMO_MODEL)
 LLAMA_7B = PublicParameters(model_shape("llama-7b"), 2032, 16)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from mpcache import rotary
+from mpcache.model import rotary
 from mpcache.policies import PolicySettings
-from protocols import polynomial, softmax
-from protocols.public import reciprocals
+from mpcache.protocols import polynomial, softmax
+from mpcache.protocols.public import reciprocals
 from tests.mpcache.policies.matrix import small
 
 Tamper = Callable[[pytest.MonkeyPatch], None]

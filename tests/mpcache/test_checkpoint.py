@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from mpcache.checkpoint import load_checkpoint
-from mpcache.decoder import Decoder
-from mpcache.generate import GenerationPlan, steps
-from protocols.backends.plain import PlainBackend
-from protocols.errors import ModelError
+from mpcache.generation.loop import GenerationPlan, steps
+from mpcache.model.checkpoint import load_checkpoint
+from mpcache.model.decoder import Decoder
+from mpcache.protocols.backends.plain import PlainBackend
+from mpcache.protocols.errors import ModelError
 from tests.mpcache.folders import (
     add_tensor,
     change_config,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcache.config_file import read_config_file, read_model_config
-from protocols.errors import ModelError
+from mpcache.model.config_file import read_config_file, read_model_config
+from mpcache.protocols.errors import ModelError
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

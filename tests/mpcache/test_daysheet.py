@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from mpcache.daysheet import (
+from mpcache.demo.daysheet import (
     KINDS,
     DaySheet,
     Fact,

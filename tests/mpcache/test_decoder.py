@@ -3,15 +3,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpcache.checkpoint import load_checkpoint, weight_shapes
-from mpcache.decoder import Decoder
-from mpcache.generate import GenerationPlan, steps
-from protocols.backends.mpc import MpcBackend, masked_weight
-from protocols.backends.plain import PlainBackend
-from protocols.local import run_parties
-from protocols.plan import PlanSession
-from protocols.randomness import new_key
-from protocols.session import Cost, Session
+from mpcache.generation.loop import GenerationPlan, steps
+from mpcache.model.checkpoint import load_checkpoint, weight_shapes
+from mpcache.model.decoder import Decoder
+from mpcache.protocols.backends.mpc import MpcBackend, masked_weight
+from mpcache.protocols.backends.plain import PlainBackend
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.plan import PlanSession
+from mpcache.protocols.randomness import new_key
+from mpcache.protocols.session import Cost, Session
 from tests.mpcache.models import save_random_model
 
 MODELS = {

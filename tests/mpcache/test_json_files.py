@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mpcache.json_files import LARGEST_FILE, find_json_object, read_json_object
-from protocols.errors import ModelError
+from mpcache.model.json_files import LARGEST_FILE, find_json_object, read_json_object
+from mpcache.protocols.errors import ModelError
 
 
 @pytest.mark.parametrize(

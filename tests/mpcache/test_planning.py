@@ -7,7 +7,8 @@ import sys
 def test_a_plan_does_without_torchs_compiler() -> None:
     """Its import, which shapes of some operations bring about, takes each process a second before the first token."""
     program = (
-        "import sys; from mpcache.planning import *; from mpcache.policies import *; from mpcache.shapes import *\n"
+        "import sys; from mpcache.generation.plan import *; from mpcache.policies import *\n"
+        "from mpcache.model.shapes import *\n"
         "for shape in ('gpt2', 'llama-7b'):\n"
         "    model = model_shape(shape, 2, 256)\n"
         "    for name in policies():\n"

@@ -2,14 +2,14 @@ from dataclasses import replace
 
 import pytest
 
-from mpcache.model_config import ModelConfig
-from mpcache.network import parse_network
-from mpcache.planning import PublicParameters, phase_costs
+from mpcache.generation.network import parse_network
+from mpcache.generation.plan import PublicParameters, phase_costs
+from mpcache.generation.price import Generation, Price, Prices, price, seconds
+from mpcache.model.config import ModelConfig
+from mpcache.model.shapes import SHAPES, model_shape
 from mpcache.policies import PolicySettings, policies
-from mpcache.pricing import Generation, Price, Prices, price, seconds
-from mpcache.shapes import SHAPES, model_shape
-from protocols.errors import ConfigError
-from protocols.session import Cost
+from mpcache.protocols.errors import ConfigError
+from mpcache.protocols.session import Cost
 
 SMALL = replace(SHAPES["tiny"], layers=7)
 FEW = dict(budget=24, sinks=2, recent=8, page=4, clusters=(8, 4), window=8)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mpcache import rotary
-from mpcache.generate import FULL
-from mpcache.planning import constants_digest, plan_digest
+from mpcache.generation.loop import FULL
+from mpcache.generation.plan import constants_digest, plan_digest
+from mpcache.model import rotary
 from mpcache.policies import PolicySettings
 from tests.mpcache.constants import LLAMA_7B, of_a_policy
 from tests.mpcache.tampering import FACTORS, TABLES, Tamper

@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.model import random_checkpoint
-from mpcache import bounds
-from mpcache.bounds import Bound, Sizes
-from mpcache.checkpoint import Checkpoint, load_checkpoint
-from mpcache.generate import GenerationPlan
+from mpcache.benchmarks.measure.model import random_checkpoint
+from mpcache.demo import DEMO_MODEL
+from mpcache.generation.loop import GenerationPlan
+from mpcache.inspection import bounds
+from mpcache.inspection.bounds import Bound, Sizes
+from mpcache.inspection.implied import check_ranges, implied_ranges
+from mpcache.inspection.watched import watched_answer
+from mpcache.model.checkpoint import Checkpoint, load_checkpoint
+from mpcache.model.shapes import model_shape
 from mpcache.policies import PolicySettings, policies
-from mpcache.ranges import check_ranges, implied_ranges
-from mpcache.shapes import model_shape
-from mpcache.watched import watched_answer
-from parties.demo import DEMO_MODEL
-from protocols.errors import ModelError
+from mpcache.protocols.errors import ModelError
 from tests.mpcache.models import save_random_model
 from tests.mpcache.policies.private import LOGIT_ERROR, generate_plain, generate_privately
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from mpcache.generate import Meter
-from mpcache.report import run_generation, showable
-from protocols.session import Cost
+from mpcache.generation.loop import Meter
+from mpcache.parties.command.report import run_generation, showable
+from mpcache.protocols.session import Cost
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ranges import all_ranges
-from benchmarks.show import show_records
-from mpcache import bounds
-from mpcache.bounds import Sizes
-from mpcache.generate import Meter, Phase
-from mpcache.report import FullCache, Result
-from protocols.session import Cost
+from mpcache.benchmarks.records.ranges import all_ranges
+from mpcache.benchmarks.run.show import show_records
+from mpcache.generation.loop import Meter, Phase
+from mpcache.inspection import bounds
+from mpcache.inspection.bounds import Sizes
+from mpcache.parties.command.report import FullCache, Result
+from mpcache.protocols.session import Cost
 
 
 def sizes(stream: float) -> Sizes:

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpcache import rotary
-from mpcache.decoder import Decoder
-from mpcache.rotary import CHUNK, rotary_tables
-from mpcache.shapes import model_shape
-from protocols.backends.mpc import MpcBackend
-from protocols.plan import PlanSession
+from mpcache.model import rotary
+from mpcache.model.decoder import Decoder
+from mpcache.model.rotary import CHUNK, rotary_tables
+from mpcache.model.shapes import model_shape
+from mpcache.protocols.backends.mpc import MpcBackend
+from mpcache.protocols.plan import PlanSession
 from tests.mpcache.policies.driving import small_config
 
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from tokenizers import Tokenizer, models
 
-from mpcache.tokenizer import end_tokens, load_tokenizer, vocabulary_size
-from protocols.errors import ModelError
+from mpcache.demo import DEMO_MODEL
+from mpcache.model.tokenizer import end_tokens, load_tokenizer, vocabulary_size
+from mpcache.protocols.errors import ModelError
 from tests.mpcache.folders import change_json
 from tests.mpcache.test_config_file import ANY_JSON
 
-DEMO_MODEL = Path(__file__).resolve().parents[2] / "mpcache" / "assets" / "demo"
 NEWLINE = 199
 TOKENIZER = load_tokenizer(DEMO_MODEL)
 

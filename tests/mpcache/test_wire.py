@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcache.model_config import LIMITS, ModelConfig
-from mpcache.planning import PRECISION, PublicParameters
+from mpcache.generation.plan import PRECISION, PublicParameters
+from mpcache.model.config import LIMITS, ModelConfig
+from mpcache.model.shapes import SHAPES
 from mpcache.policies import PolicySettings
-from mpcache.shapes import SHAPES
+from mpcache.protocols.errors import HandshakeError, ModelError, MpcacheError
 from mpcache.wire import LONGEST, from_wire, to_wire
-from protocols.errors import HandshakeError, ModelError, MpcacheError
 
 PARAMETERS = PublicParameters(SHAPES["tiny"], 60, 4, 0.5, policy=PolicySettings(clusters=(8, 4)), network="lan")
 JSON = st.recursive(

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from parties.certificates import Identity, load_identity, write_development_certificates
+from mpcache.parties.certificates import Identity, load_identity, write_development_certificates
 
 
 @pytest.fixture(scope="session")

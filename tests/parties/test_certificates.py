@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from parties.certificates import host_name, load_identity, names_of, write_development_certificates
-from parties.tls import _context
-from protocols.errors import ConfigError, IdentityError
+from mpcache.parties.certificates import host_name, load_identity, names_of, write_development_certificates
+from mpcache.parties.tls import _context
+from mpcache.protocols.errors import ConfigError, IdentityError
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from typing import Any
 import grpc
 import pytest
 
+from mpcache.demo import DEMO_MODEL
+from mpcache.model.tokenizer import load_tokenizer
+from mpcache.parties.client import Connection, Request
+from mpcache.parties.gateway import GatewayServer
+from mpcache.parties.generated import client_pb2, client_pb2_grpc
 from mpcache.policies import PolicySettings
-from mpcache.tokenizer import load_tokenizer
-from parties.client import Connection, Request
-from parties.demo import DEMO_MODEL
-from parties.gateway import GatewayServer
-from parties.generated import client_pb2, client_pb2_grpc
-from protocols.errors import ConfigError, PeerLost
+from mpcache.protocols.errors import ConfigError, PeerLost
 
 DEFAULTS = Request(
     (),
@@ -38,7 +38,7 @@ def test_every_setting_of_the_data_owners_reaches_the_session(monkeypatch: pytes
         asked.append(request)
         raise PeerLost("nobody is there")
 
-    monkeypatch.setattr("parties.gateway.Generation", generation)
+    monkeypatch.setattr("mpcache.parties.gateway.Generation", generation)
     for field in fields(Request):
         assert field.name == "prompt" or getattr(DEFAULTS, field.name) != field.default, "each differs from its default"
     tokenizer = load_tokenizer(DEMO_MODEL)
@@ -72,7 +72,7 @@ def test_a_session_ends_when_its_application_has_gone(monkeypatch: pytest.Monkey
         def stop(self) -> None:
             stopped.set()
 
-    monkeypatch.setattr("parties.gateway.Generation", Endless)
+    monkeypatch.setattr("mpcache.parties.gateway.Generation", Endless)
     server = GatewayServer("127.0.0.1:0", WHERE, load_tokenizer(DEMO_MODEL), DEFAULTS)
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         call = client_pb2_grpc.ClientStub(channel).Generate(client_pb2.GenerateRequest(prompt="Q: Who?"))

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from parties.certificates import Identity
-from parties.generated import owner_pb2, owner_pb2_grpc
-from parties.link import ClientLink, Frame, printable
-from parties.tls import open_server, require_peer
-from protocols.errors import PeerLost, ProtocolError
+from mpcache.parties.certificates import Identity
+from mpcache.parties.generated import owner_pb2, owner_pb2_grpc
+from mpcache.parties.link import ClientLink, Frame, printable
+from mpcache.parties.tls import open_server, require_peer
+from mpcache.protocols.errors import PeerLost, ProtocolError
 
 SESSION = bytes(16)
 

@@ -4,7 +4,7 @@ import logging
 import subprocess
 import sys
 
-from parties.logs import FORMAT, LONGEST, OneLine, one_line
+from mpcache.parties.logs import FORMAT, LONGEST, OneLine, one_line
 
 FORGED = "x\n2026-11-27 00:00:00,000 INFO mpcache.owner: [deadbeef] session ends\x1b[2J\r\u2028"
 

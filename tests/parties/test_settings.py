@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from mpcache.parties.settings import ClientSettings, DealerSettings, OwnerSettings, load_settings
 from mpcache.policies import PolicySettings
-from parties.settings import ClientSettings, DealerSettings, OwnerSettings, load_settings
-from protocols.errors import ConfigError
+from mpcache.protocols.errors import ConfigError
 
 SAMPLES = Path(__file__).resolve().parents[2] / "docs" / "config"
 CLIENT = 'owner = "127.0.0.1:1"\ndealer = "127.0.0.1:2"\ntokenizer = "model"\n'

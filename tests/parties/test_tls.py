@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from parties.certificates import Identity, host_name, load_identity, write_development_certificates
-from parties.link import ClientLink
-from parties.tls import open_channel, open_server
-from protocols.errors import ConfigError, PeerLost
+from mpcache.parties.certificates import Identity, host_name, load_identity, write_development_certificates
+from mpcache.parties.link import ClientLink
+from mpcache.parties.tls import open_channel, open_server
+from mpcache.protocols.errors import ConfigError, PeerLost
 from tests.hostile.identities import issued
 from tests.parties.test_link import SESSION, owner_that
 
@@ -81,7 +81,7 @@ def test_another_server_behind_the_same_address_is_refused(
 ) -> None:
     """The connection trusts the certificate that was checked, and no other of the authority."""
     other = issued(certificates, "owner").certificate
-    monkeypatch.setattr("parties.tls._server_certificate", lambda *arguments: other)
+    monkeypatch.setattr("mpcache.parties.tls._server_certificate", lambda *arguments: other)
     with owner_that(lambda frames: iter([]), identities) as address:
         assert "lost the owner" in refusal(address, identities["client"])
 

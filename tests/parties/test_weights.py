@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpcache.checkpoint import weight_shapes
-from mpcache.model_config import ModelConfig
-from parties.weights import encoded_digest, load_masked_weights, masked_weights, save_masked_weights, weight_key
-from protocols.backends.mpc import weight_bits
-from protocols.correlation import weight_mask
-from protocols.errors import IdentityError
-from protocols.ring import encode, signed
+from mpcache.model.checkpoint import weight_shapes
+from mpcache.model.config import ModelConfig
+from mpcache.parties.weights import encoded_digest, load_masked_weights, masked_weights, save_masked_weights, weight_key
+from mpcache.protocols.backends.mpc import weight_bits
+from mpcache.protocols.correlation import weight_mask
+from mpcache.protocols.errors import IdentityError
+from mpcache.protocols.ring import encode, signed
 
 CONFIG = ModelConfig("llama", 11, 8, 12, 1, 2, 1, 4, 32, 1e-5, "silu")
 
@@ -54,7 +54,7 @@ def test_masked_weights_are_the_encoded_ones_less_the_keys_masks(tmp_path: Path)
 def test_a_key_is_kept_for_the_same_widths_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn at another width, a key's bytes would mask other elements."""
     before = encoded_digest(CONFIG, tensors(0))
-    monkeypatch.setattr("parties.weights.weight_bits", lambda name: 64)
+    monkeypatch.setattr("mpcache.parties.weights.weight_bits", lambda name: 64)
     assert encoded_digest(CONFIG, tensors(0)) != before
 
 

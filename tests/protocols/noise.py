@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from protocols.session import Opening, Session
+from mpcache.protocols.session import Opening, Session
 
 DEVIATIONS = 7
 """A false alarm in 10^11 bits."""

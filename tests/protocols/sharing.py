@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from protocols.local import run_parties
-from protocols.randomness import Stream, new_key
-from protocols.ring import encode, signed
-from protocols.session import Cost
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.randomness import Stream, new_key
+from mpcache.protocols.ring import encode, signed
+from mpcache.protocols.session import Cost
 
 
 def shares_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

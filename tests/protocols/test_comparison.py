@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.comparison import is_negative, less_than, negative_part
-from protocols.rank import maximum
+from mpcache.protocols.comparison import is_negative, less_than, negative_part
+from mpcache.protocols.rank import maximum
 from tests.protocols.sharing import run_counted, run_ring
 
 

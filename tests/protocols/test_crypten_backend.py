@@ -7,18 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from mpcache.checkpoint import weight_shapes
-from mpcache.decoder import Decoder
-from mpcache.generate import FULL, GenerationPlan, steps
-from mpcache.model_config import ModelConfig
-from mpcache.rotary import rotary_tables
-from protocols.backends.crypten import CryptenBackend
-from protocols.backends.interface import KeyValues
-from protocols.backends.plain import PlainBackend
-from protocols.crypten_bridge import DryRunSession
-from protocols.errors import PlanError
-from protocols.local import run_parties
-from protocols.session import Cost, Session
+from mpcache.generation.loop import FULL, GenerationPlan, steps
+from mpcache.model.checkpoint import weight_shapes
+from mpcache.model.config import ModelConfig
+from mpcache.model.decoder import Decoder
+from mpcache.model.rotary import rotary_tables
+from mpcache.policies import new_cache
+from mpcache.protocols.backends.interface import KeyValues
+from mpcache.protocols.backends.plain import PlainBackend
+from mpcache.protocols.crypten.backend import CryptenBackend
+from mpcache.protocols.crypten.bridge import DryRunSession
+from mpcache.protocols.errors import PlanError
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.session import Cost, Session
 
 PLAIN = PlainBackend()
 G = torch.Generator().manual_seed(7)
@@ -240,7 +241,7 @@ def test_a_model_runs_as_planned_and_near_plaintext(family: str) -> None:
     config, plan = MODELS[family], GenerationPlan(len(PROMPT), 2, block=3)
     tensors = random_tensors(config)
     plain = Decoder(config, PLAIN, tensors)
-    expected = plain.forward(PROMPT, len(PROMPT), plain.new_cache(FULL, len(PROMPT)))
+    expected = plain.forward(PROMPT, len(PROMPT), new_cache(FULL, plain, len(PROMPT)))
 
     def program(session: Session) -> tuple[list[int | None], Cost, torch.Tensor | None]:
         backend = CryptenBackend(session)
@@ -248,7 +249,7 @@ def test_a_model_runs_as_planned_and_near_plaintext(family: str) -> None:
         decoder = Decoder(config, backend, tensors if owner else None)
         tokens = list(steps(decoder, plan, None if owner else PROMPT))
         cost = session.cost.copy()
-        hidden = decoder.forward(None if owner else PROMPT, len(PROMPT), decoder.new_cache(FULL, len(PROMPT)))
+        hidden = decoder.forward(None if owner else PROMPT, len(PROMPT), new_cache(FULL, decoder, len(PROMPT)))
         return tokens, cost, backend.reveal(hidden)
 
     (at_owner, cost, hidden), (at_client, _, _) = run_parties(program)

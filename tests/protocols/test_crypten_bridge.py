@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from protocols.correlation import Correlation
-from protocols.crypten_bridge import (
+from mpcache.protocols.correlation import Correlation
+from mpcache.protocols.crypten.bridge import (
     PROVED_ON,
     BinaryTriple,
     BitPair,
@@ -30,10 +30,10 @@ from protocols.crypten_bridge import (
     to_arithmetic,
     to_mpc_tensor,
 )
-from protocols.errors import ConfigError, PeerLost, ProtocolError
-from protocols.local import InlineCorrelations, run_parties
-from protocols.session import Cost, Opening, Session
-from protocols.transport import channel_pair
+from mpcache.protocols.errors import ConfigError, PeerLost, ProtocolError
+from mpcache.protocols.local import InlineCorrelations, run_parties
+from mpcache.protocols.session import Cost, Opening, Session
+from mpcache.protocols.transport import channel_pair
 
 crypten = import_crypten()
 cfg = sys.modules["crypten.config"].cfg
@@ -389,7 +389,7 @@ def run_python(code: str) -> str:
 def test_the_import_needs_torch_and_numpy_alone() -> None:
     unwanted = {"onnx", "pandas", "torchvision", "sklearn", "yaml", "omegaconf", "scipy", "tensorboard"}
     code = (
-        "import sys; from protocols.crypten_bridge import import_crypten; c = import_crypten();"
+        "import sys; from mpcache.protocols.crypten.bridge import import_crypten; c = import_crypten();"
         f"print(sorted(set(m.split('.')[0] for m in sys.modules) & {unwanted}), c is import_crypten())"
     )
     assert run_python(code) == "[] True"
@@ -400,7 +400,7 @@ def test_another_version_or_an_earlier_import_is_refused(tmp_path: Any) -> None:
     (tmp_path / "crypten" / "__init__.py").write_text("__version__ = '9.9'\n")
     code = (
         "import sys; sys.path.insert(0, {path!r}); {first}\n"
-        "from protocols.crypten_bridge import import_crypten\n"
+        "from mpcache.protocols.crypten.bridge import import_crypten\n"
         "try: import_crypten()\n"
         "except Exception as error: print(type(error).__name__, error, 'crypten.config' in sys.modules)"
     )

@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from protocols.activation import activation
-from protocols.comparison import is_negative, less_than, negative_part
-from protocols.linear import MaskedWeight, linear
-from protocols.normalisation import layer_norm, rms_norm
-from protocols.plan import PlanSession
-from protocols.product import extend, mask, multiply, multiply_masked, square_sum
-from protocols.rank import argmax, maximum, one_hot, ranks, top_k
-from protocols.reciprocal import reciprocal, rsqrt
-from protocols.ring import RING_BITS
-from protocols.sampling import GumbelNoise
-from protocols.session import Cost, Session
-from protocols.shuffle import compact, shuffle
-from protocols.softmax import divide, exponentials, softmax
-from protocols.threshold import keep_largest
-from protocols.truncation import truncate
+from mpcache.protocols.activation import activation
+from mpcache.protocols.comparison import is_negative, less_than, negative_part
+from mpcache.protocols.linear import MaskedWeight, linear
+from mpcache.protocols.normalisation import layer_norm, rms_norm
+from mpcache.protocols.plan import PlanSession
+from mpcache.protocols.product import extend, mask, multiply, multiply_masked, square_sum
+from mpcache.protocols.rank import argmax, maximum, one_hot, ranks, top_k
+from mpcache.protocols.reciprocal import reciprocal, rsqrt
+from mpcache.protocols.ring import RING_BITS
+from mpcache.protocols.sampling import GumbelNoise
+from mpcache.protocols.session import Cost, Session
+from mpcache.protocols.shuffle import compact, shuffle
+from mpcache.protocols.softmax import divide, exponentials, softmax
+from mpcache.protocols.threshold import keep_largest
+from mpcache.protocols.truncation import truncate
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocols.md"
 MANY = 800

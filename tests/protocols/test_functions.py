@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from protocols.activation import activation
-from protocols.local import run_parties
-from protocols.normalisation import layer_norm, rms_norm
-from protocols.reciprocal import reciprocal, rsqrt
-from protocols.ring import decode, encode
-from protocols.softmax import exponentials, softmax
+from mpcache.protocols.activation import activation
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.normalisation import layer_norm, rms_norm
+from mpcache.protocols.reciprocal import reciprocal, rsqrt
+from mpcache.protocols.ring import decode, encode
+from mpcache.protocols.softmax import exponentials, softmax
 from tests.protocols.sharing import run_real, run_ring
 
 UNIT = 2.0**-16

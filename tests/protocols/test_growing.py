@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from protocols.growing import Growing
+from mpcache.protocols.growing import Growing
 
 
 @pytest.mark.parametrize("dim", [0, 1])

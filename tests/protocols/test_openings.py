@@ -15,25 +15,24 @@ from typing import Any
 import pytest
 import torch
 
-import protocols
-from protocols.activation import activation
-from protocols.backends.mpc import LOGIT_FRACTION_BITS, LOGIT_WIDTH, SELECT_WIDTH, MpcBackend, masked_weight
-from protocols.comparison import is_negative, less_than, negative_part
-from protocols.correlation import weight_mask
-from protocols.linear import MaskedWeight, linear
-from protocols.local import run_parties
-from protocols.normalisation import layer_norm, rms_norm
-from protocols.product import extend, mask, multiply
-from protocols.randomness import new_key
-from protocols.rank import argmax, maximum, one_hot, ranks, top_k
-from protocols.reciprocal import reciprocal, rsqrt
-from protocols.ring import FRACTION_BITS, RING_BITS, encode, reduce_bits
-from protocols.session import Opening, Session
-from protocols.shares import Secret
-from protocols.shuffle import compact, shuffle
-from protocols.softmax import DIFFERENCE_BITS, softmax
-from protocols.threshold import keep_largest
-from protocols.truncation import truncate
+from mpcache.protocols.activation import activation
+from mpcache.protocols.backends.mpc import LOGIT_FRACTION_BITS, LOGIT_WIDTH, SELECT_WIDTH, MpcBackend, masked_weight
+from mpcache.protocols.comparison import is_negative, less_than, negative_part
+from mpcache.protocols.correlation import weight_mask
+from mpcache.protocols.linear import MaskedWeight, linear
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.normalisation import layer_norm, rms_norm
+from mpcache.protocols.product import extend, mask, multiply
+from mpcache.protocols.randomness import new_key
+from mpcache.protocols.rank import argmax, maximum, one_hot, ranks, top_k
+from mpcache.protocols.reciprocal import reciprocal, rsqrt
+from mpcache.protocols.ring import FRACTION_BITS, RING_BITS, encode, reduce_bits
+from mpcache.protocols.session import Opening, Session
+from mpcache.protocols.shares import Secret
+from mpcache.protocols.shuffle import compact, shuffle
+from mpcache.protocols.softmax import DIFFERENCE_BITS, softmax
+from mpcache.protocols.threshold import keep_largest
+from mpcache.protocols.truncation import truncate
 from tests.protocols.noise import DEVIATIONS, FAR_OUT_CASES, Seen, assert_noise, cyclic, destinations, watch
 
 ROWS = 2048
@@ -284,8 +283,9 @@ def test_the_test_sees_a_mask_that_is_used_twice() -> None:
             assert_noise(seen)
 
 
-PROTOCOLS_FOLDER = Path(protocols.__file__).parent
-BASELINE = ("crypten.py", "crypten_bridge.py")
+PROTOCOLS_FOLDER = Path(__file__).parents[2] / "protocols"
+BASELINE = "crypten"
+"""The folder of the baseline, which is compared, not trusted."""
 
 
 def calls(names: tuple[str, ...], folder: Path) -> set[tuple[str, str]]:

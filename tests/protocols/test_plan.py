@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from protocols.plan import ShapeArithmetic
+from mpcache.protocols.plan import ShapeArithmetic
 
 
 def meta(*shape: int) -> torch.Tensor:

@@ -3,13 +3,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.correlation import weight_mask
-from protocols.linear import MaskedWeight, linear
-from protocols.local import run_parties
-from protocols.product import extend, mask, multiply, multiply_masked, square_sum
-from protocols.randomness import new_key
-from protocols.ring import reduce_bits, signed, stored
-from protocols.session import Session
+from mpcache.protocols.correlation import weight_mask
+from mpcache.protocols.linear import MaskedWeight, linear
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.product import extend, mask, multiply, multiply_masked, square_sum
+from mpcache.protocols.randomness import new_key
+from mpcache.protocols.ring import reduce_bits, signed, stored
+from mpcache.protocols.session import Session
 from tests.protocols.sharing import run_counted, run_ring, shares_of
 
 small = st.integers(-(2**22), 2**22)

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols import polynomial, public, softmax
-from protocols.backends.mpc import MpcBackend
-from protocols.backends.plain import PlainBackend
-from protocols.crypten_bridge import DryRunSession
-from protocols.local import run_parties
-from protocols.plan import PlanSession
-from protocols.public import (
+from mpcache.protocols import polynomial, public, softmax
+from mpcache.protocols.backends.mpc import MpcBackend
+from mpcache.protocols.backends.plain import PlainBackend
+from mpcache.protocols.crypten.bridge import DryRunSession
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.plan import PlanSession
+from mpcache.protocols.public import (
     MARGIN,
     Constants,
     correctly_rounded,
@@ -25,8 +25,8 @@ from protocols.public import (
     rounded_power,
     table,
 )
-from protocols.ring import decode
-from protocols.shares import Secret
+from mpcache.protocols.ring import decode
+from mpcache.protocols.shares import Secret
 
 ANGLES = np.random.default_rng(5).uniform(0, 2048, 1 << 18).astype(np.float32).astype(np.float64)
 

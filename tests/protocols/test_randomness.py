@@ -7,10 +7,10 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from protocols.activation import activation
-from protocols.randomness import Stream, derive_key, new_key
-from protocols.ring import encode
-from protocols.softmax import softmax
+from mpcache.protocols.activation import activation
+from mpcache.protocols.randomness import Stream, derive_key, new_key
+from mpcache.protocols.ring import encode
+from mpcache.protocols.softmax import softmax
 from tests.protocols.sharing import run_ring
 
 

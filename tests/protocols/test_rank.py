@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.local import run_parties
-from protocols.rank import argmax, block_sizes, one_hot, position_bits, ranks, top_k
-from protocols.sampling import GumbelNoise, noise_bound
-from protocols.session import Session
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.rank import argmax, block_sizes, one_hot, position_bits, ranks, top_k
+from mpcache.protocols.sampling import GumbelNoise, noise_bound
+from mpcache.protocols.session import Session
 from tests.protocols.sharing import run_counted, run_ring
 
 BITS = 19

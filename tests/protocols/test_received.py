@@ -2,12 +2,12 @@
 
 import torch
 
-from protocols.backends.mpc import MpcBackend
-from protocols.backends.plain import PlainBackend
-from protocols.local import run_parties
-from protocols.ring import decode, encode
-from protocols.session import Session
-from protocols.shares import Secret
+from mpcache.protocols.backends.mpc import MpcBackend
+from mpcache.protocols.backends.plain import PlainBackend
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.ring import decode, encode
+from mpcache.protocols.session import Session
+from mpcache.protocols.shares import Secret
 from tests.protocols.sharing import shares_of
 
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.ring import decode, encode, pack, packed_bytes, reduce_bits, shift_right, signed, unpack
+from mpcache.protocols.ring import decode, encode, pack, packed_bytes, reduce_bits, shift_right, signed, unpack
 
 int64 = st.integers(-(2**63), 2**63 - 1)
 

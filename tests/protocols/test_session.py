@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from protocols.errors import PeerLost, ProtocolError
-from protocols.local import run_parties
-from protocols.plan import PlanSession
-from protocols.session import Session, together
-from protocols.softmax import softmax
-from protocols.transport import channel_pair
+from mpcache.protocols.errors import PeerLost, ProtocolError
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.plan import PlanSession
+from mpcache.protocols.session import Session, together
+from mpcache.protocols.softmax import softmax
+from mpcache.protocols.transport import channel_pair
 from tests.protocols.sharing import run_counted
 
 

@@ -6,11 +6,18 @@ from typing import Any
 import pytest
 import torch
 
-from protocols.crypten_bridge import CryptenSession, active, from_crypten, import_crypten, to_arithmetic, to_mpc_tensor
-from protocols.local import run_parties
-from protocols.ring import decode, encode
-from protocols.session import Session
-from protocols.shares import ArithmeticSharedTensor, Secret, cat
+from mpcache.protocols.crypten.bridge import (
+    CryptenSession,
+    active,
+    from_crypten,
+    import_crypten,
+    to_arithmetic,
+    to_mpc_tensor,
+)
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.ring import decode, encode
+from mpcache.protocols.session import Session
+from mpcache.protocols.shares import ArithmeticSharedTensor, Secret, cat
 from tests.protocols.sharing import shares_of
 
 crypten = import_crypten()
@@ -95,9 +102,9 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "x.prod(-1)": (lambda x, y: x.prod(-1), "backend.multiply"),
     "x.where": (lambda x, y: x.where(BOOL, y), "backend.multiply"),
     "x.conv1d(y)": (lambda x, y: x.conv1d(y), "conv1d"),
-    "x < y": (lambda x, y: x < y, "protocols.comparison"),
-    "x >= 0": (lambda x, y: x >= 0, "protocols.comparison"),
-    "x == y": (lambda x, y: x == y, "protocols.comparison"),
+    "x < y": (lambda x, y: x < y, "mpcache.protocols.comparison"),
+    "x >= 0": (lambda x, y: x >= 0, "mpcache.protocols.comparison"),
+    "x == y": (lambda x, y: x == y, "mpcache.protocols.comparison"),
     "if x": (lambda x, y: bool(x), "branch"),
     "x[0] = y": (lambda x, y: x.__setitem__(0, y), "immutable"),
     "x.encode_as_(y)": (lambda x, y: x.encode_as_(y), "encode_as_"),

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.local import run_parties
-from protocols.session import Session
-from protocols.shuffle import compact, shuffle
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.session import Session
+from mpcache.protocols.shuffle import compact, shuffle
 from tests.protocols.noise import Seen, destinations, watch
 from tests.protocols.sharing import run_ring, shares_of
 

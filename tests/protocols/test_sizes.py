@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from protocols import rank
-from protocols.correlation import Dealer, PartyCorrelations
-from protocols.errors import TooLarge
-from protocols.linear import LinearMask
-from protocols.local import run_parties
-from protocols.plan import PlanSession, ShapeArithmetic
-from protocols.randomness import new_key
-from protocols.session import Session
+from mpcache.protocols import rank
+from mpcache.protocols.correlation import Dealer, PartyCorrelations
+from mpcache.protocols.errors import TooLarge
+from mpcache.protocols.linear import LinearMask
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.plan import PlanSession, ShapeArithmetic
+from mpcache.protocols.randomness import new_key
+from mpcache.protocols.session import Session
 
 HUGE = LinearMask("w", (1, 1 << 40), (1, 1 << 40), (1, 1), 48)
 """2^40 elements."""

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.session import Session
-from protocols.threshold import keep_largest, score_bits
+from mpcache.protocols.session import Session
+from mpcache.protocols.threshold import keep_largest, score_bits
 from tests.protocols.sharing import run_counted, run_ring
 
 

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.ring import signed
-from protocols.truncation import drop_low_bits, truncate
+from mpcache.protocols.ring import signed
+from mpcache.protocols.truncation import drop_low_bits, truncate
 from tests.protocols.sharing import run_counted, run_ring, shares_of
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpcache.model_config import ModelConfig
+from mpcache.model.config import ModelConfig
 from mpcache.policies import PolicySettings, policy_class
 from tests.mpcache.policies.reference import Case
 

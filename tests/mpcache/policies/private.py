@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from mpcache.checkpoint import Checkpoint, weight_shapes
-from mpcache.decoder import Decoder
-from mpcache.generate import GenerationPlan, steps
-from protocols.backends.mpc import MpcBackend, masked_weight
-from protocols.backends.plain import PlainBackend
-from protocols.local import run_parties
-from protocols.randomness import new_key
-from protocols.ring import RING_BITS, encode
-from protocols.session import Cost, Session
-from protocols.shares import Secret
+from mpcache.generation.loop import GenerationPlan, steps
+from mpcache.model.checkpoint import Checkpoint, weight_shapes
+from mpcache.model.decoder import Decoder
+from mpcache.protocols.backends.mpc import MpcBackend, masked_weight
+from mpcache.protocols.backends.plain import PlainBackend
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.randomness import new_key
+from mpcache.protocols.ring import RING_BITS, encode
+from mpcache.protocols.session import Cost, Session
+from mpcache.protocols.shares import Secret
 
 LOGIT_ERROR = 0.02
 """See docs/protocols.md."""

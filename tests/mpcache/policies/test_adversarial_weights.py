@@ -15,15 +15,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mpcache.checkpoint import Checkpoint, weight_shapes
-from mpcache.decoder import Decoder
-from mpcache.generate import GenerationPlan, steps
+from mpcache.generation.loop import GenerationPlan, steps
+from mpcache.model.checkpoint import Checkpoint, weight_shapes
+from mpcache.model.decoder import Decoder
 from mpcache.policies import PolicySettings, policies
-from protocols.backends.mpc import MpcBackend, masked_weight
-from protocols.local import run_parties
-from protocols.randomness import new_key
-from protocols.session import Session
-from protocols.shuffle import compact
+from mpcache.protocols.backends.mpc import MpcBackend, masked_weight
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.randomness import new_key
+from mpcache.protocols.session import Session
+from mpcache.protocols.shuffle import compact
 from tests.mpcache.policies.driving import small_config
 from tests.protocols.noise import Seen, destinations, watch
 
@@ -78,7 +78,7 @@ def surplus(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[torch.Tensor]]:
         counts[session.party].append(keep.sum(1) - session.constant(torch.full_like(keep[:, 0], k)))
         return await compact(session, x, keep, k)
 
-    monkeypatch.setattr("protocols.backends.mpc.compact", counted)
+    monkeypatch.setattr("mpcache.protocols.backends.mpc.compact", counted)
     return counts
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from mpcache.policies import PolicySettings, policies
-from protocols.backends.crypten import CryptenBackend
-from protocols.crypten_bridge import DryRunSession
-from protocols.local import run_parties
-from protocols.ring import RING_BITS, decode
-from protocols.session import Cost, Session
+from mpcache.protocols.crypten.backend import CryptenBackend
+from mpcache.protocols.crypten.bridge import DryRunSession
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.ring import RING_BITS, decode
+from mpcache.protocols.session import Cost, Session
 from tests.mpcache.policies.driving import attention, random_case
 from tests.mpcache.policies.matrix import SETTINGS
 from tests.mpcache.policies.private import compare_decisions, recording_plain, recording_private, sharing, watch

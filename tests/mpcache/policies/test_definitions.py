@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mpcache.policies import PolicySettings, policies, policy_class
-from protocols.backends.plain import PlainBackend
+from mpcache.protocols.backends.plain import PlainBackend
 from tests.mpcache.policies import reference
 from tests.mpcache.policies.driving import attention, random_case
 from tests.mpcache.policies.matrix import SETTINGS, small

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mpcache.checkpoint import load_checkpoint
-from mpcache.daysheet import sheet_of_tokens
-from mpcache.generate import GenerationPlan
+from mpcache.demo import DEMO_MODEL
+from mpcache.demo.daysheet import sheet_of_tokens
+from mpcache.generation.loop import GenerationPlan
+from mpcache.model.checkpoint import load_checkpoint
+from mpcache.model.tokenizer import load_tokenizer
 from mpcache.policies import PolicySettings, policies
-from mpcache.tokenizer import load_tokenizer
-from parties.demo import DEMO_MODEL
 from tests.mpcache.policies.private import LOGIT_ERROR, compare_decisions, generate_plain, generate_privately
 
 WHOLE_MODEL = 10

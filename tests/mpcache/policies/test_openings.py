@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from mpcache.policies import PolicySettings, policies, policy_class
-from protocols.backends.mpc import MpcBackend
-from protocols.local import run_parties
-from protocols.session import Session
-from protocols.shares import Secret
-from protocols.softmax import DIFFERENCE_BITS
+from mpcache.protocols.backends.mpc import MpcBackend
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.session import Session
+from mpcache.protocols.shares import Secret
+from mpcache.protocols.softmax import DIFFERENCE_BITS
 from tests.mpcache.policies.driving import small_config
 from tests.protocols.noise import FAR_OUT, Seen, assert_noise, cyclic, destinations, watch
 

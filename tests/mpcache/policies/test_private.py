@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from mpcache.checkpoint import Checkpoint, weight_shapes
-from mpcache.decoder import Decoder
-from mpcache.generate import GenerationPlan, steps
+from mpcache.generation.loop import GenerationPlan, steps
+from mpcache.model.checkpoint import Checkpoint, weight_shapes
+from mpcache.model.decoder import Decoder
 from mpcache.policies import PolicySettings, policies
-from protocols.backends.mpc import MpcBackend
-from protocols.local import run_parties
-from protocols.plan import PlanSession
-from protocols.ring import RING_BITS, decode
-from protocols.session import Cost, Session
-from protocols.shares import Secret
+from mpcache.protocols.backends.mpc import MpcBackend
+from mpcache.protocols.local import run_parties
+from mpcache.protocols.plan import PlanSession
+from mpcache.protocols.ring import RING_BITS, decode
+from mpcache.protocols.session import Cost, Session
+from mpcache.protocols.shares import Secret
 from tests.mpcache.policies.driving import attention, random_case, small_config
 from tests.mpcache.policies.matrix import SETTINGS, small
 from tests.mpcache.policies.private import (

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 
 from mpcache.policies import PolicySettings, policies, policy_class, policy_settings
-from protocols.errors import ConfigError, HandshakeError
+from mpcache.protocols.errors import ConfigError, HandshakeError
 from tests.mpcache.policies.matrix import SETTINGS
 
 

@@ -1,0 +1,129 @@
+"""What a prefill costs, by prompt tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+
+from mpcache.benchmarks.cases.decode import CONTAINS as STEP
+from mpcache.benchmarks.cases.decode import Workload, costs
+from mpcache.benchmarks.cases.policies import Contender
+from mpcache.benchmarks.measure.local import run_here
+from mpcache.benchmarks.measure.model import checkpoint
+from mpcache.benchmarks.measure.processes import Stretch
+from mpcache.benchmarks.measure.roles import Setup
+from mpcache.benchmarks.measure.runner import Case, ProcessPool
+from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.tables import Rows, cost_cells, mebibytes, seconds
+from mpcache.protocols.session import Part
+
+CONTAINS = {
+    **{key: STEP[key] for key in ("online_bytes", "correlation_bytes", "rounds", "parts", "embedding", "head")},
+    "seconds": "wall time of the whole prompt at the client, static eviction included; of several, the middle one",
+    "cpu_seconds": "CPU time of the same, all three processes together",
+    "peak_memory_bytes": "the most that each process had in memory, interpreter and libraries included",
+}
+
+
+def prefill_cases(
+    workload: Workload,
+    tokens: Sequence[int],
+    contenders: Sequence[Contender],
+    backends: Sequence[str],
+    pool: ProcessPool,
+    repeat: int = 1,
+) -> list[Case]:
+    def case(count: int, contender: Contender, backend: str) -> Case:
+        settings = {
+            "bench": "prefill",
+            **workload.settings(count),
+            "policy": asdict(contender.settings),
+            "label": contender.label,
+            "backend": backend,
+            "repeat": repeat,
+        }
+        setup = workload.setup(count)
+        name = f"prefill {contender.label} {count} tokens {backend}"
+        return Case(name, settings, lambda: _measure(setup, count, contender, backend, pool, repeat))
+
+    return [case(n, c, b) for n in tokens for b in backends for c in contenders]
+
+
+def _measure(setup: Setup, tokens: int, contender: Contender, backend: str, pool: ProcessPool, repeat: int) -> Record:
+    """The prefill of median seconds, and how long each took."""
+    runs = [_once(setup, tokens, contender, backend, pool) for _ in range(repeat)]
+    middle = sorted(runs, key=lambda run: run["seconds"])[repeat // 2]
+    return {**middle, "all_seconds": [run["seconds"] for run in runs]} if repeat > 1 else middle
+
+
+def _once(setup: Setup, tokens: int, contender: Contender, backend: str, pool: ProcessPool) -> Record:
+    figures = {"policy": contender.label, "tokens": tokens, "backend": backend, "contains": CONTAINS}
+    if backend == "plain":
+        with torch.no_grad():
+            model = checkpoint(setup.config, setup.model)
+            blocks = run_here(setup.program, model, tokens, 1, contender.settings)
+        wall, cpu = sum(b.seconds for b in blocks), sum(b.cpu_seconds for b in blocks)
+        none = {"online_bytes": 0, "correlation_bytes": 0, "rounds": 0, "parts": {}}
+        return {**figures, "seconds": wall, "cpu_seconds": cpu, **none}
+    with pool.processes(setup) as processes:
+        run = processes.run([0] * tokens, 1, contender.settings, backend)
+    whole = total(run.stretches)
+    return {
+        **figures,
+        **costs(whole),
+        "cpu_seconds_by_process": whole.cpu_seconds,
+        "dealer": {"waited_seconds": whole.waited_seconds},
+        "peak_memory_bytes": run.peak_bytes,
+        "setup_bytes": run.setup_bytes,
+    }
+
+
+def total(stretches: Sequence[Stretch]) -> Stretch:
+    """All of them as one."""
+    first, *others = stretches
+    parts = dict(first.parts)
+    for other in others:
+        for name, part in other.parts.items():
+            old = parts.get(name, Part())
+            parts[name] = Part(old.cost + part.cost, old.seconds + part.seconds, old.cpu_seconds + part.cpu_seconds)
+    return Stretch(
+        sum(s.seconds for s in stretches),
+        sum((s.cost for s in others), first.cost),
+        parts,
+        sum(s.waited_seconds for s in stretches),
+        {role: sum(s.cpu_seconds[role] or 0.0 for s in stretches) for role in first.cpu_seconds},
+    )
+
+
+HEADER = (
+    "policy",
+    "tokens",
+    "backend",
+    "s",
+    "CPU s",
+    "online MB",
+    "corr. MB",
+    "rounds",
+    "owner MiB",
+    "client MiB",
+    "dealer MiB",
+    "waited s",
+)
+
+
+def prefill_rows(records: Sequence[Record]) -> Rows:
+    out = []
+    for r in records:
+        if r["status"] != "done":
+            continue
+        peak = r.get("peak_memory_bytes", {})
+        out.append(
+            [
+                *cost_cells(r),
+                *(mebibytes(peak.get(role)) for role in ("owner", "client", "dealer")),
+                seconds(r.get("dealer", {}).get("waited_seconds", 0.0)),
+            ]
+        )
+    return out

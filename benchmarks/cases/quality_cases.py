@@ -1,0 +1,205 @@
+"""Quality as records: every task, length, policy, budget and placement of the question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mpcache.benchmarks.cases.policies import Contender
+from mpcache.benchmarks.cases.quality import Score, score
+from mpcache.benchmarks.cases.tasks import TASKS, Sample
+from mpcache.benchmarks.records.ranges import RANGES
+from mpcache.benchmarks.records.records import Record, Records, make_record
+from mpcache.benchmarks.records.tables import Rows
+from mpcache.inspection.watched import WatchedBackend
+from mpcache.model.checkpoint import Checkpoint, load_checkpoint
+from mpcache.model.decoder import Decoder
+from mpcache.model.tokenizer import load_tokenizer
+from mpcache.protocols.errors import MpcacheError
+
+CONTAINS = {
+    "exact_match": "share of samples whose answers are right in every token, by greedy decoding",
+    "standard_error": "of exact_match, by the add-two rule",
+    "attended": "mean share of the tokens so far that the step which begins the answer attends to",
+    "placement": "end: the prompt ends with the question, its last token is computed again after eviction; later: the "
+    "question comes after eviction",
+    "perplexity": "of the answers' tokens, given those before them",
+    "cells": "by label: right, asked",
+    "ranges": f"{RANGES}; of all policies that were measured together",
+}
+
+
+@dataclass(frozen=True)
+class QualityOptions:
+    model: Path
+    tasks: Sequence[str]
+    tokens: Sequence[int]
+    contenders: Sequence[Contender]
+    budgets: Sequence[float]
+    placements: Sequence[str]
+    documents: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A contender at a budget."""
+
+    contender: Contender
+    budget: float | None
+
+    def settings(self, options: QualityOptions, task: str, tokens: int, placement: str) -> Record:
+        return {
+            "bench": "quality",
+            "model": options.model.name,
+            "task": task,
+            "tokens": tokens,
+            "placement": placement,
+            "documents": options.documents,
+            "policy": asdict(self.contender.settings),
+            "label": self.contender.label,
+            "backend": "plain",
+        }
+
+
+def run_quality(options: QualityOptions, records: Records) -> list[Record]:
+    """All records, those that were there already included; all policies share each document's prefill."""
+    checkpoint, tokenizer = load_checkpoint(options.model), load_tokenizer(options.model)
+    out: list[Record] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("documents"))
+    total = len(options.tasks) * len(options.tokens) * len(options.placements) * options.documents
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        progress = bar.add_task("", total=total)
+        for task in options.tasks:
+            for tokens in options.tokens:
+                bar.update(progress, description=f"quality {task} {tokens} tokens")
+                samples = [TASKS[task].generate(tokenizer, tokens, seed) for seed in range(options.documents)]
+                for placement in options.placements:
+                    group = _Group(options, task, tokens, placement, samples)
+                    out += group.run(checkpoint, records, lambda: bar.advance(progress))
+    return out
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The cases that share their documents."""
+
+    options: QualityOptions
+    task: str
+    tokens: int
+    placement: str
+    samples: list[list[Sample]]
+
+    def run(self, checkpoint: Checkpoint, records: Records, on_document: Callable[[], None]) -> list[Record]:
+        entries = self._entries()
+        missing = [entry for entry in entries if records.find(self._settings(entry)) is None]
+        if missing:
+            for record in self._measure(checkpoint, missing, on_document):
+                records.add(record)
+        else:
+            for _ in self.samples:
+                on_document()
+        wanted = [self._settings(entry) for entry in entries]
+        return [record for record in records.records if record["settings"] in wanted]
+
+    def _entries(self) -> list[_Entry]:
+        """The full cache has no budget."""
+        out = []
+        for contender in self.options.contenders:
+            if contender.settings.name == "full":
+                out.append(_Entry(contender, None))
+            else:
+                out += [_Entry(contender.with_budget(budget), budget) for budget in self.options.budgets]
+        return out
+
+    def _settings(self, entry: _Entry) -> Record:
+        raw = entry.settings(self.options, self.task, self.tokens, self.placement)
+        return {**raw, "policy": {k: list(v) if isinstance(v, tuple) else v for k, v in raw["policy"].items()}}
+
+    def _measure(
+        self, checkpoint: Checkpoint, entries: Sequence[_Entry], on_document: Callable[[], None]
+    ) -> list[Record]:
+        """One policy's failure is its own: then each is measured alone."""
+        watched = WatchedBackend()
+        decoder = Decoder(checkpoint.config, watched, checkpoint.tensors)
+        policies = {entry: entry.contender.settings for entry in entries}
+        try:
+            results = score(decoder, self.samples, policies, (self.placement,), on_document)
+        except (MpcacheError, RuntimeError, ValueError, IndexError) as error:
+            if len(entries) == 1:
+                settings = self._settings(entries[0])
+                return [make_record(settings, "failed", {"error": f"{type(error).__name__}: {error}"})]
+            return [record for entry in entries for record in self._measure(checkpoint, [entry], lambda: None)]
+        ranges = watched.sizes().to_dict()
+        return [
+            make_record(self._settings(entry), "done", self._figures(entry, results[entry, self.placement], ranges))
+            for entry in entries
+        ]
+
+    def _figures(self, entry: _Entry, result: Score, ranges: Record) -> Record:
+        figures: Record = {
+            "policy": entry.contender.label,
+            "task": self.task,
+            "tokens": self.tokens,
+            "placement": self.placement,
+            "budget": entry.budget,
+            "attended": result.attended,
+            "asked": len(result.outcomes),
+            "ranges": ranges,
+            "contains": CONTAINS,
+        }
+        if result.perplexity is not None:
+            return {**figures, "perplexity": result.perplexity}
+        exact = {"exact_match": result.exact_match, "standard_error": result.standard_error, "right": result.right}
+        return {**figures, **exact, "cells": result.cells}
+
+
+# ------------------------------------------------------------ tables
+
+
+def quality_tables(records: Sequence[Record]) -> list[tuple[str, list[str], Rows]]:
+    """For each task, length and placement: (title, header, rows), a row for each policy, a column for each budget."""
+    done = [r for r in records if r["status"] == "done"]
+    groups = dict.fromkeys((r["task"], r["tokens"], r["placement"]) for r in done)
+    out = []
+    for task, tokens, placement in groups:
+        group = [r for r in done if (r["task"], r["tokens"], r["placement"]) == (task, tokens, placement)]
+        budgets = sorted({r["budget"] for r in group if r["budget"] is not None})
+        title = f"{task}, {tokens:,} tokens, {PLACED[placement]}"
+        header = ["policy", *(f"{budget:.4g}" if budget >= 1 else f"{budget:.1%}" for budget in budgets)]
+        labels = dict.fromkeys(r["policy"] for r in group)
+        out.append((title + _caveat(group), header, [_row(label, group, budgets) for label in labels]))
+    return out
+
+
+PLACED = {"end": "question at the end of the prompt", "later": "question after eviction"}
+
+
+def _caveat(group: Sequence[Record]) -> str:
+    """What a table says where the model itself fails, so that nothing is read into the policies' figures."""
+    full = next((r for r in group if r["budget"] is None and "exact_match" in r), None)
+    if full is None or full["exact_match"] >= CAN:
+        return ""
+    return f": beyond this model, whose full cache reaches {full['exact_match']:.2f}"
+
+
+CAN = 0.9
+"""The full cache's exact match from which on a model can be said to do a task."""
+
+
+def _row(label: str, group: Sequence[Record], budgets: Sequence[float]) -> list[str]:
+    mine = {r["budget"]: r for r in group if r["policy"] == label}
+    if None in mine:
+        return [label, _cell(mine[None]), *[""] * (len(budgets) - 1)]
+    return [label, *(_cell(mine[b]) if b in mine else "" for b in budgets)]
+
+
+def _cell(record: Record) -> str:
+    if "perplexity" in record:
+        return f"{record['perplexity']:.3f}"
+    return f"{record['exact_match']:.3f} ± {record['standard_error']:.3f}"

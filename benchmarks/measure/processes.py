@@ -1,0 +1,151 @@
+"""Run a benchmark's program over three real processes, and gather what each part of it took.
+
+Owner and dealer are processes of their own, the client is this one; links, sessions and the dealer's stream are those
+of a generation, gRPC with mutual TLS on loopback.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mpcache.benchmarks.measure.process import ROLES, forget_peak, peak_memory, read_notes, seconds_between
+from mpcache.benchmarks.measure.roles import UNLIMITED, Setup
+from mpcache.parties.certificates import load_identity, write_development_certificates
+from mpcache.parties.client import Connection, Generation, Request
+from mpcache.parties.launcher import role_process
+from mpcache.policies import PolicySettings
+from mpcache.protocols.session import Cost, Part
+
+
+@dataclass
+class Stretch:
+    """What the program took from one of its values to the next. Cost and parts are the client's.
+
+    cpu_seconds: by process. The dealer's is what it took to make this stretch's corrections, ahead of the parties;
+    waited_seconds is how long the client stood still for them.
+    """
+
+    seconds: float
+    cost: Cost
+    parts: dict[str, Part]
+    waited_seconds: float
+    cpu_seconds: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def all_cpu_seconds(self) -> float:
+        return sum(seconds or 0.0 for seconds in self.cpu_seconds.values())
+
+
+@dataclass
+class Run:
+    """A program's stretches in order, and each process's peak memory in bytes."""
+
+    stretches: list[Stretch]
+    peak_bytes: dict[str, int | None]
+    setup_bytes: int
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The other two processes, as long as `local_processes` lasts."""
+
+    setup: Setup
+    connection: Connection
+    logs: dict[str, Path]
+
+    def run(self, prompt: list[int], steps: int, policy: PolicySettings, backend: str = "mpc") -> Run:
+        """One session. Raises MpcacheError if a process fails."""
+        request = Request(prompt, steps, policy=policy, backend=backend)
+        stretches: list[Stretch] = []
+
+        def noted(*arguments: Any) -> Iterator[Any]:
+            """The program in its own thread, which does not wait for this one; while planning, there is no session."""
+            before: _Snapshot | None = None
+            for value in self.setup.program(*arguments):
+                if generation.session is not None:
+                    now = _Snapshot(generation)
+                    stretches.append(now.since(before or _Snapshot.zero(now)))
+                    before = _Snapshot(generation)
+                yield value
+
+        generation = Generation(self.connection, request, program=noted, transport=self.setup.transport)
+        for log in self.logs.values():
+            log.unlink(missing_ok=True)
+        forget_peak()
+        for _ in generation:
+            pass
+        notes = {role: read_notes(log) for role, log in self.logs.items()}
+        for i, stretch in enumerate(stretches):
+            for role in ROLES:
+                stretch.cpu_seconds[role] = seconds_between(notes[role], i)
+        peaks = {role: notes[role][-1]["peak_bytes"] if notes[role] else None for role in ROLES}
+        return Run(stretches, {**peaks, "client": peak_memory()}, generation.setup_bytes)
+
+
+class _Snapshot:
+    """Where a session stands."""
+
+    def __init__(self, generation: Generation) -> None:
+        session = generation.session
+        assert session is not None
+        self.seconds, self.cpu_seconds = time.perf_counter(), time.process_time()
+        self.cost, self.parts = session.cost.copy(), copy.deepcopy(session.parts)
+        self.waited = generation.waited_for_dealer
+
+    @staticmethod
+    def zero(now: _Snapshot) -> _Snapshot:
+        """Before anything: the time of the first stretch is that of its parts."""
+        start = copy.copy(now)
+        start.cost, start.parts, start.waited = Cost(), {}, 0.0
+        start.seconds -= sum(part.seconds for part in now.parts.values())
+        start.cpu_seconds -= sum(part.cpu_seconds for part in now.parts.values())
+        return start
+
+    def since(self, before: _Snapshot) -> Stretch:
+        parts = {}
+        for name, part in self.parts.items():
+            old = before.parts.get(name, Part())
+            parts[name] = Part(part.cost - old.cost, part.seconds - old.seconds, part.cpu_seconds - old.cpu_seconds)
+        return Stretch(
+            self.seconds - before.seconds,
+            self.cost - before.cost,
+            {name: part for name, part in parts.items() if part.seconds},
+            self.waited - before.waited,
+            {"client": self.cpu_seconds - before.cpu_seconds},
+        )
+
+
+@contextmanager
+def local_processes(setup: Setup) -> Iterator[Processes]:
+    """Dealer and owner, here or in the setup's namespace, with certificates of their own; ended with the block."""
+    with tempfile.TemporaryDirectory(prefix="mpcache-bench-") as name:
+        folder = Path(name)
+        certificates = folder / "certificates"
+        write_development_certificates(certificates, days=1)
+        logs = {role: folder / f"{role}.jsonl" for role in ROLES}
+        shared = {"setup": setup.to_dict(), "certificates": str(certificates)}
+        prefix = setup.namespace.prefix if setup.namespace else []
+        dealer_file = _config(folder, "dealer", log=str(logs["dealer"]), **shared)
+        with role_process("dealer", dealer_file, _MODULE, prefix) as dealer:
+            own = {"log": str(logs["owner"]), "dealer": dealer, "state": str(folder / "owner-state")}
+            with role_process("owner", _config(folder, "owner", **own, **shared), _MODULE, prefix) as owner:
+                identity = load_identity(certificates, "client")
+                state, timeout = folder / "client-state", setup.timeout_seconds
+                yield Processes(setup, Connection(owner, dealer, identity, state, timeout, UNLIMITED, UNLIMITED), logs)
+
+
+_MODULE = "mpcache.benchmarks.measure.roles"
+
+
+def _config(folder: Path, role: str, **values: Any) -> Path:
+    path = folder / f"{role}.json"
+    path.write_text(json.dumps(values))
+    return path

@@ -1,0 +1,40 @@
+"""Backends by name, for the processes and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from mpcache.protocols.backends.interface import Backend
+from mpcache.protocols.backends.mpc import MpcBackend
+from mpcache.protocols.plan import PlanSession
+from mpcache.protocols.session import Session
+
+PRIVATE_BACKENDS = ("mpc", "crypten")
+
+
+@contextmanager
+def private_backend(
+    name: str,
+    session: Session,
+    weight_key: bytes | None = None,
+    masked_weights: Mapping[str, torch.Tensor] | None = None,
+) -> Iterator[Backend]:
+    """The backend `name` on a session, for as long as the block lasts."""
+    if name == "mpc":
+        yield MpcBackend(session, weight_key, dict(masked_weights or {}))
+        return
+    from mpcache.protocols.crypten.backend import CryptenBackend
+
+    yield CryptenBackend(session)
+
+
+def plan_session(name: str, check: Callable[[], None] = lambda: None) -> PlanSession:
+    """A session that plans: on `meta` tensors for mpc; CrypTen runs dry, on zeros. check: see `PlanSession`."""
+    if name == "mpc":
+        return PlanSession(check)
+    from mpcache.protocols.crypten.bridge import DryRunSession
+
+    return DryRunSession(check)

@@ -1,0 +1,117 @@
+"""Prefill and decoding, one loop for every backend and party, with what each phase cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from mpcache.model.decoder import Decoder
+from mpcache.policies import Policy, PolicySettings, new_cache
+from mpcache.protocols.backends.interface import Value
+from mpcache.protocols.session import Cost
+
+PREFILL_BLOCK = 64
+"""Prompt tokens that go through the model at once: bounds the memory of a prefill, whatever the prompt's length."""
+
+
+FULL = PolicySettings("full")
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """The public lengths of one generation."""
+
+    prompt_tokens: int
+    max_new_tokens: int
+    temperature: float = 0.0
+    block: int = PREFILL_BLOCK
+    policy: PolicySettings = FULL
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """(start, end) of the prompt's blocks."""
+        return [(s, min(s + self.block, self.prompt_tokens)) for s in range(0, self.prompt_tokens, self.block)]
+
+
+@dataclass
+class Phase:
+    """Seconds and cost of prefill (with the first token) or of decoding (the tokens after it)."""
+
+    seconds: float = 0.0
+    cost: Cost = field(default_factory=Cost)
+
+
+def prefill(
+    decoder: Decoder, plan: GenerationPlan, prompt: Sequence[int] | None, cache: Policy
+) -> Iterator[tuple[int, Value]]:
+    """Run the prompt block by block; yields (tokens done, the block's hidden states).
+
+    prompt: its token ids, or None where they are secret.
+    """
+    for start, end in plan.blocks():
+        yield end, decoder.forward(None if prompt is None else prompt[start:end], end - start, cache)
+
+
+def decode(
+    decoder: Decoder, plan: GenerationPlan, x: Value, cache: Policy, stop: Callable[[int], bool] = lambda token: False
+) -> Iterator[int | None]:
+    """Yield each new token (None to a process that must not know it) after the prefill's last hidden states `x`.
+
+    `stop` decides, where the tokens are known, after which token to end; it is announced to the other party.
+    """
+    for i in range(plan.max_new_tokens):
+        token = decoder.next_token(x, plan.temperature)
+        last = i + 1 == plan.max_new_tokens
+        goes_on = not last and decoder.backend.announce(None if token is None else not stop(token))
+        yield token
+        if not goes_on:
+            return
+        x = decoder.forward(None if token is None else [token], 1, cache)
+
+
+Program = Callable[..., Iterator[int | None]]
+"""What the processes run together, with the parameters of `steps` below, which is a generation. A benchmark may run
+another, if all of its processes do: the plan's digest tells them apart."""
+
+
+def steps(
+    decoder: Decoder,
+    plan: GenerationPlan,
+    prompt: Sequence[int] | None,
+    on_block: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[int], bool] = lambda token: False,
+) -> Iterator[int | None]:
+    """Prefill, then decode. `on_block` hears (prompt tokens done, prompt tokens in all)."""
+    cache, x = new_cache(plan.policy, decoder, plan.prompt_tokens), None
+    for done, x in prefill(decoder, plan, prompt, cache):
+        on_block(done, plan.prompt_tokens)
+    yield from decode(decoder, plan, x, cache, stop)
+
+
+class Meter:
+    """Splits a run's seconds and cost into prefill (with the first token) and decoding.
+
+    steps: of each token after the first, in order; their sum is `decode`.
+    """
+
+    def __init__(self, cost: Callable[[], Cost]) -> None:
+        self._cost = cost
+        self._started, self._before = time.perf_counter(), cost().copy()
+        self.prefill, self.decode, self.tokens = Phase(), Phase(), 0
+        self.steps: list[Phase] = []
+
+    def token(self) -> None:
+        """A token has come."""
+        seconds, cost = time.perf_counter() - self._started, self._cost() - self._before
+        if self.tokens == 0:
+            self.prefill = Phase(seconds, cost)
+        else:
+            before = self.decode
+            self.decode = Phase(seconds - self.prefill.seconds, cost - self.prefill.cost)
+            self.steps.append(Phase(self.decode.seconds - before.seconds, self.decode.cost - before.cost))
+        self.tokens += 1
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Of decoding; None if there was no token after the first."""
+        return self.decode.seconds / (self.tokens - 1) if self.tokens > 1 else None

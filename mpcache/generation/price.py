@@ -1,0 +1,222 @@
+"""What a model of any size will take, by phase and part, from its shape alone: `mpcache plan`.
+
+A generation's plan is the program itself, run on shapes (plan.py). Here a model of many layers is priced from two of
+few: every layer sends what the others send (policies that treat layers differently say how they repeat), so
+that costs grow by the same amount with each repetition. Prefill, eviction and each decode step are planned apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from mpcache.generation.loop import FULL, PREFILL_BLOCK, GenerationPlan
+from mpcache.generation.network import LOOPBACK, Network
+from mpcache.generation.prefilled import prefilled_cache
+from mpcache.model.config import ModelConfig
+from mpcache.model.decoder import Decoder
+from mpcache.policies import Policy, PolicySettings, new_cache, policy_class
+from mpcache.protocols.backends.mpc import MpcBackend
+from mpcache.protocols.plan import PlanSession, ShapeArithmetic
+from mpcache.protocols.session import Cost
+
+Parts = dict[str, Cost]
+
+
+@dataclass(frozen=True)
+class Price:
+    """Cost of a phase by part, as party 0 counts it, and the multiply-adds of its weights' products.
+
+    multiply_adds: of one party; the dealer does as many.
+    """
+
+    parts: Parts = field(default_factory=dict)
+    multiply_adds: int = 0
+
+    @property
+    def cost(self) -> Cost:
+        return sum(self.parts.values(), Cost())
+
+    def __add__(self, other: Price) -> Price:
+        return self._with(other, 1)
+
+    def __sub__(self, other: Price) -> Price:
+        return self._with(other, -1)
+
+    def _with(self, other: Price, sign: int) -> Price:
+        names = dict.fromkeys([*self.parts, *other.parts])
+        parts = {n: self.parts.get(n, Cost()) + _times(other.parts.get(n, Cost()), sign) for n in names}
+        return Price(parts, self.multiply_adds + sign * other.multiply_adds)
+
+    def times(self, count: int) -> Price:
+        return Price({n: _times(c, count) for n, c in self.parts.items()}, self.multiply_adds * count)
+
+
+def _times(cost: Cost, count: int) -> Cost:
+    return Cost(
+        cost.sent_bytes * count, cost.received_bytes * count, cost.correction_bytes * count, cost.rounds * count
+    )
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What is priced. new_tokens: those after the first, which comes with the prefill."""
+
+    model: ModelConfig
+    prompt_tokens: int
+    new_tokens: int = 16
+    policy: PolicySettings = FULL
+    block: int = PREFILL_BLOCK
+    temperature: float = 0.0
+    network: Network = LOOPBACK
+
+
+@dataclass(frozen=True)
+class Prices:
+    """prefill: with the first token, without eviction, which comes once after it. decode: all steps."""
+
+    prefill: Price
+    eviction: Price
+    decode: list[Price]
+
+    @property
+    def decoding(self) -> Price:
+        return sum(self.decode, Price())
+
+
+def price(generation: Generation) -> Prices:
+    """Exact, without running anything: equal to the plan of the whole generation, and so to the byte to a run.
+
+    Cost: seconds, whatever the number of layers.
+    """
+    offset, period = policy_class(generation.policy.name).layer_pattern(generation.policy)
+    return Prices(
+        _scaled(generation, 0, 1, _prefill)[0],
+        _planned(generation, generation.model.layers, _eviction)[0],
+        _scaled(generation, offset, period, _decode) if generation.new_tokens else [],
+    )
+
+
+Program = Callable[[Generation, Decoder, "_Counter"], Iterator[Price]]
+
+
+def _scaled(generation: Generation, offset: int, period: int, program: Program) -> list[Price]:
+    """The program's prices at the model's layers, from models of one and of two repetitions of the pattern."""
+    layers = generation.model.layers
+    rest = (layers - offset) % period
+    few, more = offset + rest + period, offset + rest + 2 * period
+    if layers <= more:
+        return _planned(generation, layers, program)
+    repetitions = (layers - few) // period
+    pairs = zip(_planned(generation, few, program), _planned(generation, more, program), strict=True)
+    return [small + (large - small).times(repetitions) for small, large in pairs]
+
+
+def _planned(generation: Generation, layers: int, program: Program) -> list[Price]:
+    session = PlanSession()
+    session.round_bytes = generation.network.round_bytes
+    model = replace(generation.model, layers=layers)
+    decoder = Decoder(model, MpcBackend(session))
+    with ShapeArithmetic():
+        return list(program(replace(generation, model=model), decoder, _Counter(session, model)))
+
+
+class _Counter:
+    """Prices from one call of `since` to the next."""
+
+    def __init__(self, session: PlanSession, model: ModelConfig) -> None:
+        self._session, self._model = session, model
+        self._before: Parts = {}
+
+    def since(self, forwards: int = 0, embeddings: int = 0, heads: int = 0) -> Price:
+        """forwards, embeddings: tokens that went through the layers, the embedding; heads: logits computed."""
+        self._session.next_part()
+        now = {name: part.cost.copy() for name, part in self._session.parts.items()}
+        parts = {name: cost - self._before.get(name, Cost()) for name, cost in now.items()}
+        self._before = now
+        m = self._model
+        work = forwards * layer_weights(m) * m.layers + (embeddings + heads) * m.vocabulary * m.hidden
+        return Price({name: cost for name, cost in parts.items() if cost != Cost()}, work)
+
+
+def layer_weights(model: ModelConfig) -> int:
+    """Weights of a layer: multiply-adds of one token."""
+    attention = model.heads * model.head_size
+    qkv = attention + 2 * model.key_value_heads * model.head_size
+    wide = 3 if model.family == "llama" else 2
+    return model.hidden * (qkv + attention + wide * model.intermediate)
+
+
+def _prefill(generation: Generation, decoder: Decoder, counter: _Counter) -> Iterator[Price]:
+    cache = new_cache(generation.policy, decoder, generation.prompt_tokens)
+    cache.evict = lambda: None  # type: ignore[method-assign]  # priced apart
+    total, x = Price(), None
+    plan = GenerationPlan(generation.prompt_tokens, 1, block=generation.block)
+    for start, end in plan.blocks():
+        x = decoder.forward(None, end - start, cache)
+        total = total + counter.since(forwards=end - start, embeddings=end - start)
+    decoder.next_token(x, generation.temperature)
+    if generation.new_tokens:
+        decoder.backend.announce(None)
+    yield total + counter.since(heads=1)
+
+
+def _eviction(generation: Generation, decoder: Decoder, counter: _Counter) -> Iterator[Price]:
+    _filled(generation, decoder, counter)
+    yield counter.since()
+
+
+def _decode(generation: Generation, decoder: Decoder, counter: _Counter) -> Iterator[Price]:
+    cache = _filled(generation, decoder, counter)
+    counter.since()
+    for i in range(generation.new_tokens):
+        x = decoder.forward(None, 1, cache)
+        decoder.next_token(x, generation.temperature)
+        if i + 1 < generation.new_tokens:
+            decoder.backend.announce(None)
+        yield counter.since(forwards=1, embeddings=1, heads=1)
+
+
+def _filled(generation: Generation, decoder: Decoder, counter: _Counter) -> Policy:
+    """The cache after a prompt; the counter begins before eviction."""
+    cache = prefilled_cache(decoder, generation.policy, generation.prompt_tokens, decoder.backend.zeros)
+    counter.since()
+    cache.advance(generation.prompt_tokens)
+    return cache
+
+
+# ------------------------------------------------------------ time
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a machine takes besides the network, in seconds: a round, and a byte or multiply-add of each kind."""
+
+    round: float
+    online_byte: float
+    correlation_byte: float
+    multiply_add: float
+
+
+MEASURED = Speed(round=5.3e-4, online_byte=0.0, correlation_byte=4.0e-9, multiply_add=2.6e-10)
+"""Fitted with `mpcache bench calibrate docs/report` to the decode steps, prefills and networks of a full run: three
+processes on two cores of an AMD EPYC that did nothing else. Nine in ten medians are within 20% of the estimate, all
+within 25%; from run to run a step of 30 ms varies as much. Correlations are there: a dealer that works beside the
+parties on the same cores makes steps half as long again. A round's share is gRPC, TLS, and the operations on small
+tensors between two messages; of bytes, corrections tell the work best, so that none is left for online ones."""
+
+
+def seconds(price: Price, network: Network, speed: Speed = MEASURED) -> float:
+    """Estimated wall time: round trips, bytes on the line, and computing."""
+    cost = price.cost
+    return network.seconds(cost.rounds, cost.online_bytes) + computing_seconds(price, speed)
+
+
+def computing_seconds(price: Price, speed: Speed = MEASURED) -> float:
+    cost = price.cost
+    return (
+        cost.rounds * speed.round
+        + cost.online_bytes * speed.online_byte
+        + cost.correction_bytes * speed.correlation_byte
+        + price.multiply_adds * speed.multiply_add
+    )

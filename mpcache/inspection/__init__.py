@@ -1,0 +1,1 @@
+"""Whether a model's values fit fixed point: by its weights, and by a watched run in plaintext."""

@@ -1,0 +1,1 @@
+"""What a model folder holds, and the decoder that computes it on any backend."""

@@ -1,0 +1,152 @@
+"""A party's link to the dealer: corrections, read ahead with bounded memory."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import grpc
+
+from mpcache.parties.certificates import Identity
+from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc
+from mpcache.parties.link import REFUSALS, explain_error, printable
+from mpcache.parties.threads import start_thread
+from mpcache.parties.tls import PART_BYTES, open_channel
+from mpcache.protocols.errors import PeerLost, ProtocolError
+
+CHUNK_BYTES = PART_BYTES
+
+
+def left(role: str) -> str:
+    """What the dealer tells a party when the other one has gone."""
+    return f"the {role} left"
+
+
+class DealerLink:
+    """A party's link to the dealer: a byte stream of corrections, read ahead by at most `memory_bytes`.
+
+    waited_seconds: how long `read` stood still because the dealer was not ahead. told: why the dealer ended it.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        identity: Identity | None,
+        request: dealer_pb2.DealRequest,
+        timeout: float,
+        memory_bytes: int = 64 << 20,
+    ) -> None:
+        self._timeout = timeout
+        self._channel, _ = open_channel(address, identity, "dealer", timeout)
+        self._chunks: queue.Queue[bytes] = queue.Queue(maxsize=max(2, memory_bytes // CHUNK_BYTES))
+        self._current = memoryview(b"")
+        self._failure: str | None = None
+        self._failure_told: str | None = None
+        self.told: str | None = None
+        self._closed = False
+        self.finished = threading.Event()
+        self.started = threading.Event()
+        self.received_bytes = 0
+        self.waited_seconds = 0.0
+        self._stream = dealer_pb2_grpc.DealerStub(self._channel).Deal(iter([request]))
+
+        def explain(error: grpc.RpcError) -> str:
+            return explain_error(error, address, "dealer")
+
+        start_thread(f"{request.role}: corrections from the dealer", self._feed, explain)
+
+    def _feed(self, explain: object) -> None:
+        try:
+            for reply in self._stream:
+                kind = reply.WhichOneof("kind")
+                if kind == "chunk":
+                    if not reply.chunk:
+                        raise ProtocolError("the dealer sent a chunk without bytes")
+                    self._put(reply.chunk)
+                elif kind == "started":
+                    self.started.set()
+                elif kind == "failure":
+                    self.told = printable(reply.failure)
+                    self._failure = f"the dealer ended the session: {self.told}"
+                    break
+            else:
+                if self._failure is None and not self._closed:
+                    self.finished.set()
+        except ProtocolError as error:
+            self._failure = str(error)
+            self._stream.cancel()
+        except grpc.RpcError as error:
+            if not self._closed:
+                self._failure_told = "lost the dealer"
+                if error.code() in REFUSALS:
+                    self._failure_told = f"the dealer refused: {printable(error.details() or '')}"
+                self._failure = explain(error)  # type: ignore[operator]
+        finally:
+            self.started.set()
+
+    def _put(self, chunk: bytes) -> None:
+        while not self._closed:
+            try:
+                return self._chunks.put(chunk, timeout=0.5)
+            except queue.Full:
+                continue
+
+    def check(self) -> None:
+        """Raises PeerLost if the dealer has failed or gone."""
+        if self._failure is not None:
+            raise PeerLost(self._failure, self._failure_told)
+
+    def wait_started(self, check_peer: Callable[[], None] = lambda: None) -> None:
+        """Until both parties are there. check_peer: called meanwhile, raises if the other party is gone.
+
+        Raises PeerLost.
+        """
+        deadline = time.monotonic() + self._timeout
+        while not self.started.wait(0.2):
+            check_peer()
+            if time.monotonic() > deadline:
+                raise PeerLost(f"the dealer did not start within {self._timeout:g} seconds")
+        self.check()
+
+    def read(self, nbytes: int) -> bytes | memoryview:
+        if nbytes <= len(self._current):
+            taken, self._current = self._current[:nbytes], self._current[nbytes:]
+            return taken
+        parts, missing = [self._current], nbytes - len(self._current)
+        while missing > 0:
+            chunk = memoryview(self._next_chunk())
+            parts.append(chunk[:missing])
+            self._current = chunk[missing:]
+            missing -= len(parts[-1])
+        return b"".join(parts)
+
+    def _next_chunk(self) -> bytes:
+        try:
+            chunk = self._chunks.get_nowait()
+        except queue.Empty:
+            chunk = self._wait_for_chunk()
+        self.received_bytes += len(chunk)
+        return chunk
+
+    def _wait_for_chunk(self) -> bytes:
+        begun = time.perf_counter()
+        while True:
+            try:
+                chunk = self._chunks.get(timeout=0.2)
+            except queue.Empty:
+                self.check()
+                if self.finished.is_set() and self._chunks.empty():
+                    raise PeerLost("the dealer's corrections ended early: is it the same MPCache?") from None
+                if time.perf_counter() - begun > self._timeout:
+                    raise PeerLost(f"the dealer sent nothing for {self._timeout:g} seconds") from None
+            else:
+                self.waited_seconds += time.perf_counter() - begun
+                return chunk
+
+    def close(self) -> None:
+        self._failure = self._failure or "the link to the dealer was closed"
+        self._closed = True
+        self._stream.cancel()
+        self._channel.close()
