@@ -17,13 +17,12 @@ from pathlib import Path
 import torch
 
 from mpcache.benchmarks.cases.policies import Contender
-from mpcache.benchmarks.cases.quality import greedy
 from mpcache.benchmarks.cases.tasks import TASKS, Sample
-from mpcache.benchmarks.measure.recorded import Recorded, record
 from mpcache.benchmarks.measure.runner import Case
 from mpcache.benchmarks.records.ranges import RANGES
 from mpcache.benchmarks.records.records import Record
 from mpcache.benchmarks.records.tables import Rows
+from mpcache.generation.recorded import Recorded, greedy, record
 from mpcache.inspection.watched import WatchedBackend
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint, weight_shapes
 from mpcache.model.decoder import Decoder

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import torch
 
 from mpcache.benchmarks.cases.tasks import Sample
-from mpcache.benchmarks.measure.recorded import Recorded, record
+from mpcache.generation.recorded import Recorded, greedy, log_likelihood, record
 from mpcache.model.decoder import Decoder
 from mpcache.policies import Policy, PolicySettings
-from mpcache.protocols.backends.interface import KeyValues, Value
+from mpcache.protocols.backends.interface import KeyValues
 
 PLACEMENTS = ("end", "later")
 Key = TypeVar("Key", bound=Hashable)
@@ -117,35 +117,12 @@ def _outcome(decoder: Decoder, cache: Policy, sample: Sample, placement: str) ->
             x = decoder.forward([token], 1, cache)
         attended = seen if i == 0 else attended
         if sample.scored == "likelihood":
-            likelihood, tokens = likelihood + _likelihood(decoder, cache, x, answer), tokens + len(answer)
+            likelihood, tokens = likelihood + log_likelihood(decoder, cache, x, answer), tokens + len(answer)
         else:
             right = greedy(decoder, cache, x, len(answer)) == list(answer) and right
             if i + 1 < len(sample.turns):
                 decoder.forward(answer[-1:], 1, cache)
     return Outcome(right, attended, likelihood, tokens)
-
-
-def greedy(decoder: Decoder, cache: Policy, x: Value, tokens: int) -> list[int]:
-    """The next tokens after the hidden states `x`; the last of them does not join the cache."""
-    answer: list[int] = []
-    while True:
-        chosen = decoder.next_token(x)
-        assert chosen is not None
-        answer.append(chosen)
-        if len(answer) == tokens:
-            return answer
-        x = decoder.forward([chosen], 1, cache)
-
-
-def _likelihood(decoder: Decoder, cache: Policy, x: Value, answer: Sequence[int]) -> float:
-    """Sum of the log likelihoods of the answer's tokens, each given those before it."""
-    total = 0.0
-    for token in answer:
-        decoder.next_token(x)
-        logits = decoder.backend.last_logits  # type: ignore[attr-defined]
-        total += float(logits.log_softmax(-1)[token])
-        x = decoder.forward([token], 1, cache)
-    return total
 
 
 def _copy(cache: Policy) -> Policy:

@@ -8,10 +8,10 @@ from mpcache.benchmarks.cases.policies import parse_contenders
 from mpcache.benchmarks.cases.quality import Outcome, Score, score
 from mpcache.benchmarks.cases.quality_cases import QualityOptions, quality_tables, run_quality
 from mpcache.benchmarks.cases.tasks import TASKS
-from mpcache.benchmarks.measure.recorded import record
 from mpcache.benchmarks.records.records import Records
 from mpcache.demo import DEMO_MODEL
 from mpcache.generation.loop import GenerationPlan, prefill, steps
+from mpcache.generation.recorded import record
 from mpcache.model.checkpoint import load_checkpoint
 from mpcache.model.decoder import Decoder
 from mpcache.model.tokenizer import load_tokenizer

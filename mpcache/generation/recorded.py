@@ -102,3 +102,26 @@ def record(decoder: Decoder, tokens: Sequence[int], after: Recorded | None = Non
     hidden = decoder.forward(tokens, len(tokens), recorder)
     layers = [Layer(torch.cat(recorder.queries[i], 2), *recorder.key_values(i)) for i in range(decoder.config.layers)]
     return Recorded(layers, recorder.past, hidden, recorder)
+
+
+def greedy(decoder: Decoder, cache: Policy, x: Value, tokens: int) -> list[int]:
+    """The next tokens after the hidden states `x`; the last of them does not join the cache."""
+    answer: list[int] = []
+    while True:
+        chosen = decoder.next_token(x)
+        assert chosen is not None
+        answer.append(chosen)
+        if len(answer) == tokens:
+            return answer
+        x = decoder.forward([chosen], 1, cache)
+
+
+def log_likelihood(decoder: Decoder, cache: Policy, x: Value, answer: Sequence[int]) -> float:
+    """Sum of the log likelihoods of the answer's tokens, each given those before it."""
+    total = 0.0
+    for token in answer:
+        decoder.next_token(x)
+        logits = decoder.backend.last_logits  # type: ignore[attr-defined]
+        total += float(logits.log_softmax(-1)[token])
+        x = decoder.forward([token], 1, cache)
+    return total
