@@ -1,0 +1,131 @@
+"""What a cache policy costs in answers: one's own model and prompts, in plaintext, against the full cache.
+
+Each prompt's prefill is computed once and every policy starts from it. The prompt's last token is computed again as a
+decode step on the evicted cache: the token after a prefill comes from full attention whatever the policy, and would say
+nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mpcache.generation.loop import FULL
+from mpcache.generation.recorded import Recorded, greedy, log_likelihood, record
+from mpcache.model.decoder import Decoder
+from mpcache.model.load import Model, Prompt
+from mpcache.policies import PolicySettings
+from mpcache.protocols.backends.plain import PlainBackend
+from mpcache.protocols.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PolicyQuality:
+    """How a policy answered, over all prompts.
+
+    exact_match: the share of answers that are the wanted ones, token by token; wanted are the answers given, or what
+    the full cache says. token_match: the share of the wanted answers' tokens before the first that differs.
+    perplexity: of the wanted answers, each token given those before it. attended: the share of the tokens so far that
+    the first step attends to.
+    """
+
+    policy: str
+    prompts: int
+    exact_match: float
+    token_match: float
+    perplexity: float
+    attended: float
+
+
+@dataclass(frozen=True)
+class _Answer:
+    matching: int
+    wanted: int
+    log_likelihood: float
+    attended: float
+
+
+@torch.no_grad()
+def compare_policies(
+    model: Model,
+    prompts: Sequence[Prompt],
+    policies: Sequence[tuple[str, PolicySettings]],
+    *,
+    answers: Sequence[Prompt] | None = None,
+    max_new_tokens: int = 32,
+    on_prompt: Callable[[int], None] = lambda done: None,
+) -> list[PolicyQuality]:
+    """Answer every prompt under every policy, greedily, in plaintext.
+
+    policies: (label, settings). answers: the wanted ones, a text or token ids for each prompt; without, what
+    the full cache generates up to an end token, `max_new_tokens` at most. on_prompt: hears how many prompts are done.
+    Raises ConfigError for prompts or answers that do not fit the model.
+    """
+    wanted = [None] * len(prompts) if answers is None else [_tokens(model, answer) for answer in answers]
+    if not prompts or len(wanted) != len(prompts):
+        raise ConfigError(f"{len(prompts)} prompts and {len(wanted)} answers: give at least one prompt, an answer each")
+    decoder = Decoder(model.config, PlainBackend(), model.checkpoint.tensors)
+    found: list[list[_Answer]] = [[] for _ in policies]
+    for done, (prompt, answer) in enumerate(zip(prompts, wanted, strict=True), 1):
+        tokens = model.encode(prompt)
+        _check_room(model, len(tokens) + (max_new_tokens if answer is None else len(answer)))
+        recorded = record(decoder, tokens)
+        expected = answer
+        if expected is None:
+            expected = _until_end(_answered(decoder, recorded, tokens, FULL, max_new_tokens), model.end_tokens)
+        for (_, settings), outcomes in zip(policies, found, strict=True):
+            outcomes.append(_compared(decoder, recorded, tokens, settings, expected))
+        on_prompt(done)
+    return [_total(label, outcomes) for (label, _), outcomes in zip(policies, found, strict=True)]
+
+
+def _tokens(model: Model, answer: Prompt) -> list[int]:
+    if isinstance(answer, str) and model.tokenizer is not None:
+        return list(model.tokenizer.encode(answer, add_special_tokens=False).ids)
+    return model.encode(answer)
+
+
+def _check_room(model: Model, tokens: int) -> None:
+    if tokens > model.config.max_positions:
+        raise ConfigError(
+            f"a prompt and its answer take {tokens} tokens, and the model has {model.config.max_positions} positions: "
+            "shorten the prompt or lower max_new_tokens"
+        )
+
+
+def _answered(
+    decoder: Decoder, recorded: Recorded, tokens: list[int], policy: PolicySettings, count: int
+) -> list[int]:
+    cache = recorded.cache(decoder, policy, again=1)
+    return greedy(decoder, cache, decoder.forward(tokens[-1:], 1, cache), count)
+
+
+def _until_end(tokens: list[int], ends: tuple[int, ...]) -> list[int]:
+    """What comes after the first token that ends an answer is none of it."""
+    return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))]
+
+
+def _compared(
+    decoder: Decoder, recorded: Recorded, tokens: list[int], policy: PolicySettings, wanted: list[int]
+) -> _Answer:
+    cache = recorded.cache(decoder, policy, again=1)
+    attended = cache.attended() / (cache.past + 1)
+    given = log_likelihood(decoder, cache, decoder.forward(tokens[-1:], 1, cache), wanted)
+    answer = _answered(decoder, recorded, tokens, policy, len(wanted))
+    matching = next((i for i, (a, b) in enumerate(zip(answer, wanted, strict=True)) if a != b), len(wanted))
+    return _Answer(matching, len(wanted), given, attended)
+
+
+def _total(label: str, outcomes: list[_Answer]) -> PolicyQuality:
+    tokens = sum(o.wanted for o in outcomes)
+    return PolicyQuality(
+        policy=label,
+        prompts=len(outcomes),
+        exact_match=sum(o.matching == o.wanted for o in outcomes) / len(outcomes),
+        token_match=sum(o.matching for o in outcomes) / tokens,
+        perplexity=math.exp(-sum(o.log_likelihood for o in outcomes) / tokens),
+        attended=sum(o.attended for o in outcomes) / len(outcomes),
+    )
