@@ -2,7 +2,7 @@
 
 The parties open z = x + r modulo 2^k, r uniform. With x = z - r, the sign bit of x is
     top(z) xor top(r) xor [z_low < r_low],
-the last bit by digit tables (digits.py). It is xor-shared; opened under a random bit d that the dealer shares in the
+the last bit by digit tables (lookup.py). It is xor-shared; opened under a random bit d that the dealer shares in the
 ring as well, it becomes arithmetic: bit = f + (1 - 2 f) d, f public.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from mpcache.protocols.digits import LessThan
+from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.ring import RING_BITS, reduce_bits
 from mpcache.protocols.session import Session, together
 

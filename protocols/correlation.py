@@ -10,7 +10,7 @@ and the plan (protocols/plan.py) knows every correction's size from the declarat
 
 Each correlation draws from the streams numbered by its place in the session, so a party and the dealer agree
 whatever order they work in. Masks that later correlations refer to are kept by the dealer under a number (see
-protocols/product.py).
+protocols/beaver.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import torch
 
-from mpcache.protocols.product import Masked, mask, multiply_masked, square_sum
+from mpcache.protocols.beaver import Masked, mask, multiply_masked, square_sum
 from mpcache.protocols.reciprocal import RSQRT_BITS, rsqrt_untruncated
 from mpcache.protocols.ring import FRACTION_BITS, RING_BITS
 from mpcache.protocols.session import Session

@@ -16,7 +16,7 @@ import torch
 
 from mpcache.protocols.comparison import ComparisonMask, from_flip, negative_part, sign
 from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from mpcache.protocols.digits import LessThan
+from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.ring import RING_BITS, packed_bytes, reduce_bits
 from mpcache.protocols.session import Session, together
 
@@ -72,8 +72,8 @@ class RankMask(Correlation):
     """A mask for each score (modulo 2^bits), digit tables for each pair's difference of masks, random bits in both
     forms for each pair (in the ring modulo 2^rank_bits).
 
-    With `best_bits`, also what `_block_best` needs: a one-hot of a uniform position, in the ring modulo 2^best_bits,
-    and its products with the masks.
+    With `maximum_bits`, also what `_block_maximum` needs: a one-hot of a uniform position, in the ring modulo
+    2^maximum_bits, and its products with the masks.
 
     shape: (..., n). payload_bits: of a shared payload that goes along with each score, 0 for none.
     """
@@ -81,7 +81,7 @@ class RankMask(Correlation):
     shape: Shape
     bits: int
     rank_bits: int
-    best_bits: int = 0
+    maximum_bits: int = 0
     payload_bits: int = 0
 
     @property
@@ -93,15 +93,15 @@ class RankMask(Correlation):
 
     def _own_randoms(self) -> list[Random]:
         out = [Random(self.shape, self.bits), Random((*self.pairs, 1), 1, xor=True)]
-        out += [Random(self.shape, self.rank_bits)] if self.best_bits else []
+        out += [Random(self.shape, self.rank_bits)] if self.maximum_bits else []
         return [*out, Random(self.shape, self.payload_bits)] if self.payload_bits else out
 
     def fields(self) -> Sequence[Random | Corrected]:
         out = [*self._own_randoms(), *self.tables().fields()]
         out += [Corrected((*self.pairs, 1), 1, xor=True), Corrected((*self.pairs, 1), self.rank_bits)]
-        if self.best_bits:
+        if self.maximum_bits:
             table = (*self.shape, 1 << self.rank_bits)
-            out += [Corrected(table, self.best_bits), Corrected(table, self.bits)]
+            out += [Corrected(table, self.maximum_bits), Corrected(table, self.bits)]
             out += [Corrected(table, self.payload_bits)] if self.payload_bits else []
         return out
 
@@ -111,7 +111,7 @@ class RankMask(Correlation):
         rho = _differences(r)
         top = (rho >> (self.bits - 1)) & 1
         values = [*self.tables().deal(rho, index_masks), top[..., None], d]
-        if self.best_bits:
+        if self.maximum_bits:
             at_position = _one_hot_of(own[2], 1 << self.rank_bits)
             values += [at_position, at_position * r[..., None]]
             values += [at_position * own[3][..., None]] if self.payload_bits else []
@@ -188,7 +188,7 @@ class _Payload:
     public: bool = False
 
 
-async def _pair_best(
+async def _pair_maximum(
     session: Session, values: torch.Tensor, payload: _Payload | None, bits: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(larger, its payload) of the last dimension, which has two. Rounds: 3."""
@@ -205,7 +205,7 @@ async def _pair_best(
     return values[..., 0] - loss, first + gain
 
 
-async def _block_best(
+async def _block_maximum(
     session: Session, values: torch.Tensor, payload: _Payload | None, bits: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(largest, its payload) of the last dimension. Rounds: 4.
@@ -222,11 +222,11 @@ async def _block_best(
     rank_bits = correlation.rank_bits
     rank = await _ranks(session, correlation, material, opened[0], d_bit)
     at = reduce_bits(-(await session.open(rank - position, rank_bits)), rank_bits)[..., None]
-    best = next(material).gather(-1, at)[..., 0]
-    sums = [(best * z - next(material).gather(-1, at)[..., 0]).sum(-1) for z in opened]
+    largest = next(material).gather(-1, at)[..., 0]
+    sums = [(largest * z - next(material).gather(-1, at)[..., 0]).sum(-1) for z in opened]
     if payload is None:
         return sums[0], None
-    return sums[0], sums[1] if shared else (best * payload.values).sum(-1)
+    return sums[0], sums[1] if shared else (largest * payload.values).sum(-1)
 
 
 def _block_mask(shape: Shape, bits: int, payload_bits: int, shared: bool) -> RankMask:
@@ -277,13 +277,13 @@ async def _tree(
     sizes = block_sizes(values.shape[-1], rows, bits, payload.bits if payload else 0, session.round_bytes)
     for block in sizes:
         whole = values.shape[-1] - values.shape[-1] % block
-        best = _pair_best if block == 2 else _block_best
+        maximum_of = _pair_maximum if block == 2 else _block_maximum
         blocks, rest = None, None
         if payload is not None:
             blocks = replace(payload, values=payload.values[..., :whole].unflatten(-1, (-1, block)))
             rest = payload.values[..., whole:]
             rest = session.constant(rest) if payload.public else rest
-        largest, theirs = await best(session, values[..., :whole].unflatten(-1, (-1, block)), blocks, bits)
+        largest, theirs = await maximum_of(session, values[..., :whole].unflatten(-1, (-1, block)), blocks, bits)
         values = torch.cat([largest, values[..., whole:]], -1)
         if payload is not None and theirs is not None and rest is not None:
             payload = _Payload(torch.cat([theirs, rest], -1), payload.bits)
@@ -316,6 +316,6 @@ async def argmax(session: Session, scores: torch.Tensor, bits: int) -> torch.Ten
     if n == 1:
         return torch.zeros_like(scores[..., 0])
     positions = torch.arange(n, device=session.device).expand(scores.shape)
-    _, best = await _tree(session, scores, _Payload(positions, position_bits(n), public=True), bits)
-    assert best is not None
-    return best.values[..., 0]
+    _, position = await _tree(session, scores, _Payload(positions, position_bits(n), public=True), bits)
+    assert position is not None
+    return position.values[..., 0]

@@ -18,7 +18,7 @@ import torch
 
 from mpcache.protocols.comparison import sign
 from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from mpcache.protocols.digits import LessThan
+from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.polynomial import Pieces, deal_tables, evaluate
 from mpcache.protocols.ring import FRACTION_BITS, RING_BITS
 from mpcache.protocols.session import Session, together

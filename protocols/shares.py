@@ -162,7 +162,7 @@ _INSTEAD = {
     "where": "backend.multiply by a secret bit, or `visible` of backend.attend",
     "dot": "backend.multiply(x, y).sum()",
     "prod": "backend.multiply(x, y)",
-    "comparison": "backend.choose, or protocols.comparison",
+    "comparison": "backend.next_token, or protocols.comparison",
 }
 _OPERATORS = {
     "mul": ("__mul__", "__rmul__", "__imul__"),

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mpcache.protocols.beaver import multiply
 from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from mpcache.protocols.product import multiply
 from mpcache.protocols.ring import RING_BITS
 from mpcache.protocols.session import Session
 

@@ -22,10 +22,10 @@ from functools import cache
 import numpy as np
 import torch
 
+from mpcache.protocols.beaver import multiply
 from mpcache.protocols.comparison import sign
 from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
-from mpcache.protocols.digits import LessThan
-from mpcache.protocols.product import multiply
+from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.public import correctly_rounded
 from mpcache.protocols.randomness import Stream
 from mpcache.protocols.rank import maximum

@@ -14,12 +14,12 @@ from mpcache.benchmarks.measure.runner import Case
 from mpcache.benchmarks.records.records import Record
 from mpcache.benchmarks.records.tables import Rows, megabytes, seconds
 from mpcache.protocols.activation import activation
+from mpcache.protocols.beaver import multiply
 from mpcache.protocols.comparison import is_negative
 from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.normalisation import layer_norm, rms_norm
-from mpcache.protocols.product import multiply
 from mpcache.protocols.randomness import KEY_BYTES
 from mpcache.protocols.rank import argmax, one_hot, top_k
 from mpcache.protocols.ring import PRODUCT_BITS

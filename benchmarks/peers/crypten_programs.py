@@ -76,8 +76,7 @@ def _selector(backend: Any, layout: dict[str, Any], keys: Value) -> Callable[[Va
     """Query -> (one-hot rows, tokens of a cluster) for each level; clusters of `keys` are compared by their mean."""
     heads, _, d = keys.shape
     representatives = [
-        backend.hold(None, backend.scale(keys.reshape(heads, -1, size, d).sum(2), 1 / size))
-        for size, _ in layout["levels"]
+        backend.mask(backend.scale(keys.reshape(heads, -1, size, d).sum(2), 1 / size)) for size, _ in layout["levels"]
     ]
 
     def select(query: Value) -> list[tuple[Any, int]]:
@@ -88,7 +87,7 @@ def _selector(backend: Any, layout: dict[str, Any], keys: Value) -> Callable[[Va
             for stage in stages:  # only the children of what was picked so far
                 rows = candidates.reshape(heads, -1, stage.size // size)
                 candidates = backend.pick(stage, rows).reshape(heads, -1)
-            chosen.append((backend.best(candidates, k), size))
+            chosen.append((backend.top_k(candidates, k), size))
             stages.append(backend.stage(*chosen[-1]))
         return chosen
 
@@ -152,26 +151,26 @@ def _layer(case: Case, values: Values, number: int) -> Callable[[Value], Value]:
 
 def _head(case: Case, values: Values) -> Step:
     x = values.input(1, case.hidden)
-    choose = _chooser(case, values)
-    return lambda: choose(x)
+    next_token = _next_token(case, values)
+    return lambda: next_token(x)
 
 
-def _chooser(case: Case, values: Values) -> Callable[[Value], int | None]:
+def _next_token(case: Case, values: Values) -> Callable[[Value], int | None]:
     backend = values.backend
     table = values.weight("head", case.vocabulary, case.hidden)
-    return lambda x: backend.choose(backend.layer_norm(x, EPSILON), table, None, case.vocabulary, 0.0)
+    return lambda x: backend.next_token(backend.layer_norm(x, EPSILON), table, None, case.vocabulary, 0.0)
 
 
 def _model(case: Case, values: Values) -> Step:
     x = values.input(1, case.hidden)
     layers = [_layer(case, values, i) for i in range(case.layers)]
-    choose = _chooser(case, values)
+    next_token = _next_token(case, values)
 
     def step() -> int | None:
         y = x
         for layer in layers:
             y = layer(y)
-        return choose(y)
+        return next_token(y)
 
     return step
 

@@ -102,7 +102,7 @@ LOGITS = Bound(
 RECEIVED = Bound(
     "attention received",
     2.0,
-    "in multiples of the largest that `retain` or `lowest` is told; KeyDiff's differences as well",
+    "in multiples of the largest that `retain` or `argmin` is told; KeyDiff's differences as well",
 )
 SELECTION = Bound(
     "difference of clusters' scores",

@@ -131,16 +131,16 @@ class WatchedBackend(PlainBackend):
     def scale(self, x: torch.Tensor, factor: Factor) -> torch.Tensor:
         return self._noted(bounds.SCALED, super().scale(x, factor))
 
-    def product(self, x: torch.Tensor, held: torch.Tensor, operation: str) -> torch.Tensor:
-        return self._noted(bounds.POLICY_PRODUCT, super().product(x, held, operation))
+    def product(self, x: torch.Tensor, masked: torch.Tensor, operation: str) -> torch.Tensor:
+        return self._noted(bounds.POLICY_PRODUCT, super().product(x, masked, operation))
 
-    def best(self, scores: torch.Tensor, k: int) -> torch.Tensor:
+    def top_k(self, scores: torch.Tensor, k: int) -> torch.Tensor:
         self._note(bounds.SELECTION, float((scores.amax(-1) - scores.amin(-1)).max()))
-        return super().best(scores, k)
+        return super().top_k(scores, k)
 
-    def lowest(self, scores: torch.Tensor, largest: float) -> torch.Tensor:
+    def argmin(self, scores: torch.Tensor, largest: float) -> torch.Tensor:
         self._note(bounds.RECEIVED, _size(scores) / largest)
-        return super().lowest(scores, largest)
+        return super().argmin(scores, largest)
 
     def retain(self, scores: torch.Tensor, k: int, largest: float, rows: torch.Tensor) -> torch.Tensor:
         self._note(bounds.RECEIVED, _size(scores) / largest)

@@ -68,7 +68,7 @@ class Decoder:
         """The token after the last of `x`, for whom may know it."""
         last = self._norm(x[-1:])
         head, bias = self._weights["head"], self._tensors.get("head.bias")
-        return self.backend.choose(last, head, bias, self.config.vocabulary, temperature)
+        return self.backend.next_token(last, head, bias, self.config.vocabulary, temperature)
 
     def _norm(self, x: Value) -> Value:
         return self.backend.rms_norm(x, self.config.norm_epsilon)  # LayerNorm's mean is folded away, see checkpoint.py

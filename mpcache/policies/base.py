@@ -14,7 +14,7 @@ import torch
 
 from mpcache.model.config import ModelConfig
 from mpcache.policies.settings import PolicySettings
-from mpcache.protocols.backends.interface import Backend, Held, KeyValues, Value
+from mpcache.protocols.backends.interface import Backend, KeyValues, Masked, Value
 from mpcache.protocols.errors import ConfigError
 
 
@@ -108,8 +108,8 @@ class Policy:
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
         """Attention of one new token."""
-        cached, held = self._enter(layer, queries, keys, values)
-        return self.backend.attend(held, cached)
+        cached, masked = self._enter(layer, queries, keys, values)
+        return self.backend.attend(masked, cached)
 
     def attended(self) -> int:
         """Tokens that the next step attends to, in a layer that skips none."""
@@ -126,11 +126,11 @@ class Policy:
         cached = self._layers[layer] = self.backend.append(self._layers[layer], keys, values)
         return cached
 
-    def _enter(self, layer: int, queries: Value, keys: Value, values: Value) -> tuple[KeyValues, Held]:
-        """The keys and values join the cache; the queries are held for one attention."""
-        cached, held = self.backend.enter(self._layers[layer], queries, keys, values)
+    def _enter(self, layer: int, queries: Value, keys: Value, values: Value) -> tuple[KeyValues, Masked]:
+        """The keys and values join the cache; the queries are masked for one attention."""
+        cached, masked = self.backend.enter(self._layers[layer], queries, keys, values)
         self._layers[layer] = cached
-        return cached, held
+        return cached, masked
 
     def _rows(self, layer: int, *ranges: tuple[int, int]) -> KeyValues:
         """Keep public ranges of the tokens and forget the rest."""
@@ -148,17 +148,17 @@ class Policy:
 
     def _key_values(self, layer: int) -> tuple[Value, Value]:
         cached = self._cached(layer)
-        return self.backend.value(cached.keys), self.backend.value(cached.values)
+        return self.backend.unmask(cached.keys), self.backend.unmask(cached.values)
 
     def _attend_block(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        (cached, held), m = self._enter(layer, queries, keys, values), keys.shape[1]
+        (cached, masked), m = self._enter(layer, queries, keys, values), keys.shape[1]
         repeat = self.config.queries_per_head
         visible = _causal(m, self.past).repeat(repeat, 1) if m > 1 else None
         first = max(0, self.prompt_tokens - self.observed_queries() - self.past)
         if first >= m:
-            return self.backend.attend(held, cached, visible)
-        watched = (torch.arange(repeat)[:, None] * m + torch.arange(first, m)).flatten()
-        out, received = self.backend.attend_watched(held, cached, visible, watched)
+            return self.backend.attend(masked, cached, visible)
+        observed = (torch.arange(repeat)[:, None] * m + torch.arange(first, m)).flatten()
+        out, received = self.backend.attend_observed(masked, cached, visible, observed)
         self.received[layer] = self._add_padded(self.received[layer], received)
         return out
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 
 from mpcache.policies.base import Policy
 from mpcache.policies.settings import PolicySettings
-from mpcache.protocols.backends.interface import Held, Scores, Stage, Value
+from mpcache.protocols.backends.interface import Masked, Scores, Stage, Value
 
 
 @dataclass
 class _Clusters:
-    """Of one layer: how many tokens are in clusters, and the held representatives at each level."""
+    """Of one layer: how many tokens are in clusters, and the masked representatives at each level."""
 
     tokens: int = 0
-    representatives: list[list[Held]] = field(default_factory=list)
+    representatives: list[list[Masked]] = field(default_factory=list)
 
 
 class ClusterPolicy(Policy):
@@ -54,8 +54,8 @@ class ClusterPolicy(Policy):
         """
 
     @abstractmethod
-    def compare(self, queries: Value, held: Held, representatives: list[list[Held]]) -> list[Scores]:
-        """How well each cluster of each level fits the queries (G, r, d), also `held`: (G, clusters) each."""
+    def compare(self, queries: Value, masked: Masked, representatives: list[list[Masked]]) -> list[Scores]:
+        """How well each cluster of each level fits the queries (G, r, d), also `masked`: (G, clusters) each."""
 
     # ------------------------------------------------------------ the work
 
@@ -74,15 +74,15 @@ class ClusterPolicy(Policy):
         group = self.group(layer)
         if not group:
             return super().step(layer, queries, keys, values)
-        cached, held = self._enter(layer, queries, keys, values)
+        cached, masked = self._enter(layer, queries, keys, values)
         self._close(layer)
         if layer == group[0]:
-            self._stages = self._choose(layer, queries, held)
+            self._stages = self._select(layer, queries, masked)
         if not self._stages:
-            return self.backend.attend(held, cached)
+            return self.backend.attend(masked, cached)
         start = self.settings.sinks
         end = start + self._clusters[layer].tokens
-        out = self.backend.attend_selected(held, cached, start, end, self._stages)
+        out = self.backend.attend_selected(masked, cached, start, end, self._stages)
         if layer == group[-1]:
             self.backend.forget(*[stage.chosen for stage in self._stages])
         return out
@@ -129,25 +129,25 @@ class ClusterPolicy(Policy):
         clusters.tokens += count
         if layer != self.group(layer)[0]:
             return  # only who selects needs representatives
-        keys = self.backend.value(self._cached(layer).keys)[:, first : first + count]
+        keys = self.backend.unmask(self._cached(layer).keys)[:, first : first + count]
         new = self.represent(layer, keys, first)
-        old: Sequence[Sequence[Held | None]] = clusters.representatives or [[None] * len(level) for level in new]
+        old: Sequence[Sequence[Masked | None]] = clusters.representatives or [[None] * len(level) for level in new]
         clusters.representatives = [
-            [self.backend.hold(held, value) for held, value in zip(held_level, level, strict=True)]
-            for held_level, level in zip(old, new, strict=True)
+            [self.backend.mask(rows, masked) for masked, rows in zip(masked_level, level, strict=True)]
+            for masked_level, level in zip(old, new, strict=True)
         ]
 
-    def _choose(self, layer: int, queries: Value, held: Held) -> list[Stage]:
+    def _select(self, layer: int, queries: Value, masked: Masked) -> list[Stage]:
         """Stages from coarse to fine; none if everything is attended to."""
         picks, backend = self.picks(self._cached(layer).tokens), self.backend
         if not picks:
             return []
-        scores = self.compare(queries, held, self._clusters[layer].representatives[-len(picks) :])
+        scores = self.compare(queries, masked, self._clusters[layer].representatives[-len(picks) :])
         stages: list[Stage] = []
         for candidates, (size, k) in zip(scores, picks, strict=True):
             for stage in stages:  # only the children of what was picked so far
                 heads = candidates.shape[0]
                 rows = candidates.reshape(heads, -1, stage.size // size)
                 candidates = backend.pick(stage, rows).reshape(heads, -1)
-            stages.append(backend.stage(backend.best(candidates, k), size))
+            stages.append(backend.stage(backend.top_k(candidates, k), size))
         return stages

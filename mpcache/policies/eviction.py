@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from mpcache.protocols.backends.interface import Backend, Value
 
 
-def keep_best(
+def keep_top_k(
     backend: Backend, rows: Value, scores: Value, keep: int, sinks: int, recent: int, largest: float
 ) -> Value:
     """The rows (blocks, keep, c) of (blocks, n, c): the first `sinks`, the last `recent`, and of those between them the
@@ -26,7 +26,7 @@ def keep_best(
     return backend.concatenate(parts, 1)
 
 
-def keep_best_per_head(
+def keep_top_k_per_head(
     backend: Backend,
     layers: Sequence[Sequence[Value]],
     scores: Sequence[Value],
@@ -41,11 +41,11 @@ def keep_best_per_head(
     """
     heads, widths = layers[0][0].shape[0], [part.shape[2] for part in layers[0]]
     rows = backend.concatenate([backend.concatenate(parts, 2) for parts in layers], 0)
-    kept = keep_best(backend, rows, backend.concatenate(scores, 0), keep, sinks, recent, largest)
+    kept = keep_top_k(backend, rows, backend.concatenate(scores, 0), keep, sinks, recent, largest)
     return [_columns(kept[i * heads : (i + 1) * heads], widths) for i in range(len(layers))]
 
 
-def keep_best_together(
+def keep_top_k_together(
     backend: Backend,
     groups: Sequence[Sequence[Value]],
     scores: Sequence[Value],
@@ -63,7 +63,7 @@ def keep_best_together(
         backend.concatenate([part.transpose(0, 1).reshape(1, n, heads * d) for part in parts], 2) for parts in groups
     ]
     rows = backend.concatenate(blocks, 0)
-    kept = keep_best(backend, rows, backend.concatenate(scores, 0), keep, sinks, recent, largest)
+    kept = keep_top_k(backend, rows, backend.concatenate(scores, 0), keep, sinks, recent, largest)
     out = []
     for i, parts in enumerate(groups):
         columns = _columns(kept[i : i + 1], [heads * d] * len(parts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mpcache.policies.base import Policy
-from mpcache.policies.eviction import keep_best_per_head
+from mpcache.policies.eviction import keep_top_k_per_head
 from mpcache.policies.settings import PolicySettings
 from mpcache.protocols.backends.interface import KeyValues, Value
 
@@ -42,15 +42,15 @@ class H2O(Policy):
         parts = [(*self._key_values(layer), _column(self._scores[layer])) for layer in layers]
         largest = float(n * self.config.queries_per_head)
         recent = self.budget - self._heavy
-        kept = keep_best_per_head(self.backend, parts, self._scores, self.budget, 0, recent, largest)
+        kept = keep_top_k_per_head(self.backend, parts, self._scores, self.budget, 0, recent, largest)
         for layer, (keys, values, scores) in zip(layers, kept, strict=True):
             self._replace(layer, keys, values)
             self._scores[layer] = scores[:, :, 0]
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        cached, held = self._enter(layer, queries, keys, values)
+        cached, masked = self._enter(layer, queries, keys, values)
         everyone = torch.arange(queries.shape[1])
-        out, received = self.backend.attend_watched(held, cached, None, everyone)
+        out, received = self.backend.attend_observed(masked, cached, None, everyone)
         self._scores[layer] = self._add_padded(self._scores[layer], received)
         if cached.tokens > self.budget:
             self._drop_one(layer, cached)
@@ -64,13 +64,13 @@ class H2O(Policy):
         backend, heavy, tokens = self.backend, self._heavy, cached.tokens
         scores = self._scores[layer]
         largest = float((self.past + 1) * self.config.queries_per_head)  # had every query given all its attention
-        choice = backend.lowest(scores[:, : heavy + 1], largest)[:, :, :heavy]
+        choice = backend.argmin(scores[:, : heavy + 1], largest)[:, :, :heavy]
         kept = []
-        for held in (cached.keys, cached.values):
-            leaving = backend.value(held)[:, heavy : heavy + 1]
-            slots = backend.overwrite(backend.rows([(held, 0, heavy)]), choice, leaving)
-            kept.append(backend.rows([(slots, 0, heavy), (held, heavy + 1, tokens)]))
-            backend.forget(held, slots)
+        for masked in (cached.keys, cached.values):
+            leaving = backend.unmask(masked)[:, heavy : heavy + 1]
+            slots = backend.overwrite(backend.rows([(masked, 0, heavy)]), choice, leaving)
+            kept.append(backend.rows([(slots, 0, heavy), (masked, heavy + 1, tokens)]))
+            backend.forget(masked, slots)
         self._layers[layer] = KeyValues(kept[0], kept[1], tokens - 1)
         change = backend.gather(choice.transpose(1, 2), scores[:, heavy : heavy + 1].reshape(-1, 1, 1))
         lost = backend.gather(choice, _column(scores[:, :heavy]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mpcache.policies.clusters import ClusterPolicy
-from mpcache.protocols.backends.interface import Held, Scores, Value
+from mpcache.protocols.backends.interface import Masked, Scores, Value
 from mpcache.protocols.public import reciprocals
 
 
@@ -39,11 +39,11 @@ class InfLLM(ClusterPolicy):
         s, backend, (heads, tokens, d) = self.settings, self.backend, keys.shape
         following = self._following(layer, start, tokens)
         scores = backend.multiply(keys, following).sum(-1).reshape(-1, s.page)
-        chosen = backend.gather(backend.best(scores, s.representatives), keys.reshape(-1, s.page, d))
+        chosen = backend.gather(backend.top_k(scores, s.representatives), keys.reshape(-1, s.page, d))
         return [[chosen.sum(1).reshape(heads, tokens // s.page, d)]]
 
-    def compare(self, queries: Value, held: Held, representatives: list[list[Held]]) -> list[Scores]:
-        return self.backend.similarity(held, representatives[0])
+    def compare(self, queries: Value, masked: Masked, representatives: list[list[Masked]]) -> list[Scores]:
+        return self.backend.similarity(masked, representatives[0])
 
     def _following(self, layer: int, start: int, tokens: int) -> Value:
         """The mean of the (up to `window`) queries after each token (G, tokens, d), all query heads together."""

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 from mpcache.policies.base import Policy
-from mpcache.policies.eviction import keep_best_per_head
+from mpcache.policies.eviction import keep_top_k_per_head
 from mpcache.policies.settings import PolicySettings
 from mpcache.protocols.backends.interface import Value
 
@@ -38,7 +38,7 @@ class KeyDiff(Policy):
             return
         parts = [self._key_values(layer) for layer in layers]
         scores = [self._difference(layer) for layer in layers]
-        kept = keep_best_per_head(self.backend, parts, scores, self.budget, s.sinks, s.recent, 2 * d + 2)
+        kept = keep_top_k_per_head(self.backend, parts, scores, self.budget, s.sinks, s.recent, 2 * d + 2)
         for layer, (keys, values) in zip(layers, kept, strict=True):
             self._replace(layer, keys, values)
         self._directions = []
@@ -48,7 +48,7 @@ class KeyDiff(Policy):
         directions = self.backend.concatenate(self._directions[layer], 1)
         total = directions.sum(1).reshape(directions.shape[0], 1, -1)
         mean = self.backend.scale(total, Fraction(1, self.prompt_tokens))
-        held = self.backend.hold(None, directions)
-        similarity = self.backend.product(mean, held, "matmul_transposed")
-        self.backend.forget(held)
+        masked = self.backend.mask(directions)
+        similarity = self.backend.product(mean, masked, "matmul_transposed")
+        self.backend.forget(masked)
         return -similarity[:, 0] + float(self.config.head_size + 1)

@@ -6,9 +6,9 @@ import math
 from fractions import Fraction
 
 from mpcache.policies.clusters import ClusterPolicy
-from mpcache.policies.eviction import keep_best_per_head, keep_best_together
+from mpcache.policies.eviction import keep_top_k_per_head, keep_top_k_together
 from mpcache.policies.settings import PolicySettings
-from mpcache.protocols.backends.interface import Held, Scores, Value
+from mpcache.protocols.backends.interface import Masked, Scores, Value
 
 LONG_PROMPT = 24_000
 """Beyond so many tokens the observing window is half the share (paper, section 4.1)."""
@@ -80,11 +80,11 @@ class MPCache(ClusterPolicy):
         scores = [self._group_score(group) for group in groups]
         largest = float(self.observed_queries() * r * len(groups[0]))
         if s.per_head:
-            kept = keep_best_per_head(self.backend, parts, scores, self.keep(), s.sinks, s.recent, largest)
+            kept = keep_top_k_per_head(self.backend, parts, scores, self.keep(), s.sinks, s.recent, largest)
         else:
             scores = [score.sum(0).reshape(1, -1) for score in scores]
             largest *= self.config.key_value_heads
-            kept = keep_best_together(self.backend, parts, scores, self.keep(), s.sinks, s.recent, largest)
+            kept = keep_top_k_together(self.backend, parts, scores, self.keep(), s.sinks, s.recent, largest)
         for group, values in zip(groups, kept, strict=True):
             for i, layer in enumerate(group):
                 self._replace(layer, values[2 * i], values[2 * i + 1])
@@ -118,7 +118,7 @@ class MPCache(ClusterPolicy):
             levels.insert(0, [backend.scale(high, alpha) + backend.scale(low, 1 - alpha)])
         return levels
 
-    def compare(self, queries: Value, held: Held, representatives: list[list[Held]]) -> list[Scores]:
+    def compare(self, queries: Value, masked: Masked, representatives: list[list[Masked]]) -> list[Scores]:
         # the sum over a group's queries is as good as their mean: only the order counts
-        scores = self.backend.similarity(held, [level[0] for level in representatives])
+        scores = self.backend.similarity(masked, [level[0] for level in representatives])
         return [score.sum(0).reshape(1, -1) for score in scores] if self.settings.share_heads else scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mpcache.policies.clusters import ClusterPolicy
-from mpcache.protocols.backends.interface import Held, Scores, Value
+from mpcache.protocols.backends.interface import Masked, Scores, Value
 
 
 class Quest(ClusterPolicy):
@@ -22,7 +22,7 @@ class Quest(ClusterPolicy):
         high, low = self.backend.extremes(keys.reshape(heads, tokens // self.settings.page, self.settings.page, d))
         return [[high, low]]
 
-    def compare(self, queries: Value, held: Held, representatives: list[list[Held]]) -> list[Scores]:
+    def compare(self, queries: Value, masked: Masked, representatives: list[list[Masked]]) -> list[Scores]:
         heads, _, d = queries.shape
         together = queries.sum(1).reshape(heads, 1, d)
         bounds = [self.backend.product(together, extreme, "multiply") for extreme in representatives[0]]

@@ -1,7 +1,7 @@
 """SnapKV: once, per head, by the attention of the prompt's last queries, pooled (Li et al., arXiv 2404.14469)."""
 
 from mpcache.policies.base import Policy
-from mpcache.policies.eviction import keep_best_per_head
+from mpcache.policies.eviction import keep_top_k_per_head
 from mpcache.policies.settings import PolicySettings
 from mpcache.protocols.backends.interface import Value
 
@@ -30,7 +30,7 @@ class SnapKV(Policy):
         largest = self.observed_queries() * self.config.queries_per_head * s.kernel
         parts = [self._key_values(layer) for layer in layers]
         scores = [self._pooled(self.received[layer]) for layer in layers]
-        kept = keep_best_per_head(self.backend, parts, scores, self.budget, s.sinks, s.recent, largest)
+        kept = keep_top_k_per_head(self.backend, parts, scores, self.budget, s.sinks, s.recent, largest)
         for layer, (keys, values) in zip(layers, kept, strict=True):
             self._replace(layer, keys, values)
 

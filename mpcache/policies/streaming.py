@@ -24,9 +24,9 @@ class Streaming(Policy):
             self._slide(layer)
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        _, held = self._enter(layer, queries, keys, values)
+        _, masked = self._enter(layer, queries, keys, values)
         self._slide(layer)
-        return self.backend.attend(held, self._cached(layer))
+        return self.backend.attend(masked, self._cached(layer))
 
     def attended(self) -> int:
         return min(super().attended(), self.budget)

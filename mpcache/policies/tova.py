@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mpcache.policies.base import Policy
-from mpcache.policies.eviction import keep_best_together
+from mpcache.policies.eviction import keep_top_k_together
 from mpcache.protocols.backends.interface import KeyValues, Value
 
 
@@ -29,21 +29,21 @@ class Tova(Policy):
             return
         parts = [self._key_values(layer) for layer in layers]
         scores = [self._over_heads(self.received[layer]) for layer in layers]
-        kept = keep_best_together(self.backend, parts, scores, self.budget, 0, 0, float(self.config.heads))
+        kept = keep_top_k_together(self.backend, parts, scores, self.budget, 0, 0, float(self.config.heads))
         for layer, (keys, values) in zip(layers, kept, strict=True):
             self._replace(layer, keys, values)
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        cached, held = self._enter(layer, queries, keys, values)
+        cached, masked = self._enter(layer, queries, keys, values)
         if cached.tokens <= self.budget:
-            return self.backend.attend(held, cached)
-        out, received = self.backend.attend_watched(held, cached, None, torch.arange(queries.shape[1]))
-        choice = self.backend.lowest(self._over_heads(received), float(self.config.heads))[:, :, : self.budget]
+            return self.backend.attend(masked, cached)
+        out, received = self.backend.attend_observed(masked, cached, None, torch.arange(queries.shape[1]))
+        choice = self.backend.argmin(self._over_heads(received), float(self.config.heads))[:, :, : self.budget]
         choice = self.backend.concatenate([choice] * keys.shape[0], 0)
         slots = []
-        for held, newest in ((cached.keys, keys), (cached.values, values)):
-            slots.append(self.backend.overwrite(self.backend.rows([(held, 0, self.budget)]), choice, newest))
-            self.backend.forget(held)
+        for masked, newest in ((cached.keys, keys), (cached.values, values)):
+            slots.append(self.backend.overwrite(self.backend.rows([(masked, 0, self.budget)]), choice, newest))
+            self.backend.forget(masked)
         self._layers[layer] = KeyValues(slots[0], slots[1], self.budget)
         return out
 

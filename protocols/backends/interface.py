@@ -16,20 +16,20 @@ from mpcache.protocols.public import Factor
 
 Value = Any
 Weight = Any
-Held = Any
+Masked = Any
 """A value that many products will use: masked once. Public selections of its rows are `rows`."""
 Choice = Any
 """Rows that are one-hot, or zero: shares of integers."""
 Scores = Any
-"""What clusters are compared by: good for `best` and `pick` only (its ring may be narrow)."""
+"""What clusters are compared by: good for `top_k` and `pick` only (its ring may be narrow)."""
 
 
 @dataclass
 class KeyValues:
     """One layer's cached keys and values, each (key/value heads, tokens, head size) in the backend's own form."""
 
-    keys: Held
-    values: Held
+    keys: Masked
+    values: Masked
     tokens: int
 
 
@@ -37,7 +37,7 @@ class KeyValues:
 class Stage:
     """A secret choice among runs of `size` neighbouring tokens; `chosen` is one-hot, (key/value heads, k, runs)."""
 
-    chosen: Held
+    chosen: Masked
     size: int
 
 
@@ -87,47 +87,49 @@ class Backend(Protocol):
     def append(self, cached: KeyValues | None, keys: Value, values: Value) -> KeyValues:
         """The cache with (key/value heads, m, d) more keys and values."""
 
-    def enter(self, cached: KeyValues | None, queries: Value, keys: Value, values: Value) -> tuple[KeyValues, Held]:
+    def enter(self, cached: KeyValues | None, queries: Value, keys: Value, values: Value) -> tuple[KeyValues, Masked]:
         """`append`, and the queries of the same tokens (key/value heads, queries, d), already scaled, for `similarity`
         and then one of the `attend` below, which is their last use."""
 
-    def attend(self, queries: Held, cached: KeyValues, visible: torch.Tensor | None = None) -> Value:
+    def attend(self, queries: Masked, cached: KeyValues, visible: torch.Tensor | None = None) -> Value:
         """Attention of (key/value heads, queries, d); `visible`: public (queries, tokens), or all."""
 
-    def attend_watched(
-        self, queries: Held, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
+    def attend_observed(
+        self, queries: Masked, cached: KeyValues, visible: torch.Tensor | None, observed: torch.Tensor
     ) -> tuple[Value, Value]:
-        """(attention, attention received): the second is the sum of the probabilities that the `watched` queries
+        """(attention, attention received): the second is the sum of the probabilities that the `observed` queries
         (their public numbers) give to each token, (key/value heads, tokens)."""
 
-    def attend_selected(self, queries: Held, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]) -> Value:
+    def attend_selected(
+        self, queries: Masked, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
+    ) -> Value:
         """Attention of (key/value heads, queries, d) to the tokens before `start` and from `end` on, and to the runs
         between them that the stages pick, each from what the stage before it left."""
 
     # ------------------------------------------------------------ what cache policies are built from
 
-    def hold(self, held: Held | None, x: Value) -> Held:
-        """Keep (heads, rows, d) for products, after the rows held already."""
+    def mask(self, x: Value, after: Masked | None = None) -> Masked:
+        """Mask (heads, rows, d) once for all its products; the rows of `after`, masked already, come first."""
 
-    def value(self, held: Held) -> Value:
-        """What is held, as a value."""
+    def unmask(self, masked: Masked) -> Value:
+        """The value that is masked. Nothing is opened."""
 
-    def rows(self, parts: Sequence[tuple[Held, int, int]]) -> Held:
-        """Rows of held values by public numbers (value, first row, end), joined in order."""
+    def rows(self, parts: Sequence[tuple[Masked, int, int]]) -> Masked:
+        """Rows of masked values by public numbers (value, first row, end), joined in order."""
 
-    def forget(self, *held: Held) -> None:
+    def forget(self, *masked: Masked) -> None:
         """These will not be used again."""
 
-    def product(self, x: Value, held: Held, operation: str) -> Value:
+    def product(self, x: Value, masked: Masked, operation: str) -> Value:
         """'matmul_transposed' (x y^T) or 'multiply' (element by element, broadcast)."""
 
-    def similarity(self, queries: Held, held: Sequence[Held]) -> list[Scores]:
+    def similarity(self, queries: Masked, masked: Sequence[Masked]) -> list[Scores]:
         """(heads, r, d) against rows (heads, n, d) of each: (heads, n) inner products, summed over the queries."""
 
-    def best(self, scores: Scores, k: int) -> Choice:
+    def top_k(self, scores: Scores, k: int) -> Choice:
         """(heads, n) -> one-hot rows (heads, k, n) of the k largest, the largest first, ties by position."""
 
-    def lowest(self, scores: Value, largest: float) -> Choice:
+    def argmin(self, scores: Value, largest: float) -> Choice:
         """(heads, n) -> one-hot (heads, 1, n) of the smallest; the first of equals. Scores lie in [0, largest]."""
 
     def gather(self, choice: Choice, rows: Value) -> Value:
@@ -146,12 +148,12 @@ class Backend(Protocol):
     def extremes(self, x: Value) -> tuple[Value, Value]:
         """(maximum, minimum) over the last dimension but one, which vanishes."""
 
-    def overwrite(self, held: Held, choice: Choice, row: Value) -> Held:
-        """The row (heads, 1, d) put where `choice` (heads, 1, n) is one, if anywhere. `held` is forgotten."""
+    def overwrite(self, masked: Masked, choice: Choice, row: Value) -> Masked:
+        """The row (heads, 1, d) put where `choice` (heads, 1, n) is one, if anywhere. `masked` is forgotten."""
 
     # ------------------------------------------------------------ the next token
 
-    def choose(
+    def next_token(
         self, x: Value, head: Weight, bias: torch.Tensor | None, vocabulary: int, temperature: float
     ) -> int | None:
         """The next token for (1, h); None where the process must not learn it."""

@@ -8,12 +8,12 @@ import torch
 
 from mpcache.protocols.activation import activation
 from mpcache.protocols.backends.interface import KeyValues, Stage
+from mpcache.protocols.beaver import Masked, extend, forget, mask, multiply, multiply_masked, rows, unmask
 from mpcache.protocols.comparison import negative_part
 from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.normalisation import layer_norm, rms_norm
-from mpcache.protocols.product import Masked, extend, forget, mask, multiply, multiply_masked, rows, unmask
 from mpcache.protocols.public import Factor
 from mpcache.protocols.rank import argmax, one_hot, position_bits, top_k
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS
@@ -165,7 +165,7 @@ class MpcBackend:
     ) -> tuple[KeyValues, Masked]:
         """Queries, keys and values are masked in one round."""
         old_keys, old_values = (cached.keys, cached.values) if cached else (None, None)
-        new_keys, new_values, held = self.session.run(
+        new_keys, new_values, masked_queries = self.session.run(
             together(
                 extend(self.session, old_keys, keys.share, -2, PRODUCT_BITS),
                 extend(self.session, old_values, values.share, -2, RING_BITS),
@@ -173,15 +173,15 @@ class MpcBackend:
             ),
             "attention",
         )
-        return KeyValues(new_keys, new_values, new_keys.shape[-2]), held
+        return KeyValues(new_keys, new_values, new_keys.shape[-2]), masked_queries
 
     def attend(self, queries: Masked, cached: KeyValues, visible: torch.Tensor | None = None) -> Secret:
         return self._run(self._attend(queries, cached, visible), "attention")
 
-    def attend_watched(
-        self, queries: Masked, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
+    def attend_observed(
+        self, queries: Masked, cached: KeyValues, visible: torch.Tensor | None, observed: torch.Tensor
     ) -> tuple[Secret, Secret]:
-        out, received = self.session.run(self._attend_watched(queries, cached, visible, watched), "attention")
+        out, received = self.session.run(self._attend_observed(queries, cached, visible, observed), "attention")
         return self._secret(out), self._secret(received)
 
     def attend_selected(
@@ -197,12 +197,12 @@ class MpcBackend:
         _, weighed, inverse = await self._weighed(q, cached, visible)
         return await divide(self.session, weighed, inverse)
 
-    async def _attend_watched(
-        self, q: Masked, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
+    async def _attend_observed(
+        self, q: Masked, cached: KeyValues, visible: torch.Tensor | None, observed: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         e, weighed, inverse = await self._weighed(q, cached, visible)
-        watched = watched.to(self.session.device)
-        received = self._received(e[:, watched], inverse[:, watched])
+        observed = observed.to(self.session.device)
+        received = self._received(e[:, observed], inverse[:, observed])
         return await together(divide(self.session, weighed, inverse), received)
 
     async def _weighed(
@@ -236,8 +236,8 @@ class MpcBackend:
         scores = self._scores(q, cached.keys)
         before, picked, after = scores[..., :start], scores[..., start:end], scores[..., end:]
         for stage in stages:
-            held = await mask(session, _runs(picked, stage.size), SCORE_BITS)
-            picked = multiply_masked(session, stage.chosen, held, "matmul", forget=(held,))
+            masked = await mask(session, _runs(picked, stage.size), SCORE_BITS)
+            picked = multiply_masked(session, stage.chosen, masked, "matmul", forget=(masked,))
             picked = _tokens(picked, group)
         count = picked.shape[-1]
         scores = torch.cat([before, picked, after], -1)
@@ -253,8 +253,8 @@ class MpcBackend:
     ) -> torch.Tensor:
         before, placed, after = e[..., :start], e[..., start : start + count], e[..., start + count :]
         for stage in reversed(stages):
-            held = await mask(self.session, _runs(placed, stage.size), WEIGHTED_BITS)
-            placed = multiply_masked(self.session, stage.chosen, held, "transposed_matmul", forget=(held,))
+            masked = await mask(self.session, _runs(placed, stage.size), WEIGHTED_BITS)
+            placed = multiply_masked(self.session, stage.chosen, masked, "transposed_matmul", forget=(masked,))
             placed = _tokens(placed, e.shape[1])
         return await self._weigh(torch.cat([before, placed, after], -1), values)
 
@@ -265,41 +265,41 @@ class MpcBackend:
 
     # ------------------------------------------------------------ what cache policies are built from
 
-    def hold(self, held: Masked | None, x: Secret) -> Masked:
-        return self.session.run(extend(self.session, held, x.share, 1), "selection")
+    def mask(self, x: Secret, after: Masked | None = None) -> Masked:
+        return self.session.run(extend(self.session, after, x.share, 1), "selection")
 
-    def value(self, held: Masked) -> Secret:
-        return self._secret(unmask(self.session, held))
+    def unmask(self, masked: Masked) -> Secret:
+        return self._secret(unmask(self.session, masked))
 
     def rows(self, parts: Sequence[tuple[Masked, int, int]]) -> Masked:
         return rows(self.session, parts)
 
-    def forget(self, *held: Masked) -> None:
-        forget(self.session, *held)
+    def forget(self, *masked: Masked) -> None:
+        forget(self.session, *masked)
 
-    def similarity(self, queries: Masked, held: Sequence[Masked]) -> list[Secret]:
+    def similarity(self, queries: Masked, masked: Sequence[Masked]) -> list[Secret]:
         """Rounds: 0, all are masked already."""
 
         async def products() -> list[torch.Tensor]:
-            return [multiply_masked(self.session, queries, rows, "matmul_transposed") for rows in held]
+            return [multiply_masked(self.session, queries, rows, "matmul_transposed") for rows in masked]
 
         found = self.session.run(products(), "selection")
         return [self._secret(drop_low_bits(z.sum(1), FRACTION_BITS, PRODUCT_BITS)) for z in found]
 
-    def product(self, x: Secret, held: Masked, operation: str) -> Secret:
+    def product(self, x: Secret, masked: Masked, operation: str) -> Secret:
         async def product() -> torch.Tensor:
-            masked = await mask(self.session, x.share)
-            z = multiply_masked(self.session, masked, held, operation, forget=(masked,))
+            factor = await mask(self.session, x.share)
+            z = multiply_masked(self.session, factor, masked, operation, forget=(factor,))
             return await truncate(self.session, z)
 
         return self._run(product(), "selection")
 
-    def best(self, scores: Secret, k: int) -> Secret:
+    def top_k(self, scores: Secret, k: int) -> Secret:
         """Nothing is revealed: not which, and not in what order."""
         compared = drop_low_bits(scores.share, FRACTION_BITS - SELECT_FRACTION_BITS, SCORE_BITS)
         return self._run(top_k(self.session, compared, k, SELECT_WIDTH), "selection")
 
-    def lowest(self, scores: Secret, largest: float) -> Secret:
+    def argmin(self, scores: Secret, largest: float) -> Secret:
         async def choice() -> torch.Tensor:
             width = score_bits(largest, FRACTION_BITS) + 1  # and a sign
             position = await argmax(self.session, -scores.share, width)
@@ -316,8 +316,8 @@ class MpcBackend:
 
     def pick(self, stage: Stage, rows: Secret) -> Secret:
         async def picked() -> torch.Tensor:
-            held = await mask(self.session, rows.share, SCORE_BITS)
-            return multiply_masked(self.session, stage.chosen, held, "matmul", forget=(held,))
+            masked = await mask(self.session, rows.share, SCORE_BITS)
+            return multiply_masked(self.session, stage.chosen, masked, "matmul", forget=(masked,))
 
         return self._run(picked(), "selection")
 
@@ -338,21 +338,21 @@ class MpcBackend:
         high, low = self.session.run(both(), "selection")
         return self._secret(high), self._secret(low)
 
-    def overwrite(self, held: Masked, choice: Secret, row: Secret) -> Masked:
+    def overwrite(self, masked: Masked, choice: Secret, row: Secret) -> Masked:
         """Every row is masked anew, as any may have changed. Rounds: 2."""
 
         async def overwritten() -> Masked:
-            session, bits, at = self.session, held.bits, choice.share.transpose(-1, -2)
+            session, bits, at = self.session, masked.bits, choice.share.transpose(-1, -2)
             place, new = await together(mask(session, at, bits), mask(session, row.share, bits))
-            change = multiply_masked(session, place, new) - multiply_masked(session, place, held)
-            forget(session, place, new, held)
-            return await mask(session, unmask(session, held) + change, bits)
+            change = multiply_masked(session, place, new) - multiply_masked(session, place, masked)
+            forget(session, place, new, masked)
+            return await mask(session, unmask(session, masked) + change, bits)
 
         return self.session.run(overwritten(), "selection")
 
     # ------------------------------------------------------------ the next token
 
-    def choose(
+    def next_token(
         self,
         x: Secret,
         head: MaskedWeight,
@@ -365,10 +365,10 @@ class MpcBackend:
         A peer that deviates makes any number of it: that is folded into the vocabulary, as an error would show.
         """
         session = self.session
-        token = session.run(self._choose(x.share, head, bias, temperature), "head")
+        token = session.run(self._next_token(x.share, head, bias, temperature), "head")
         return None if token is None or session.device.type == "meta" else int(token) % vocabulary
 
-    async def _choose(
+    async def _next_token(
         self, x: torch.Tensor, head: MaskedWeight, bias: torch.Tensor | None, temperature: float
     ) -> torch.Tensor | None:
         session = self.session

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mpcache.protocols.backends.interface import KeyValues, Stage
-from mpcache.protocols.product import PRODUCTS
+from mpcache.protocols.beaver import PRODUCTS
 from mpcache.protocols.public import Factor
 
 
@@ -78,11 +78,11 @@ class PlainBackend:
     def attend(self, queries: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None = None) -> torch.Tensor:
         return self._attention(queries, cached.keys, cached.values, visible)[0]
 
-    def attend_watched(
-        self, queries: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
+    def attend_observed(
+        self, queries: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None, observed: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         out, probabilities = self._attention(queries, cached.keys, cached.values, visible)
-        return out, probabilities[:, watched].sum(1)
+        return out, probabilities[:, observed].sum(1)
 
     def attend_selected(
         self, queries: torch.Tensor, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
@@ -110,28 +110,28 @@ class PlainBackend:
 
     # ------------------------------------------------------------ what cache policies are built from
 
-    def hold(self, held: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-        return x if held is None else torch.cat([held, x], 1)
+    def mask(self, x: torch.Tensor, after: torch.Tensor | None = None) -> torch.Tensor:
+        return x if after is None else torch.cat([after, x], 1)
 
-    def value(self, held: torch.Tensor) -> torch.Tensor:
-        return held
+    def unmask(self, masked: torch.Tensor) -> torch.Tensor:
+        return masked
 
     def rows(self, parts: Sequence[tuple[torch.Tensor, int, int]]) -> torch.Tensor:
-        return torch.cat([held[:, start:end] for held, start, end in parts], 1)
+        return torch.cat([masked[:, start:end] for masked, start, end in parts], 1)
 
-    def forget(self, *held: torch.Tensor) -> None:
+    def forget(self, *masked: torch.Tensor) -> None:
         pass
 
-    def product(self, x: torch.Tensor, held: torch.Tensor, operation: str) -> torch.Tensor:
-        return PRODUCTS[operation](x, held)
+    def product(self, x: torch.Tensor, masked: torch.Tensor, operation: str) -> torch.Tensor:
+        return PRODUCTS[operation](x, masked)
 
-    def similarity(self, queries: torch.Tensor, held: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [(queries @ rows.transpose(-1, -2)).sum(1) for rows in held]
+    def similarity(self, queries: torch.Tensor, masked: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [(queries @ rows.transpose(-1, -2)).sum(1) for rows in masked]
 
-    def best(self, scores: torch.Tensor, k: int) -> torch.Tensor:
+    def top_k(self, scores: torch.Tensor, k: int) -> torch.Tensor:
         return _choice(scores, k)
 
-    def lowest(self, scores: torch.Tensor, largest: float) -> torch.Tensor:
+    def argmin(self, scores: torch.Tensor, largest: float) -> torch.Tensor:
         return _choice(-scores, 1)
 
     def gather(self, choice: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -150,12 +150,12 @@ class PlainBackend:
     def extremes(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return x.amax(-2), x.amin(-2)
 
-    def overwrite(self, held: torch.Tensor, choice: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-        return torch.where(choice.transpose(-1, -2) > 0, row, held)
+    def overwrite(self, masked: torch.Tensor, choice: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return torch.where(choice.transpose(-1, -2) > 0, row, masked)
 
     # ------------------------------------------------------------ the next token
 
-    def choose(
+    def next_token(
         self,
         x: torch.Tensor,
         head: torch.Tensor,

@@ -145,12 +145,12 @@ class CryptenBackend:
         probabilities = self.softmax(self.product(queries, cached.keys, "matmul_transposed"), visible)
         return self.product(probabilities, cached.values, "matmul")
 
-    def attend_watched(
-        self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None, watched: torch.Tensor
+    def attend_observed(
+        self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None, observed: torch.Tensor
     ) -> tuple[Secret, Secret]:
         """Rounds: those of `attend`. The attention received is a local sum."""
         probabilities = self.softmax(self.product(queries, cached.keys, "matmul_transposed"), visible)
-        return self.product(probabilities, cached.values, "matmul"), probabilities[:, watched].sum(1)
+        return self.product(probabilities, cached.values, "matmul"), probabilities[:, observed].sum(1)
 
     def attend_selected(
         self, queries: Secret, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
@@ -180,34 +180,34 @@ class CryptenBackend:
 
     # ------------------------------------------------------------ what cache policies are built from
 
-    def hold(self, held: Secret | None, x: Secret) -> Secret:
-        """Rounds: 0. Nothing is masked ahead: a triple is used once, so every product opens what is held again."""
-        return x if held is None else cat([held, x], 1)
+    def mask(self, x: Secret, after: Secret | None = None) -> Secret:
+        """Rounds: 0. Nothing is masked ahead: a triple is used once, so every product opens all of it again."""
+        return x if after is None else cat([after, x], 1)
 
-    def value(self, held: Secret) -> Secret:
-        return held
+    def unmask(self, masked: Secret) -> Secret:
+        return masked
 
     def rows(self, parts: Sequence[tuple[Secret, int, int]]) -> Secret:
-        return cat([held[:, start:end] for held, start, end in parts], 1)
+        return cat([masked[:, start:end] for masked, start, end in parts], 1)
 
-    def forget(self, *held: Secret) -> None:
+    def forget(self, *masked: Secret) -> None:
         pass
 
-    def product(self, x: Secret, held: Secret, operation: str) -> Secret:
-        return self._map(_PRODUCTS[operation], x, held)
+    def product(self, x: Secret, masked: Secret, operation: str) -> Secret:
+        return self._map(_PRODUCTS[operation], x, masked)
 
-    def similarity(self, queries: Secret, held: Sequence[Secret]) -> list[Secret]:
+    def similarity(self, queries: Secret, masked: Sequence[Secret]) -> list[Secret]:
         heads, _, d = queries.shape
         together = queries.sum(1).reshape(heads, 1, d)
-        return [self.product(together, rows, "matmul_transposed")[:, 0] for rows in held]
+        return [self.product(together, rows, "matmul_transposed")[:, 0] for rows in masked]
 
-    def best(self, scores: Secret, k: int) -> Secret:
+    def top_k(self, scores: Secret, k: int) -> Secret:
         """By each score's rank: n (n - 1) / 2 comparisons and k n tests for equality a row. Nothing is revealed."""
         places = torch.arange(k)[:, None]
         return self._bits(lambda rank: rank.unsqueeze(-2).eq(places), self._ranks(scores))
 
-    def lowest(self, scores: Secret, largest: float) -> Secret:
-        return self.best(-scores, 1)
+    def argmin(self, scores: Secret, largest: float) -> Secret:
+        return self.top_k(-scores, 1)
 
     def gather(self, choice: Secret, rows: Secret) -> Secret:
         """Exact: a choice is of integers, so nothing is truncated."""
@@ -241,11 +241,11 @@ class CryptenBackend:
             low = cat([second[1] - change[1], low[..., rest, :]], -2)
         return high[..., 0, :], low[..., 0, :]
 
-    def overwrite(self, held: Secret, choice: Secret, row: Secret) -> Secret:
+    def overwrite(self, masked: Secret, choice: Secret, row: Secret) -> Secret:
         with active(self._crypten_session):
             place = to_mpc_tensor(choice.share.transpose(1, 2), 0)
-            change = place * to_mpc_tensor(row.share - held.share)
-        return held + self._secret(change)
+            change = place * to_mpc_tensor(row.share - masked.share)
+        return masked + self._secret(change)
 
     def _ranks(self, scores: Secret) -> Secret:
         """0 for the largest of each row, and so on; ties by position."""
@@ -262,7 +262,7 @@ class CryptenBackend:
 
     # ------------------------------------------------------------ the next token
 
-    def choose(
+    def next_token(
         self, x: Secret, head: Secret, bias: torch.Tensor | None, vocabulary: int, temperature: float
     ) -> int | None:
         """Only party 1 learns the token: party 0 sends its share of the arg max, and nothing else is opened.

@@ -133,7 +133,7 @@ def test_all_places_taken_is_said(model: Path, tmp_path: Path) -> None:
 def endless(decoder: Any, plan: object, prompt: object, *others: object) -> Iterator[None]:
     """A program whose plan has no end."""
     while True:
-        decoder.backend.hold(None, decoder.backend.zeros((1, 1, 1)))
+        decoder.backend.mask(decoder.backend.zeros((1, 1, 1)))
 
 
 def test_planning_ends_with_its_time_limit(model: Path, tmp_path: Path) -> None:

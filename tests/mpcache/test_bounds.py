@@ -97,7 +97,7 @@ def gated_case(b: Any, share: Any, weight: Any, size: float) -> Any:
 
 def logits_case(b: Any, share: Any, weight: Any, size: float) -> Any:
     logits = torch.linspace(-0.5, 0.5, 16) * size
-    return b.choose(share(torch.ones(1, 1)), weight("head", logits[:, None]), None, 16, 0.0)
+    return b.next_token(share(torch.ones(1, 1)), weight("head", logits[:, None]), None, 16, 0.0)
 
 
 def received_case(b: Any, share: Any, weight: Any, size: float) -> Any:
@@ -107,7 +107,7 @@ def received_case(b: Any, share: Any, weight: Any, size: float) -> Any:
 
 
 def selection_case(b: Any, share: Any, weight: Any, size: float) -> Any:
-    return b.gather(b.best(share(torch.linspace(-0.5, 0.5, 16)[None] * size), 1), share(VALUES[None]))
+    return b.gather(b.top_k(share(torch.linspace(-0.5, 0.5, 16)[None] * size), 1), share(VALUES[None]))
 
 
 def extreme_case(b: Any, share: Any, weight: Any, size: float) -> Any:
@@ -120,7 +120,7 @@ def scaled_case(b: Any, share: Any, weight: Any, size: float) -> Any:
 
 
 def product_case(b: Any, share: Any, weight: Any, size: float) -> Any:
-    return b.product(share(SIGNS[None] * size / 8), b.hold(None, share(torch.full((1, 64, 1), 8.0))), "multiply")
+    return b.product(share(SIGNS[None] * size / 8), b.mask(share(torch.full((1, 64, 1), 8.0))), "multiply")
 
 
 CASES: dict[Bound, Case] = {

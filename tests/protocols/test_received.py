@@ -17,15 +17,15 @@ def test_many_queries_of_one_head_add_up_without_overflow() -> None:
     keys[0, 1] = 0.0
     queries[..., 0], keys[0, 2, 0] = 9.0, 9.0  # nearly all attention goes to the last token
     plain = PlainBackend()
-    watched = torch.arange(2560)
-    _, expected = plain.attend_watched(queries, plain.append(None, keys, values), None, watched)
+    observed = torch.arange(2560)
+    _, expected = plain.attend_observed(queries, plain.append(None, keys, values), None, observed)
     shared = [shares_of(encode(x)) for x in (queries, keys, values)]
 
     def program(session: Session) -> torch.Tensor:
         backend = MpcBackend(session)
         q, k, v = (Secret(x[session.party], session.party) for x in shared)
-        cached, held = backend.enter(None, q, k, v)
-        return backend.attend_watched(held, cached, None, watched)[1].share
+        cached, masked = backend.enter(None, q, k, v)
+        return backend.attend_observed(masked, cached, None, observed)[1].share
 
     a, b = run_parties(program)
     assert expected.max() > 2000
@@ -39,7 +39,7 @@ def test_the_smallest_is_found_up_to_its_stated_bound() -> None:
 
     def program(session: Session) -> torch.Tensor:
         secret = Secret(shared[session.party], session.party)
-        return MpcBackend(session).lowest(secret, 131_072.0).share
+        return MpcBackend(session).argmin(secret, 131_072.0).share
 
     a, b = run_parties(program)
     assert (a + b)[:, 0].tolist() == [[0, 1, 0], [1, 0, 0]]

@@ -21,7 +21,7 @@ from mpcache.protocols.shares import Secret
 
 LOGIT_ERROR = 0.02
 """See docs/protocols.md."""
-SCORE_ERROR = {"best": 0.01, "retain": 0.001, "lowest": 0.001}
+SCORE_ERROR = {"top_k": 0.01, "retain": 0.001, "argmin": 0.001}
 """How close two scores must be for another choice than plaintext's: clusters are compared with 8 fractional bits, each
 score off by one unit; attention received has all 16, and the softmax's error."""
 
@@ -53,14 +53,14 @@ class Recording:
         self._note("retain", self.reveal(kept[:, :, -1]), scores)
         return kept[:, :, :-1]
 
-    def best(self, scores: Any, k: int) -> Any:
-        choice = self.backend.best(scores, k)
-        self._note("best", self.reveal(choice).argmax(-1), scores)
+    def top_k(self, scores: Any, k: int) -> Any:
+        choice = self.backend.top_k(scores, k)
+        self._note("top_k", self.reveal(choice).argmax(-1), scores)
         return choice
 
-    def lowest(self, scores: Any, largest: float) -> Any:
-        choice = self.backend.lowest(scores, largest)
-        self._note("lowest", self.reveal(choice).argmax(-1), scores)
+    def argmin(self, scores: Any, largest: float) -> Any:
+        choice = self.backend.argmin(scores, largest)
+        self._note("argmin", self.reveal(choice).argmax(-1), scores)
         return choice
 
     def _note(self, kind: str, picked: torch.Tensor, scores: Any) -> None:
@@ -96,7 +96,7 @@ def smallest_gap(decisions: list[Decision]) -> float:
     gaps = [float("inf")]
     for decision in decisions:
         assert decision.scores is not None
-        rows = -decision.scores if decision.kind == "lowest" else decision.scores
+        rows = -decision.scores if decision.kind == "argmin" else decision.scores
         k = decision.picked.shape[-1]
         ranked = rows.sort(-1, descending=True).values
         first = k - 1 if decision.kind == "retain" else 0  # in retained rows only the last one matters

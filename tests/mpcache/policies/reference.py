@@ -65,7 +65,7 @@ class Case:
         return int(budget) if budget >= 1 else max(math.ceil(budget * self.n), least)
 
 
-def best(scores: Array, k: int) -> list[int]:
+def top_k(scores: Array, k: int) -> list[int]:
     """The k largest, the largest first, the earlier of equals first."""
     return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
 
@@ -74,7 +74,7 @@ def keep(scores: Array, k: int, sinks: int, recent: int) -> Cache:
     n = len(scores)
     if k >= n:
         return list(range(n))
-    between = sorted(sinks + i for i in best(scores[sinks : n - recent], k - sinks - recent))
+    between = sorted(sinks + i for i in top_k(scores[sinks : n - recent], k - sinks - recent))
     return [*range(sinks), *between, *range(n - recent, n)]
 
 
@@ -269,7 +269,7 @@ def pick(
     for size, count in zip(sizes, reversed(counts), strict=True):
         runs = [candidates[i : i + size] for i in range(0, len(candidates), size)]
         scores = [selector.score(layer, head, token, [cache[i] for i in run]) for run in runs]
-        chosen = best(np.array(scores), count)
+        chosen = top_k(np.array(scores), count)
         chosen = sorted(chosen) if len(chosen) == len(runs) else chosen  # a level that picks all changes no order
         candidates = [slot for i in chosen for slot in runs[i]]
     return candidates
@@ -297,7 +297,7 @@ def infllm(case: Case) -> list[Array]:
             for position in run:
                 following = q[position + 1 : min(position + 1 + s.window, known)]
                 fits.append(float(keys[position] @ following.mean(0)))
-            representatives[at] = [run[i] for i in best(np.array(fits), s.representatives)]
+            representatives[at] = [run[i] for i in top_k(np.array(fits), s.representatives)]
         return float(sum(q[token] @ keys[i] for i in representatives[at]))
 
     def closed_with(first: int) -> int:

@@ -3,10 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpcache.protocols.beaver import extend, mask, multiply, multiply_masked, square_sum
 from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.local import run_parties
-from mpcache.protocols.product import extend, mask, multiply, multiply_masked, square_sum
 from mpcache.protocols.randomness import new_key
 from mpcache.protocols.ring import reduce_bits, signed, stored
 from mpcache.protocols.session import Session

@@ -1,4 +1,4 @@
-"""[at < rho] for a public `at` and a rho that only the dealer knows, by one-time digit tables.
+"""[at < rho] for a public `at` and a rho that only the dealer knows, by lookup in one-time tables of digits.
 
 The low bits are cut into up to four digits. For each digit of rho the dealer gives two truth tables, "digit less" and
 "digit equal", xor-shared in words of up to 64 bits (party 0's share is its own pseudorandom word). The parties look up
@@ -73,7 +73,7 @@ def _words(shape: Shape, index_bits: int) -> Corrected:
     return Corrected((*shape, 1 << (index_bits - WORD_BITS)), 64, xor=True)
 
 
-def _look_up(words: torch.Tensor, index: torch.Tensor, index_bits: int) -> torch.Tensor:
+def _lookup(words: torch.Tensor, index: torch.Tensor, index_bits: int) -> torch.Tensor:
     """The bit at `index` of each table; tables have a dimension for the `at` where they are one word."""
     if index_bits > WORD_BITS:
         words = words.gather(-1, (index >> WORD_BITS).reshape(*words.shape[:-1], -1)).reshape(index.shape)
@@ -190,8 +190,8 @@ class LessThan:
         for i, width in enumerate(self._widths):
             low -= width
             digit = (at >> low) & ((1 << width) - 1)
-            is_equal = _look_up(equal[i], digit, width) if i < len(equal) else None
-            items.append((_look_up(less[i], digit, width), is_equal))
+            is_equal = _lookup(equal[i], digit, width) if i < len(equal) else None
+            items.append((_lookup(less[i], digit, width), is_equal))
         for level in self._levels:
             items = await self._combine(session, material, level, items)
         return items[0][0]
@@ -214,6 +214,6 @@ class LessThan:
             pending.append(session.open(index, bits, xor=True))
         opened = await together(*pending)
         return [
-            (_look_up(words[0], index, bits), _look_up(words[1], index, bits) if len(words) == 2 else None)
+            (_lookup(words[0], index, bits), _lookup(words[1], index, bits) if len(words) == 2 else None)
             for (words, bits), index in zip(tables, opened, strict=True)
         ]
