@@ -1,13 +1,12 @@
-"""RMSNorm and LayerNorm without their gains, which the model folds into the next weight."""
+"""RMSNorm without its gain, which the model folds into the next weight."""
 
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 import torch
 
-from mpcache.protocols.beaver import Masked, mask, multiply_masked, square_sum
+from mpcache.protocols.beaver import mask, multiply_masked, square_sum
 from mpcache.protocols.reciprocal import RSQRT_BITS, rsqrt_untruncated
 from mpcache.protocols.ring import FRACTION_BITS, RING_BITS
 from mpcache.protocols.session import Session
@@ -15,20 +14,6 @@ from mpcache.protocols.truncation import drop_low_bits, truncate
 
 HIGH = 46
 """The sum of squares, with 16 fractional bits, stays below 2^46."""
-
-
-async def _scale_to_unit(session: Session, x: Masked, epsilon: float) -> torch.Tensor:
-    n = x.shape[-1]
-    # sum of squares at scale 2^32; 16 fractional bits are plenty for what follows, so the low ones are dropped locally:
-    # what is left is its floor or one unit below, and so one is added
-    total = drop_low_bits(square_sum(session, x), FRACTION_BITS)
-    least = round(n * epsilon * 2.0**FRACTION_BITS)
-    total = total + session.constant(least + 1)
-    low = max(2, least.bit_length() - 1) & ~1  # even, as HIGH is
-    inverse = await rsqrt_untruncated(session, total, low, HIGH, factor=math.sqrt(n))
-    scale = await mask(session, inverse, RING_BITS)
-    y = multiply_masked(session, x, scale, forget=(x, scale))
-    return await truncate(session, y, RSQRT_BITS, RING_BITS)
 
 
 async def rms_norm(session: Session, x: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -39,14 +24,19 @@ async def rms_norm(session: Session, x: torch.Tensor, epsilon: float) -> torch.T
     and 4e-8 times the root mean square. x is opened once under one mask, which serves both its square and its product
     with the scale.
     """
-    return await _scale_to_unit(session, await mask(session, x, RING_BITS), epsilon)
+    masked_x = await mask(session, x, RING_BITS)
+    inverse = await _inverse_root(session, square_sum(session, masked_x), x.shape[-1], epsilon)
+    scale = await mask(session, inverse, RING_BITS)
+    y = multiply_masked(session, masked_x, scale, forget=(masked_x, scale))
+    return await truncate(session, y, RSQRT_BITS, RING_BITS)
 
 
-async def layer_norm(session: Session, x: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """(x - mean) / sqrt(variance + epsilon) over the last dimension (Ba et al., 2016). Rounds: 7. Error: that of
-    `rms_norm`, and a unit over the deviation, as the mean is off by one."""
-    n = x.shape[-1]
-    reciprocal_bits = 32  # so that a mean far above the deviation costs no precision
-    mean = x.sum(-1, keepdim=True) * session.public(Fraction(1, n), reciprocal_bits)
-    mean = await truncate(session, mean, reciprocal_bits, RING_BITS)
-    return await _scale_to_unit(session, await mask(session, x - mean, RING_BITS), epsilon)
+async def _inverse_root(session: Session, squares: torch.Tensor, n: int, epsilon: float) -> torch.Tensor:
+    """sqrt(n) / sqrt(squares + n epsilon) at scale 2^RSQRT_BITS, from a sum of n squares at scale 2^32. Rounds: 3."""
+    # 16 fractional bits are plenty for what follows, so the low ones are dropped locally: what is left is the sum's
+    # floor or one unit below, and so one is added
+    total = drop_low_bits(squares, FRACTION_BITS)
+    least = round(n * epsilon * 2.0**FRACTION_BITS)
+    total = total + session.constant(least + 1)
+    low = max(2, least.bit_length() - 1) & ~1  # even, as HIGH is
+    return await rsqrt_untruncated(session, total, low, HIGH, factor=math.sqrt(n))

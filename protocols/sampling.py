@@ -6,7 +6,6 @@ softmax(logits / T). The dealer shares g, so neither party knows the noise and t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,8 +30,3 @@ class GumbelNoise(Correlation):
         uniform = (((words >> 12) & ((1 << 52) - 1)).double() + 0.5) / 2.0**52
         noise = -torch.log(-torch.log(uniform)) * self.temperature
         return [(noise * 2.0**self.fraction_bits).round().to(torch.int64)]
-
-
-def noise_bound(temperature: float) -> float:
-    """No noise is larger in size: the uniform has 52 bits."""
-    return temperature * 53 * math.log(2)

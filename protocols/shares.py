@@ -156,13 +156,13 @@ _INSTEAD = {
     "mul": "backend.multiply(x, y)",
     "matmul": "backend.linear(x, weight), or backend.attend(queries, cached, visible)",
     "square": "backend.multiply(x, x)",
-    "div": "backend.rms_norm, layer_norm or attend; fold a public factor into a weight",
-    "mean": "backend.layer_norm or rms_norm",
-    "var": "backend.layer_norm or rms_norm",
+    "div": "backend.rms_norm or attend; fold a public factor into a weight",
+    "mean": "backend.scale(x.sum(dim), factor)",
+    "var": "backend.rms_norm",
     "where": "backend.multiply by a secret bit, or `visible` of backend.attend",
     "dot": "backend.multiply(x, y).sum()",
     "prod": "backend.multiply(x, y)",
-    "comparison": "backend.next_token, or protocols.comparison",
+    "comparison": "backend.next_token, or mpcache.protocols.comparison",
 }
 _OPERATORS = {
     "mul": ("__mul__", "__rmul__", "__imul__"),

@@ -1,7 +1,6 @@
-"""How bytes move: the two interfaces that the protocols need, and in-process versions of them.
+"""How bytes move: the interface that the protocols need, and an in-process version of it.
 
-The protocols know messages, not networks. `parties` implements both interfaces over gRPC; tests and planning use
-the ones here.
+The protocols know messages, not networks. `parties` implements it over gRPC; tests use the one here.
 """
 
 from __future__ import annotations
@@ -28,13 +27,6 @@ class Channel(Protocol):
 
 Transport = Callable[[Channel], Channel]
 """Another channel on top of one, such as a slower network's. Both parties must use it."""
-
-
-class CorrectionSource(Protocol):
-    """One party's byte stream of corrections from the dealer, in the order of the plan."""
-
-    def read(self, nbytes: int) -> bytes | bytearray | memoryview:
-        """The next `nbytes` bytes. Raises PeerLost if the dealer is gone or a deadline passes."""
 
 
 class QueueChannel:

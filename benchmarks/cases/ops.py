@@ -19,7 +19,7 @@ from mpcache.protocols.comparison import is_negative
 from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.local import run_parties
-from mpcache.protocols.normalisation import layer_norm, rms_norm
+from mpcache.protocols.normalisation import rms_norm
 from mpcache.protocols.randomness import KEY_BYTES
 from mpcache.protocols.rank import argmax, one_hot, top_k
 from mpcache.protocols.ring import PRODUCT_BITS
@@ -79,7 +79,6 @@ OPERATIONS = {
     "compare 100,000 at 19 bits": Operation(is_negative, (100_000,), {"bits": 19}),
     "softmax 12 x 1,024": Operation(softmax, (12, 1024)),
     "rms_norm 64 x 768": Operation(rms_norm, (64, 768), {"epsilon": 1e-5}),
-    "layer_norm 64 x 768": Operation(layer_norm, (64, 768), {"epsilon": 1e-5}),
     "silu 3,072": Operation(activation, (3072,), {"kind": "silu"}),
     "gelu 3,072": Operation(activation, (3072,), {"kind": "gelu_tanh"}),
     "one-hot 100 of 256": Operation(one_hot, (100,), {"size": 256}),

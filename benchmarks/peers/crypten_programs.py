@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -137,16 +138,21 @@ def _layer(case: Case, values: Values, number: int) -> Callable[[Value], Value]:
     attention = _cached_attention(case, values)
 
     def layer(x: Value) -> Value:
-        qkv = backend.linear(backend.layer_norm(x, EPSILON), w["qkv"])
+        qkv = backend.linear(_layer_norm(backend, x), w["qkv"])
         query, key, value = (
             part.reshape(case.heads, 1, case.head_size) for part in (qkv[:, :h], qkv[:, h : 2 * h], qkv[:, 2 * h :])
         )
         attended = attention(query, key, value).reshape(1, h)
         x = x + backend.linear(attended, w["out"])
-        up = backend.linear(backend.layer_norm(x, EPSILON), w["up"])
+        up = backend.linear(_layer_norm(backend, x), w["up"])
         return x + backend.linear(backend.activation(up, "gelu_tanh"), w["down"])
 
     return layer
+
+
+def _layer_norm(backend: Any, x: Value) -> Value:
+    mean = backend.scale(x.sum(-1).reshape(-1, 1), Fraction(1, x.shape[-1]))
+    return backend.rms_norm(x - mean, EPSILON)
 
 
 def _head(case: Case, values: Values) -> Step:
@@ -158,7 +164,7 @@ def _head(case: Case, values: Values) -> Step:
 def _next_token(case: Case, values: Values) -> Callable[[Value], int | None]:
     backend = values.backend
     table = values.weight("head", case.vocabulary, case.hidden)
-    return lambda x: backend.next_token(backend.layer_norm(x, EPSILON), table, None, case.vocabulary, 0.0)
+    return lambda x: backend.next_token(_layer_norm(backend, x), table, None, case.vocabulary, 0.0)
 
 
 def _model(case: Case, values: Values) -> Step:

@@ -62,9 +62,6 @@ class Backend(Protocol):
     def rms_norm(self, x: Value, epsilon: float) -> Value:
         """x over its root mean square, no gain."""
 
-    def layer_norm(self, x: Value, epsilon: float) -> Value:
-        """x centred, over its deviation, no gain, no bias."""
-
     def rotate(self, x: Value, cos: torch.Tensor, sin: torch.Tensor) -> Value:
         """Rotary positions on (heads, m, d) with public tables (m, d), halves rotated (Su et al., 2021). Tables are
         `mpcache.protocols.public`'s: multiples of 2^-30, the same on every machine."""

@@ -13,7 +13,7 @@ from mpcache.protocols.comparison import negative_part
 from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.linear import MaskedWeight, linear
-from mpcache.protocols.normalisation import layer_norm, rms_norm
+from mpcache.protocols.normalisation import rms_norm
 from mpcache.protocols.public import Factor
 from mpcache.protocols.rank import argmax, one_hot, position_bits, top_k
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS
@@ -115,9 +115,6 @@ class MpcBackend:
 
     def rms_norm(self, x: Secret, epsilon: float) -> Secret:
         return self._run(rms_norm(self.session, x.share, epsilon))
-
-    def layer_norm(self, x: Secret, epsilon: float) -> Secret:
-        return self._run(layer_norm(self.session, x.share, epsilon))
 
     def rotate(self, x: Secret, cos: torch.Tensor, sin: torch.Tensor) -> Secret:
         async def rotated() -> torch.Tensor:

@@ -40,9 +40,6 @@ class PlainBackend:
     def rms_norm(self, x: torch.Tensor, epsilon: float) -> torch.Tensor:
         return F.rms_norm(x, x.shape[-1:], eps=epsilon)
 
-    def layer_norm(self, x: torch.Tensor, epsilon: float) -> torch.Tensor:
-        return F.layer_norm(x, x.shape[-1:], eps=epsilon)
-
     def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         first, second = x.chunk(2, -1)

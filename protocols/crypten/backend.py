@@ -103,9 +103,6 @@ class CryptenBackend:
     def rms_norm(self, x: Secret, epsilon: float) -> Secret:
         return self._map(lambda a: _over_root_mean_square(a, epsilon), x)
 
-    def layer_norm(self, x: Secret, epsilon: float) -> Secret:
-        return self._map(lambda a: _over_root_mean_square(a - a.mean(-1, keepdim=True), epsilon), x)
-
     def rotate(self, x: Secret, cos: torch.Tensor, sin: torch.Tensor) -> Secret:
         half = x.shape[-1] // 2
         turned = cat([-x[..., half:], x[..., :half]], -1)

@@ -518,12 +518,6 @@ def _binary(share: torch.Tensor) -> Any:
     return _imported.mpc.primitives.BinarySharedTensor.from_shares(share, precision=0)
 
 
-def to_arithmetic(share: torch.Tensor, fraction_bits: int = FRACTION_BITS) -> Any:
-    """An ArithmeticSharedTensor on this party's int64 share. The memory is shared, the encoder is new."""
-    import_crypten()
-    return _arithmetic(share, fraction_bits)
-
-
 def to_mpc_tensor(share: torch.Tensor, fraction_bits: int = FRACTION_BITS) -> Any:
     """An MPCTensor on this party's int64 share, in the current session. The memory is shared, the encoder is new."""
     return import_crypten().mpc.MPCTensor.from_shares(share, precision=fraction_bits)

@@ -87,10 +87,9 @@ def test_embedding_of_tokens_that_the_client_alone_knows() -> None:
         assert result is not None and (result - table[:, tokens].t()).abs().max() < 1e-3
 
 
-def test_norms() -> None:
+def test_the_norm() -> None:
     x = normal(4, 32) * 3 + 1
     assert error_of(lambda b, x: b.rms_norm(x, 1e-3), x) < 0.02
-    assert error_of(lambda b, x: b.layer_norm(x, 1e-3), x) < 0.02
 
 
 def test_rotary_positions() -> None:

@@ -27,7 +27,6 @@ from mpcache.protocols.crypten.bridge import (
     current_session,
     from_crypten,
     import_crypten,
-    to_arithmetic,
     to_mpc_tensor,
 )
 from mpcache.protocols.errors import ConfigError, PeerLost, ProtocolError
@@ -134,10 +133,10 @@ def test_a_result_can_be_revealed_to_one_party(receiver: int) -> None:
 def test_shares_pass_in_and_out_without_a_copy() -> None:
     def program() -> None:
         mine = torch.arange(6)
-        tensor, sharing = to_mpc_tensor(mine), to_arithmetic(mine)
+        tensor, sharing = to_mpc_tensor(mine), to_mpc_tensor(mine)._tensor
         assert tensor.share.data_ptr() == sharing.share.data_ptr() == mine.data_ptr()
         assert from_crypten(tensor).data_ptr() == from_crypten(sharing).data_ptr() == mine.data_ptr()
-        encoders = [t.encoder for t in (tensor, sharing, to_mpc_tensor(mine), to_arithmetic(mine))]
+        encoders = [t.encoder for t in (tensor, sharing, to_mpc_tensor(mine), to_mpc_tensor(mine)._tensor)]
         assert len({id(encoder) for encoder in encoders}) == 4, "CrypTen changes encoders in place: never share one"
         bit = tensor < 0  # scale 1
         assert torch.equal(from_crypten(bit), bit.share << 16)

@@ -15,7 +15,7 @@ from mpcache.protocols.activation import activation
 from mpcache.protocols.beaver import extend, mask, multiply, multiply_masked, square_sum
 from mpcache.protocols.comparison import is_negative, less_than, negative_part
 from mpcache.protocols.linear import MaskedWeight, linear
-from mpcache.protocols.normalisation import layer_norm, rms_norm
+from mpcache.protocols.normalisation import rms_norm
 from mpcache.protocols.plan import PlanSession
 from mpcache.protocols.rank import argmax, maximum, one_hot, ranks, top_k
 from mpcache.protocols.reciprocal import reciprocal, rsqrt
@@ -84,7 +84,6 @@ CASES: dict[str, tuple[Protocol, tuple[int, ...], int]] = {
     "division by the sum, rows of 64": (divided, (MANY, 64), MANY * 64),
     "softmax, rows of 1,024": (softmax, (12, 1024), 12 * 1024),
     "RMSNorm, a row of 768": (with_(rms_norm, 1e-5), (64, 768), 64),
-    "LayerNorm, a row of 768": (with_(layer_norm, 1e-5), (64, 768), 64),
     "SiLU": (with_(activation, "silu"), (MANY,), MANY),
     "GELU": (with_(activation, "gelu"), (MANY,), MANY),
     "ranks of 16, 22 bits": (with_(ranks, 22), (MANY, 16), MANY),

@@ -22,7 +22,7 @@ from mpcache.protocols.comparison import is_negative, less_than, negative_part
 from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.local import run_parties
-from mpcache.protocols.normalisation import layer_norm, rms_norm
+from mpcache.protocols.normalisation import rms_norm
 from mpcache.protocols.randomness import new_key
 from mpcache.protocols.rank import argmax, maximum, one_hot, ranks, top_k
 from mpcache.protocols.reciprocal import reciprocal, rsqrt
@@ -100,7 +100,6 @@ PROTOCOLS: dict[str, tuple[Protocol, int]] = {
     "reciprocal": (reciprocal, 1),
     "inverse root": (rsqrt, 1),
     "RMSNorm": (with_(rms_norm, 1e-5), 3),
-    "LayerNorm": (with_(layer_norm, 1e-5), 3),
     "SiLU": (with_(activation, "silu"), 1),
     "GELU": (with_(activation, "gelu"), 1),
     "threshold": (with_(keep_largest, 2, 4), 3),
