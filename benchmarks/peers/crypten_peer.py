@@ -11,7 +11,7 @@ from typing import Any
 from mpcache.benchmarks.peers.cases import Case, Figures
 from mpcache.benchmarks.peers.processes import run_together
 from mpcache.parties.certificates import write_development_certificates
-from mpcache.protocols.crypten.bridge import PROVED_ON
+from mpcache.protocols.crypten.importing import PROVED_ON
 
 SYSTEM = "crypten"
 PROTOCOL = "beaver"

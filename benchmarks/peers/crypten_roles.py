@@ -28,10 +28,10 @@ from mpcache.parties.dealer_link import CHUNK_BYTES, DealerLink
 from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc, owner_pb2_grpc
 from mpcache.parties.link import ClientLink, Frame, Link
 from mpcache.parties.tls import open_server, require_peer
+from mpcache.protocols.backends.crypten import CryptenBackend
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.correlation import Dealer, PartyCorrelations
-from mpcache.protocols.crypten.backend import CryptenBackend
-from mpcache.protocols.crypten.bridge import DryRunSession
+from mpcache.protocols.crypten.dry_run import DryRunSession
 from mpcache.protocols.plan import Plan
 from mpcache.protocols.randomness import new_key
 from mpcache.protocols.session import Session

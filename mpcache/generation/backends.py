@@ -26,7 +26,7 @@ def private_backend(
     if name == "mpc":
         yield MpcBackend(session, weight_key, dict(masked_weights or {}))
         return
-    from mpcache.protocols.crypten.backend import CryptenBackend
+    from mpcache.protocols.backends.crypten import CryptenBackend
 
     yield CryptenBackend(session)
 
@@ -35,6 +35,6 @@ def plan_session(name: str, check: Callable[[], None] = lambda: None) -> PlanSes
     """A session that plans: on `meta` tensors for mpc; CrypTen runs dry, on zeros. check: see `PlanSession`."""
     if name == "mpc":
         return PlanSession(check)
-    from mpcache.protocols.crypten.bridge import DryRunSession
+    from mpcache.protocols.crypten.dry_run import DryRunSession
 
     return DryRunSession(check)

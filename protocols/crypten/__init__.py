@@ -1,1 +1,1 @@
-"""CrypTen's own protocols on our sessions: the baseline."""
+"""CrypTen on our sessions, with our dealer and our randomness; and its sharing, which our secrets are made of."""

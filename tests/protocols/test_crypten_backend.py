@@ -13,10 +13,10 @@ from mpcache.model.config import ModelConfig
 from mpcache.model.decoder import Decoder
 from mpcache.model.rotary import rotary_tables
 from mpcache.policies import new_cache
+from mpcache.protocols.backends.crypten import CryptenBackend
 from mpcache.protocols.backends.interface import KeyValues
 from mpcache.protocols.backends.plain import PlainBackend
-from mpcache.protocols.crypten.backend import CryptenBackend
-from mpcache.protocols.crypten.bridge import DryRunSession
+from mpcache.protocols.crypten.dry_run import DryRunSession
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.session import Cost, Session

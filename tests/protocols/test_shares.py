@@ -6,17 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from mpcache.protocols.crypten.bridge import (
-    CryptenSession,
-    active,
-    from_crypten,
-    import_crypten,
-    to_mpc_tensor,
-)
+from mpcache.protocols.crypten.importing import import_crypten
+from mpcache.protocols.crypten.session import CryptenSession, active
+from mpcache.protocols.crypten.shares import ArithmeticSharedTensor, Secret, cat, from_crypten, to_mpc_tensor
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.ring import decode, encode
 from mpcache.protocols.session import Session
-from mpcache.protocols.shares import ArithmeticSharedTensor, Secret, cat
 from tests.protocols.sharing import shares_of
 
 crypten = import_crypten()

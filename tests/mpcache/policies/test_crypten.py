@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mpcache.policies import PolicySettings, policies
-from mpcache.protocols.crypten.backend import CryptenBackend
-from mpcache.protocols.crypten.bridge import DryRunSession
+from mpcache.protocols.backends.crypten import CryptenBackend
+from mpcache.protocols.crypten.dry_run import DryRunSession
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.ring import RING_BITS, decode
 from mpcache.protocols.session import Cost, Session

@@ -13,22 +13,11 @@ import pytest
 import torch
 
 from mpcache.protocols.correlation import Correlation
-from mpcache.protocols.crypten.bridge import (
-    PROVED_ON,
-    BinaryTriple,
-    BitPair,
-    CryptenSession,
-    DealerProvider,
-    DryRunSession,
-    SessionKeys,
-    SquarePair,
-    Triple,
-    active,
-    current_session,
-    from_crypten,
-    import_crypten,
-    to_mpc_tensor,
-)
+from mpcache.protocols.crypten.dry_run import DryRunSession
+from mpcache.protocols.crypten.importing import PROVED_ON, import_crypten
+from mpcache.protocols.crypten.provider import BinaryTriple, BitPair, DealerProvider, SquarePair, Triple
+from mpcache.protocols.crypten.session import CryptenSession, SessionKeys, active, current_session
+from mpcache.protocols.crypten.shares import from_crypten, to_mpc_tensor
 from mpcache.protocols.errors import ConfigError, PeerLost, ProtocolError
 from mpcache.protocols.local import InlineCorrelations, run_parties
 from mpcache.protocols.session import Cost, Opening, Session
@@ -388,7 +377,7 @@ def run_python(code: str) -> str:
 def test_the_import_needs_torch_and_numpy_alone() -> None:
     unwanted = {"onnx", "pandas", "torchvision", "sklearn", "yaml", "omegaconf", "scipy", "tensorboard"}
     code = (
-        "import sys; from mpcache.protocols.crypten.bridge import import_crypten; c = import_crypten();"
+        "import sys; from mpcache.protocols.crypten.importing import import_crypten; c = import_crypten();"
         f"print(sorted(set(m.split('.')[0] for m in sys.modules) & {unwanted}), c is import_crypten())"
     )
     assert run_python(code) == "[] True"
@@ -399,7 +388,7 @@ def test_another_version_or_an_earlier_import_is_refused(tmp_path: Any) -> None:
     (tmp_path / "crypten" / "__init__.py").write_text("__version__ = '9.9'\n")
     code = (
         "import sys; sys.path.insert(0, {path!r}); {first}\n"
-        "from mpcache.protocols.crypten.bridge import import_crypten\n"
+        "from mpcache.protocols.crypten.importing import import_crypten\n"
         "try: import_crypten()\n"
         "except Exception as error: print(type(error).__name__, error, 'crypten.config' in sys.modules)"
     )
