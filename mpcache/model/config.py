@@ -70,4 +70,3 @@ class ModelConfig:
     @property
     def queries_per_head(self) -> int:
         return self.heads // self.key_value_heads
-

@@ -70,7 +70,7 @@ class WeightsFiles:
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read: {error}") from None
         self._digests[name] = _digest(name, stored)
-        tensor = stored.to(torch.float32, copy=True)  # no view of a file that may change
+        tensor: torch.Tensor = stored.to(torch.float32, copy=True)  # no view of a file that may change
         if not is_finite(tensor):
             raise ModelError(f"{path}: {shown(name)} holds numbers that are NaN, infinite or too large for float32")
         return tensor

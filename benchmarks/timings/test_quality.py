@@ -1,4 +1,4 @@
-"""Answers by cache policy, in the clear: `pytest benchmarks/test_quality.py`. The exact match goes along."""
+"""Answers by cache policy, in the clear: `pytest benchmarks/timings/test_quality.py`. The exact match goes along."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The demo's generation between three real processes over mutual TLS: `pytest benchmarks/test_generation.py`."""
+"""The demo's generation, three real processes, mutual TLS: `pytest benchmarks/timings/test_generation.py`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Decode steps and prefills over three real processes: `pytest benchmarks/test_decode.py`. Costs go along."""
+"""Decode steps and prefills over three real processes: `pytest benchmarks/timings/test_decode.py`. Costs go along."""
 
 from collections.abc import Iterator
 from typing import Any

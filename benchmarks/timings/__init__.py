@@ -1,0 +1,1 @@
+"""Timings by pytest-benchmark: `pytest benchmarks/`. Wheels leave them out."""
