@@ -9,8 +9,9 @@ from pathlib import Path
 from mpcache.benchmarks.cases.ops import HEADER, operation_rows
 from mpcache.benchmarks.records.records import Record, most_measured, read_records
 from mpcache.benchmarks.records.tables import markdown
-from mpcache.benchmarks.report.figures import FIGURES, Figure
+from mpcache.benchmarks.report.figure import Figure
 from mpcache.benchmarks.report.html import table
+from mpcache.benchmarks.report.sections import SECTIONS
 from mpcache.benchmarks.report.svg import Legend
 from mpcache.protocols.errors import ConfigError
 
@@ -42,7 +43,7 @@ def _write_plots(records: Sequence[Record], folder: Path) -> None:
 
 def _sections(records: Sequence[Record], legend: Legend) -> list[tuple[str, list[Figure]]]:
     done = _done(records)
-    made = [(title, make(done, legend)) for title, make in FIGURES.items()]
+    made = [(title, make(done, legend)) for title, make in SECTIONS.items()]
     return [(title, figures) for title, figures in made if figures]
 
 
