@@ -20,7 +20,7 @@ from mpcache.benchmarks.cases.policies import Contender
 from mpcache.benchmarks.cases.tasks import TASKS, Sample
 from mpcache.benchmarks.measure.runner import Case
 from mpcache.benchmarks.records.ranges import RANGES
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.tables import Rows
 from mpcache.generation.recorded import Recorded, greedy, record
 from mpcache.inspection.watched import WatchedBackend

@@ -18,7 +18,7 @@ from mpcache.benchmarks.measure.processes import Stretch
 from mpcache.benchmarks.measure.program import Program
 from mpcache.benchmarks.measure.roles import Setup
 from mpcache.benchmarks.measure.runner import Case, ProcessPool
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.generation.network import Network
 from mpcache.model.shapes import model_shape
 from mpcache.protocols.session import Part

@@ -12,7 +12,7 @@ from mpcache.benchmarks.cases.policies import Contender
 from mpcache.benchmarks.measure.process import forget_peak, peak_memory, peak_memory_of_roles
 from mpcache.benchmarks.measure.runner import Case
 from mpcache.benchmarks.records.ranges import RANGES
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.tables import Rows, mebibytes, megabytes, seconds
 from mpcache.demo import DEMO_MODEL
 from mpcache.generation.loop import Phase

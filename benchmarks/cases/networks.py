@@ -8,7 +8,7 @@ from dataclasses import replace
 from mpcache.benchmarks.cases.decode import Workload, decode_cases
 from mpcache.benchmarks.cases.policies import Contender
 from mpcache.benchmarks.measure.runner import Case, ProcessPool
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.tables import Rows, megabytes, seconds
 from mpcache.generation.network import LOOPBACK, Network
 

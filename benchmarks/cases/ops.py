@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mpcache.benchmarks.measure.runner import Case
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.tables import Rows, megabytes, seconds
 from mpcache.protocols.activation import activation
 from mpcache.protocols.comparison import is_negative

@@ -15,7 +15,7 @@ from mpcache.benchmarks.measure.model import checkpoint
 from mpcache.benchmarks.measure.processes import Stretch
 from mpcache.benchmarks.measure.roles import Setup
 from mpcache.benchmarks.measure.runner import Case, ProcessPool
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.tables import Rows, cost_cells, mebibytes, seconds
 from mpcache.protocols.session import Part
 

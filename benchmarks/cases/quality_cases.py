@@ -13,7 +13,8 @@ from mpcache.benchmarks.cases.policies import Contender
 from mpcache.benchmarks.cases.quality import Score, score
 from mpcache.benchmarks.cases.tasks import TASKS, Sample
 from mpcache.benchmarks.records.ranges import RANGES
-from mpcache.benchmarks.records.records import Record, Records, make_record
+from mpcache.benchmarks.records.record import Record, make_record
+from mpcache.benchmarks.records.store import Records
 from mpcache.benchmarks.records.tables import Rows
 from mpcache.inspection.watched import WatchedBackend
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mpcache.benchmarks.measure.processes import Processes, local_processes
 from mpcache.benchmarks.measure.roles import Setup
-from mpcache.benchmarks.records.records import Record, Records, make_record
+from mpcache.benchmarks.records.record import Record, make_record
+from mpcache.benchmarks.records.store import Records
 from mpcache.protocols.errors import MpcacheError
 
 log = logging.getLogger("mpcache.bench")

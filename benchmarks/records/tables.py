@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 
 Rows = list[list[str]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mpcache.benchmarks.cases.agreement import DIFFERENCES, HEADER, agreement_rows
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.report.figure import Figure
 from mpcache.benchmarks.report.html import table
 from mpcache.benchmarks.report.svg import Legend

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.tables import PARTS, megabytes, seconds
 from mpcache.benchmarks.report.figure import COMPARED, Figure, part_styles
 from mpcache.benchmarks.report.steps import SHAPE, by_policy, decoded, total_bytes

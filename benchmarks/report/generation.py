@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mpcache.benchmarks.cases.generation import HEADER, generation_rows
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.report.figure import Figure
 from mpcache.benchmarks.report.svg import Bar, Legend, Style, keys, stacked_bars
 

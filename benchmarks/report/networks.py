@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpcache.benchmarks.cases.networks import is_real, model_seconds, network_name, network_of
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.tables import Rows, seconds
 from mpcache.benchmarks.report.figure import Figure
 from mpcache.benchmarks.report.steps import SHAPE, decoded

@@ -7,7 +7,9 @@ from html import escape
 from pathlib import Path
 
 from mpcache.benchmarks.cases.ops import HEADER, operation_rows
-from mpcache.benchmarks.records.records import Record, most_measured, read_records
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.selection import most_measured
+from mpcache.benchmarks.records.store import read_records
 from mpcache.benchmarks.records.tables import markdown
 from mpcache.benchmarks.report.figure import Figure
 from mpcache.benchmarks.report.html import table

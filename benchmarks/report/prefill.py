@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpcache.benchmarks.records.records import Record, is_whole_model
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.selection import is_whole_model
 from mpcache.benchmarks.records.tables import PARTS, mebibytes, megabytes, seconds
 from mpcache.benchmarks.report.figure import Figure, part_styles
 from mpcache.benchmarks.report.steps import SHAPE, total_bytes

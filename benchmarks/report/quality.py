@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from mpcache.benchmarks.cases.quality_cases import CAN, PLACED
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.report.figure import COMPARED, Figure
 from mpcache.benchmarks.report.html import table
 from mpcache.benchmarks.report.svg import Axis, Legend, Point, Series, line_plot

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpcache.benchmarks.records.records import Record, is_block, is_whole_model
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.selection import is_block, is_whole_model
 
 SHAPE = "gpt2"
 """The shape that others' systems, and quality, are set beside."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.tables import megabytes, seconds
 from mpcache.benchmarks.report.figure import COMPARED, Figure
 from mpcache.benchmarks.report.steps import decoded, whole_models

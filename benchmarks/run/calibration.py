@@ -11,7 +11,7 @@ import torch
 
 from mpcache.benchmarks.cases.decode import Workload
 from mpcache.benchmarks.measure.program import Program
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.generation.network import LOOPBACK, Network
 from mpcache.generation.price import Speed, layer_weights
 from mpcache.model.config import ModelConfig

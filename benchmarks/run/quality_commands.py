@@ -12,7 +12,7 @@ from mpcache.benchmarks.cases.quality import PLACEMENTS
 from mpcache.benchmarks.cases.quality_cases import QualityOptions, quality_tables, run_quality
 from mpcache.benchmarks.cases.tasks import TASKS
 from mpcache.benchmarks.records import tables
-from mpcache.benchmarks.records.records import Records
+from mpcache.benchmarks.records.store import Records
 from mpcache.benchmarks.run.finish import run_and_show, show_and_write
 from mpcache.benchmarks.run.options import (
     json_option,

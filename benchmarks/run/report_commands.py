@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mpcache.benchmarks.records.records import Records, read_records
+from mpcache.benchmarks.records.store import Records, read_records
 from mpcache.benchmarks.run.finish import show_and_write
 from mpcache.benchmarks.run.options import json_option
 from mpcache.benchmarks.run.suite import FULL, QUICK, run_suite

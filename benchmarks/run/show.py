@@ -8,7 +8,7 @@ from mpcache.benchmarks.cases import agreement, generation, networks, ops, prefi
 from mpcache.benchmarks.cases.quality_cases import quality_tables
 from mpcache.benchmarks.records import tables
 from mpcache.benchmarks.records.ranges import all_ranges
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.parties.command.report import show_ranges
 
 PROCESSES = ("owner", "client", "dealer")

@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mpcache.benchmarks.records.records import Record, read_records
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.store import read_records
 from mpcache.benchmarks.report.page import origin
 from mpcache.benchmarks.report.readme.cells import prose
 from mpcache.benchmarks.report.readme.costs import block, whole_model

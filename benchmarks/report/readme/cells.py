@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 
 WIDTH = 120
 POLICIES = {"full": "full cache", "mpcache": "mpcache"}

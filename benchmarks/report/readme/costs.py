@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mpcache.benchmarks.records.records import Record, is_block, is_whole_model, largest_run
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.selection import is_block, is_whole_model, largest_run
 from mpcache.benchmarks.records.tables import Rows, markdown
 from mpcache.benchmarks.report.readme.cells import (
     COSTS,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mpcache.benchmarks.cases.generation import MAX_NEW_TOKENS
-from mpcache.benchmarks.records.records import Record, largest_run
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.selection import largest_run
 from mpcache.benchmarks.records.tables import markdown
 from mpcache.benchmarks.report.readme.cells import COSTS, POLICIES, costs, peak_memory, prose
 

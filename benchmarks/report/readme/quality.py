@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mpcache.benchmarks.cases.quality_cases import PLACED
-from mpcache.benchmarks.records.records import Record, largest_run
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.selection import largest_run
 from mpcache.benchmarks.records.tables import markdown
 from mpcache.benchmarks.report.readme.cells import prose
 from mpcache.policies import PolicySettings, policies
