@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mpcache import __version__
+from mpcache.protocols.session import Cost
 
 Record = dict[str, Any]
 
@@ -30,6 +31,15 @@ def make_record(settings: Record, status: str, figures: Record) -> Record:
         "machine": machine(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "measured_at": now,
+    }
+
+
+def cost_figures(cost: Cost) -> Record:
+    """Bytes between the parties, bytes that the dealer sends, and rounds."""
+    return {
+        "online_bytes": cost.online_bytes,
+        "correlation_bytes": cost.correction_bytes,
+        "rounds": cost.rounds,
     }
 
 

@@ -12,6 +12,11 @@ SIZES = ("repeat", "documents", "max_new_tokens")
 """The settings that say how much was measured; all others say what."""
 
 
+def done(records: Iterable[Record]) -> list[Record]:
+    """Those of cases that have figures."""
+    return [r for r in records if r["status"] == "done"]
+
+
 def is_block(record: Record) -> bool:
     """Whether a decode step or prefill is that of one block, on loopback."""
     settings = record["settings"]

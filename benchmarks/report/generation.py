@@ -16,7 +16,7 @@ def generations(records: Sequence[Record], legend: Legend) -> list[Figure]:
         return []
     names = ["before the prefill", "prefill", "the other tokens"]
     styles = [Style.of(i) for i in range(len(names))]
-    bars = [Bar(r["policy"], _stretches(r)) for r in found]
+    bars = [Bar(r["policy"], _phases(r)) for r in found]
     firsts = ", ".join(f"{r['prefill']['seconds']:.1f} s ({r['policy']})" for r in found)
     title = f"The first token of a prompt of {found[0]['tokens']:,} tokens comes {firsts} after the prefill began"
     others = [r for r in found if r["token"] is not None]
@@ -31,7 +31,7 @@ def generations(records: Sequence[Record], legend: Legend) -> list[Figure]:
     return [Figure(title, note, plot, HEADER, generation_rows(found), keys(names, styles))]
 
 
-def _stretches(record: Record) -> list[float]:
+def _phases(record: Record) -> list[float]:
     """Seconds of a new client's first generation, its tokens at the median."""
     prefill, token = record["prefill"]["all_seconds"][0], record["token"]
     others = token["seconds"] * (record["new_tokens"] - 1) if token else 0.0

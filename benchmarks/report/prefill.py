@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.selection import is_whole_model
-from mpcache.benchmarks.records.tables import PARTS, mebibytes, megabytes, seconds
+from mpcache.benchmarks.records.tables import PARTS, PEAKS, megabytes, peak_cells, seconds
 from mpcache.benchmarks.report.figure import Figure, part_styles
 from mpcache.benchmarks.report.steps import SHAPE, total_bytes
 from mpcache.benchmarks.report.svg import Bar, Legend, keys, stacked_bars
@@ -35,11 +35,11 @@ def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
             megabytes(r["online_bytes"]),
             megabytes(r["correlation_bytes"]),
             f"{r['rounds']:,}",
-            *(mebibytes(r["peak_memory_bytes"].get(p)) for p in ("owner", "client", "dealer")),
+            *peak_cells(r["peak_memory_bytes"]),
         ]
         for bar, r in zip(bars, found, strict=True)
     ]
-    header = ["prompt", "s", "online MB", "correlation MB", "rounds", "owner MiB", "client MiB", "dealer MiB"]
+    header = ["prompt", "s", "online MB", "correlation MB", "rounds", *PEAKS]
     note = (
         "Prefill of a GPT-2 shape: MB, online and correlations, by part. Whole model: all layers with embedding, and "
         "logits and arg max of the first token; layers alone: without these."

@@ -14,7 +14,7 @@ from mpcache.benchmarks.cases.ops import OPERATIONS, operation_cases
 from mpcache.benchmarks.cases.policies import parse_contenders
 from mpcache.benchmarks.cases.prefill import prefill_cases
 from mpcache.benchmarks.measure.namespace import parse_namespace
-from mpcache.benchmarks.measure.runner import ProcessPool
+from mpcache.benchmarks.measure.processes import ProcessPool
 from mpcache.benchmarks.run.finish import run_and_show
 from mpcache.benchmarks.run.options import (
     BACKENDS,

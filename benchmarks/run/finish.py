@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mpcache.benchmarks.measure.runner import Case, ProcessPool, run_cases
+from mpcache.benchmarks.measure.processes import ProcessPool
+from mpcache.benchmarks.measure.runner import Case, run_cases
 from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.store import Records, write_json
 from mpcache.benchmarks.run.show import show_records

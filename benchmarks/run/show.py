@@ -11,8 +11,6 @@ from mpcache.benchmarks.records.ranges import all_ranges
 from mpcache.benchmarks.records.record import Record
 from mpcache.parties.command.report import show_ranges
 
-PROCESSES = ("owner", "client", "dealer")
-
 
 def show_records(records: Sequence[Record]) -> None:
     """A table, or several, for each part that there are records of; and how near plaintext twins came to the bounds."""
@@ -47,8 +45,8 @@ def _decode(records: list[Record]) -> None:
             "policy",
             "tokens",
             "backend",
-            *(f"{role} CPU s" for role in PROCESSES),
-            *(f"{role} MiB" for role in PROCESSES),
+            *(f"{role} CPU s" for role in tables.PROCESSES),
+            *tables.PEAKS,
             "waited s",
         ),
         tables.process_rows(records),

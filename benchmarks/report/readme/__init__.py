@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.selection import done
 from mpcache.benchmarks.records.store import read_records
 from mpcache.benchmarks.report.page import origin
 from mpcache.benchmarks.report.readme.cells import prose
@@ -49,12 +50,12 @@ def render(text: str, records: Sequence[Record]) -> str:
     whole = len(_SECTION.findall(text))
     if not whole or whole != text.count(_BEGIN) or whole != text.count(_END):
         raise ConfigError(f"sections for figures begin with a line '{_BEGIN} NAME -->' and end with '{_END}'")
-    done = [r for r in records if r["status"] == "done"]
+    measured = done(records)
 
     def section(found: re.Match[str]) -> str:
         begin, name, _, end = found.groups()
         if name not in SECTIONS:
             raise ConfigError(f"there are no figures called {name!r} (known: {', '.join(SECTIONS)})")
-        return f"{begin}{SECTIONS[name](done) or ABSENT}{end}"
+        return f"{begin}{SECTIONS[name](measured) or ABSENT}{end}"
 
     return _SECTION.sub(section, text)

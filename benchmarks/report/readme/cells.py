@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Sequence
 
 from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.tables import PROCESSES
 
 WIDTH = 120
 POLICIES = {"full": "full cache", "mpcache": "mpcache"}
-ROLES = ("owner", "client", "dealer")
 COSTS = ("seconds", "online", "correlations", "rounds")
 
 
@@ -49,4 +49,4 @@ def data_size(count: float) -> str:
 
 def peak_memory(record: Record) -> str:
     peaks = record["peak_memory_bytes"]
-    return ", ".join(f"{role} {peaks[role] / 2**30:.1f} GiB" for role in ROLES if peaks.get(role))
+    return ", ".join(f"{role} {peaks[role] / 2**30:.1f} GiB" for role in PROCESSES if peaks.get(role))
