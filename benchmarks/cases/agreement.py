@@ -20,7 +20,8 @@ from mpcache.benchmarks.cases.policies import Contender
 from mpcache.benchmarks.cases.tasks import TASKS, Sample
 from mpcache.benchmarks.measure.runner import Case
 from mpcache.benchmarks.records.ranges import RANGES
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.selection import done
 from mpcache.benchmarks.records.tables import Rows
 from mpcache.generation.recorded import Recorded, greedy, record
 from mpcache.inspection.watched import WatchedBackend
@@ -145,10 +146,9 @@ HEADER = ("task", "policy", "tokens", "same in plaintext and mpc", "right in pla
 def agreement_rows(records: Sequence[Record]) -> Rows:
     """differing: the seeds of the documents whose answers differ."""
     out = []
-    for r in records:
-        if r["status"] == "done":
-            right = [sum(c[how] == c["expected"] for c in r["cases"]) for how in ("plain", "mpc")]
-            counts = [f"{n} of {r['asked']}" for n in (r["same"], *right)]
-            differing = ", ".join(str(c["seed"]) for c in r["cases"] if c["plain"] != c["mpc"])
-            out.append([r["task"], r["policy"], f"{r['tokens']:,}", *counts, differing or "none"])
+    for r in done(records):
+        right = [sum(c[how] == c["expected"] for c in r["cases"]) for how in ("plain", "mpc")]
+        counts = [f"{n} of {r['asked']}" for n in (r["same"], *right)]
+        differing = ", ".join(str(c["seed"]) for c in r["cases"] if c["plain"] != c["mpc"])
+        out.append([r["task"], r["policy"], f"{r['tokens']:,}", *counts, differing or "none"])
     return out

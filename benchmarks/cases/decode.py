@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from mpcache.benchmarks.cases.policies import Contender
-from mpcache.benchmarks.measure.local import run_here
 from mpcache.benchmarks.measure.model import checkpoint
 from mpcache.benchmarks.measure.namespace import Namespace
-from mpcache.benchmarks.measure.processes import Stretch
+from mpcache.benchmarks.measure.plaintext import run_in_plaintext
+from mpcache.benchmarks.measure.processes import ProcessPool, Span
 from mpcache.benchmarks.measure.program import Program
 from mpcache.benchmarks.measure.roles import Setup
-from mpcache.benchmarks.measure.runner import Case, ProcessPool
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.measure.runner import Case
+from mpcache.benchmarks.records.record import Record, cost_figures
 from mpcache.generation.network import Network
 from mpcache.model.shapes import model_shape
-from mpcache.protocols.session import Part
+from mpcache.protocols.session import Cost, Part
 
 CONTAINS = {
     "seconds": "median wall time of a decode step at the client, waiting for the others included",
@@ -104,7 +104,7 @@ def _measure(setup: Setup, tokens: int, contender: Contender, backend: str, repe
         return _plain(setup, tokens, contender, repeat)
     with pool.processes(setup) as processes:
         run = processes.run([0] * tokens, WARM_UP + repeat, contender.settings, backend)
-    _, eviction, *steps = run.stretches
+    _, eviction, *steps = run.spans
     return {
         "policy": contender.label,
         "tokens": tokens,
@@ -120,7 +120,7 @@ def _measure(setup: Setup, tokens: int, contender: Contender, backend: str, repe
     }
 
 
-def summary(steps: Sequence[Stretch]) -> Record:
+def summary(steps: Sequence[Span]) -> Record:
     """Medians of equal steps, and every step's seconds."""
     middle = sorted(steps, key=lambda s: s.cost.online_bytes)[len(steps) // 2]
     processes = steps[0].cpu_seconds
@@ -131,44 +131,32 @@ def summary(steps: Sequence[Stretch]) -> Record:
         "cpu_seconds_by_process": {
             role: statistics.median(s.cpu_seconds[role] or 0.0 for s in steps) for role in processes
         },
-        "online_bytes": middle.cost.online_bytes,
-        "correlation_bytes": middle.cost.correction_bytes,
-        "rounds": middle.cost.rounds,
+        **cost_figures(middle.cost),
         "parts": {
             name: _part([s.parts[name] for s in steps if name in s.parts], part) for name, part in _parts(middle)
         },
     }
 
 
-def _parts(stretch: Stretch) -> list[tuple[str, Part]]:
+def _parts(span: Span) -> list[tuple[str, Part]]:
     order = ("linear", "selection", "attention", "other", "head", "eviction")
-    return sorted(stretch.parts.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+    return sorted(span.parts.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
 
 
 def _part(parts: Sequence[Part], middle: Part) -> Record:
     return {
         "seconds": statistics.median(part.seconds for part in parts),
         "cpu_seconds": statistics.median(part.cpu_seconds for part in parts),
-        **_bytes(middle),
+        **cost_figures(middle.cost),
     }
 
 
-def _bytes(part: Part) -> dict[str, int]:
+def costs(span: Span) -> Record:
     return {
-        "online_bytes": part.cost.online_bytes,
-        "correlation_bytes": part.cost.correction_bytes,
-        "rounds": part.cost.rounds,
-    }
-
-
-def costs(stretch: Stretch) -> Record:
-    return {
-        "seconds": stretch.seconds,
-        "cpu_seconds": stretch.all_cpu_seconds,
-        "online_bytes": stretch.cost.online_bytes,
-        "correlation_bytes": stretch.cost.correction_bytes,
-        "rounds": stretch.cost.rounds,
-        "parts": {name: _part([part], part) for name, part in _parts(stretch)},
+        "seconds": span.seconds,
+        "cpu_seconds": span.all_cpu_seconds,
+        **cost_figures(span.cost),
+        "parts": {name: _part([part], part) for name, part in _parts(span)},
     }
 
 
@@ -176,7 +164,7 @@ def costs(stretch: Stretch) -> Record:
 def _plain(setup: Setup, tokens: int, contender: Contender, repeat: int) -> Record:
     """The same program in the clear, in this process alone."""
     model = checkpoint(setup.config, setup.model)
-    _, eviction, *steps = run_here(setup.program, model, tokens, WARM_UP + repeat, contender.settings)
+    _, eviction, *steps = run_in_plaintext(setup.program, model, tokens, WARM_UP + repeat, contender.settings)
     steps = steps[WARM_UP:]
     figures: dict[str, Any] = {
         "policy": contender.label,
@@ -185,9 +173,7 @@ def _plain(setup: Setup, tokens: int, contender: Contender, repeat: int) -> Reco
         "seconds": statistics.median(s.seconds for s in steps),
         "all_seconds": [s.seconds for s in steps],
         "cpu_seconds": statistics.median(s.cpu_seconds for s in steps),
-        "online_bytes": 0,
-        "correlation_bytes": 0,
-        "rounds": 0,
+        **cost_figures(Cost()),
         "parts": {},
         "eviction": {"seconds": eviction.seconds},
         "contains": {**CONTAINS, "seconds": "median wall time of a decode step in the clear, one process"},

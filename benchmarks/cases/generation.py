@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mpcache.benchmarks.cases.policies import Contender
-from mpcache.benchmarks.measure.process import forget_peak, peak_memory, peak_memory_of_roles
 from mpcache.benchmarks.measure.runner import Case
+from mpcache.benchmarks.measure.usage import forget_peak, peak_memory, peak_memory_of_roles
 from mpcache.benchmarks.records.ranges import RANGES
-from mpcache.benchmarks.records.records import Record
-from mpcache.benchmarks.records.tables import Rows, mebibytes, megabytes, seconds
+from mpcache.benchmarks.records.record import Record, cost_figures
+from mpcache.benchmarks.records.selection import done
+from mpcache.benchmarks.records.tables import PEAKS, Rows, megabytes, peak_cells, seconds
 from mpcache.demo import DEMO_MODEL
 from mpcache.generation.loop import Phase
 from mpcache.inspection.watched import plain_twin
@@ -128,9 +129,7 @@ def _median(phases: Sequence[Phase]) -> Record:
     return {
         "seconds": statistics.median(phase.seconds for phase in phases),
         "all_seconds": [phase.seconds for phase in phases],
-        "online_bytes": middle.cost.online_bytes,
-        "correlation_bytes": middle.cost.correction_bytes,
-        "rounds": middle.cost.rounds,
+        **cost_figures(middle.cost),
     }
 
 
@@ -142,9 +141,7 @@ HEADER = (
     "online MB",
     "corr. MB",
     "rounds",
-    "owner MiB",
-    "client MiB",
-    "dealer MiB",
+    *PEAKS,
     "as plaintext",
 )
 
@@ -152,10 +149,8 @@ HEADER = (
 def generation_rows(records: Sequence[Record]) -> Rows:
     """Two lines for each: the prompt with the first token, and each token after it."""
     out = []
-    for r in records:
-        if r["status"] != "done":
-            continue
-        peaks = [mebibytes(r["peak_memory_bytes"].get(role)) for role in ("owner", "client", "dealer")]
+    for r in done(records):
+        peaks = peak_cells(r["peak_memory_bytes"])
         same = "the same" if r["same"] else "another answer"
         out.append([r["policy"], f"{r['tokens']:,}", "prefill", *_costs(r["prefill"]), *peaks, same])
         if r["token"] is not None:

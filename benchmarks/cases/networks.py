@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from mpcache.benchmarks.cases.decode import Workload, decode_cases
 from mpcache.benchmarks.cases.policies import Contender
-from mpcache.benchmarks.measure.runner import Case, ProcessPool
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.measure.processes import ProcessPool
+from mpcache.benchmarks.measure.runner import Case
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.selection import done
 from mpcache.benchmarks.records.tables import Rows, megabytes, seconds
 from mpcache.generation.network import LOOPBACK, Network
 
@@ -88,9 +90,7 @@ HEADER = (
 
 def network_rows(records: Sequence[Record]) -> Rows:
     out = []
-    for r in records:
-        if r["status"] != "done":
-            continue
+    for r in done(records):
         terms = model_seconds(r)
         model = sum(terms.values())
         out.append(

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from mpcache.benchmarks.measure.runner import Case
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record, cost_figures
+from mpcache.benchmarks.records.selection import done
 from mpcache.benchmarks.records.tables import Rows, megabytes, seconds
 from mpcache.protocols.activation import activation
 from mpcache.protocols.beaver import multiply
@@ -111,9 +112,7 @@ def measure(name: str, repeat: int) -> Record:
         "seconds": statistics.median(wall),
         "all_seconds": wall,
         "cpu_seconds": statistics.median(cpu),
-        "online_bytes": cost.online_bytes,
-        "correlation_bytes": cost.correction_bytes,
-        "rounds": cost.rounds,
+        **cost_figures(cost),
         "contains": CONTAINS,
     }
 
@@ -131,6 +130,5 @@ def operation_rows(records: Sequence[Record]) -> Rows:
             megabytes(r["correlation_bytes"]),
             str(r["rounds"]),
         ]
-        for r in records
-        if r["status"] == "done"
+        for r in done(records)
     ]

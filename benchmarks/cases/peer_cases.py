@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mpcache.benchmarks.measure.runner import Case
 from mpcache.benchmarks.peers.cases import Case as PeerCase
 from mpcache.benchmarks.peers.measure import SYSTEMS, measure_case
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 
 LIMIT_SECONDS = {"attention": 300, "selection": 300, "block": 300, "model": 900}
 _OUTER = ("bench", "settings", "load_average")

@@ -10,14 +10,15 @@ import torch
 from mpcache.benchmarks.cases.decode import CONTAINS as STEP
 from mpcache.benchmarks.cases.decode import Workload, costs
 from mpcache.benchmarks.cases.policies import Contender
-from mpcache.benchmarks.measure.local import run_here
 from mpcache.benchmarks.measure.model import checkpoint
-from mpcache.benchmarks.measure.processes import Stretch
+from mpcache.benchmarks.measure.plaintext import run_in_plaintext
+from mpcache.benchmarks.measure.processes import ProcessPool, Span
 from mpcache.benchmarks.measure.roles import Setup
-from mpcache.benchmarks.measure.runner import Case, ProcessPool
-from mpcache.benchmarks.records.records import Record
-from mpcache.benchmarks.records.tables import Rows, cost_cells, mebibytes, seconds
-from mpcache.protocols.session import Part
+from mpcache.benchmarks.measure.runner import Case
+from mpcache.benchmarks.records.record import Record, cost_figures
+from mpcache.benchmarks.records.selection import done
+from mpcache.benchmarks.records.tables import PEAKS, Rows, cost_cells, peak_cells, seconds
+from mpcache.protocols.session import Cost, Part
 
 CONTAINS = {
     **{key: STEP[key] for key in ("online_bytes", "correlation_bytes", "rounds", "parts", "embedding", "head")},
@@ -63,13 +64,13 @@ def _once(setup: Setup, tokens: int, contender: Contender, backend: str, pool: P
     if backend == "plain":
         with torch.no_grad():
             model = checkpoint(setup.config, setup.model)
-            blocks = run_here(setup.program, model, tokens, 1, contender.settings)
+            blocks = run_in_plaintext(setup.program, model, tokens, 1, contender.settings)
         wall, cpu = sum(b.seconds for b in blocks), sum(b.cpu_seconds for b in blocks)
-        none = {"online_bytes": 0, "correlation_bytes": 0, "rounds": 0, "parts": {}}
+        none = {**cost_figures(Cost()), "parts": {}}
         return {**figures, "seconds": wall, "cpu_seconds": cpu, **none}
     with pool.processes(setup) as processes:
         run = processes.run([0] * tokens, 1, contender.settings, backend)
-    whole = total(run.stretches)
+    whole = total(run.spans)
     return {
         **figures,
         **costs(whole),
@@ -80,20 +81,20 @@ def _once(setup: Setup, tokens: int, contender: Contender, backend: str, pool: P
     }
 
 
-def total(stretches: Sequence[Stretch]) -> Stretch:
+def total(spans: Sequence[Span]) -> Span:
     """All of them as one."""
-    first, *others = stretches
+    first, *others = spans
     parts = dict(first.parts)
     for other in others:
         for name, part in other.parts.items():
             old = parts.get(name, Part())
             parts[name] = Part(old.cost + part.cost, old.seconds + part.seconds, old.cpu_seconds + part.cpu_seconds)
-    return Stretch(
-        sum(s.seconds for s in stretches),
+    return Span(
+        sum(s.seconds for s in spans),
         sum((s.cost for s in others), first.cost),
         parts,
-        sum(s.waited_seconds for s in stretches),
-        {role: sum(s.cpu_seconds[role] or 0.0 for s in stretches) for role in first.cpu_seconds},
+        sum(s.waited_seconds for s in spans),
+        {role: sum(s.cpu_seconds[role] or 0.0 for s in spans) for role in first.cpu_seconds},
     )
 
 
@@ -106,24 +107,14 @@ HEADER = (
     "online MB",
     "corr. MB",
     "rounds",
-    "owner MiB",
-    "client MiB",
-    "dealer MiB",
+    *PEAKS,
     "waited s",
 )
 
 
 def prefill_rows(records: Sequence[Record]) -> Rows:
     out = []
-    for r in records:
-        if r["status"] != "done":
-            continue
-        peak = r.get("peak_memory_bytes", {})
-        out.append(
-            [
-                *cost_cells(r),
-                *(mebibytes(peak.get(role)) for role in ("owner", "client", "dealer")),
-                seconds(r.get("dealer", {}).get("waited_seconds", 0.0)),
-            ]
-        )
+    for r in done(records):
+        waited = r.get("dealer", {}).get("waited_seconds", 0.0)
+        out.append([*cost_cells(r), *peak_cells(r.get("peak_memory_bytes", {})), seconds(waited)])
     return out

@@ -13,7 +13,9 @@ from mpcache.benchmarks.cases.policies import Contender
 from mpcache.benchmarks.cases.quality import Score, score
 from mpcache.benchmarks.cases.tasks import TASKS, Sample
 from mpcache.benchmarks.records.ranges import RANGES
-from mpcache.benchmarks.records.records import Record, Records, make_record
+from mpcache.benchmarks.records.record import Record, make_record
+from mpcache.benchmarks.records.selection import done
+from mpcache.benchmarks.records.store import Records
 from mpcache.benchmarks.records.tables import Rows
 from mpcache.inspection.watched import WatchedBackend
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
@@ -164,11 +166,11 @@ class _Group:
 
 def quality_tables(records: Sequence[Record]) -> list[tuple[str, list[str], Rows]]:
     """For each task, length and placement: (title, header, rows), a row for each policy, a column for each budget."""
-    done = [r for r in records if r["status"] == "done"]
-    groups = dict.fromkeys((r["task"], r["tokens"], r["placement"]) for r in done)
+    measured = done(records)
+    groups = dict.fromkeys((r["task"], r["tokens"], r["placement"]) for r in measured)
     out = []
     for task, tokens, placement in groups:
-        group = [r for r in done if (r["task"], r["tokens"], r["placement"]) == (task, tokens, placement)]
+        group = [r for r in measured if (r["task"], r["tokens"], r["placement"]) == (task, tokens, placement)]
         budgets = sorted({r["budget"] for r in group if r["budget"] is not None})
         title = f"{task}, {tokens:,} tokens, {PLACED[placement]}"
         header = ["policy", *(f"{budget:.4g}" if budget >= 1 else f"{budget:.1%}" for budget in budgets)]

@@ -11,13 +11,13 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mpcache.benchmarks.measure.process import ROLES, forget_peak, peak_memory, read_notes, seconds_between
 from mpcache.benchmarks.measure.roles import UNLIMITED, Setup
+from mpcache.benchmarks.measure.usage import ROLES, forget_peak, peak_memory, read_notes, seconds_between
 from mpcache.parties.certificates import load_identity, write_development_certificates
 from mpcache.parties.client import Connection, Generation, Request
 from mpcache.parties.launcher import role_process
@@ -25,11 +25,11 @@ from mpcache.policies import PolicySettings
 from mpcache.protocols.session import Cost, Part
 
 
-@dataclass
-class Stretch:
+@dataclass(frozen=True)
+class Span:
     """What the program took from one of its values to the next. Cost and parts are the client's.
 
-    cpu_seconds: by process. The dealer's is what it took to make this stretch's corrections, ahead of the parties;
+    cpu_seconds: by process. The dealer's is what it took to make this span's corrections, ahead of the parties;
     waited_seconds is how long the client stood still for them.
     """
 
@@ -44,11 +44,11 @@ class Stretch:
         return sum(seconds or 0.0 for seconds in self.cpu_seconds.values())
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
-    """A program's stretches in order, and each process's peak memory in bytes."""
+    """A program's spans in order, and each process's peak memory in bytes."""
 
-    stretches: list[Stretch]
+    spans: list[Span]
     peak_bytes: dict[str, int | None]
     setup_bytes: int
 
@@ -64,7 +64,7 @@ class Processes:
     def run(self, prompt: list[int], steps: int, policy: PolicySettings, backend: str = "mpc") -> Run:
         """One session. Raises MpcacheError if a process fails."""
         request = Request(prompt, steps, policy=policy, backend=backend)
-        stretches: list[Stretch] = []
+        spans: list[Span] = []
 
         def noted(*arguments: Any) -> Iterator[Any]:
             """The program in its own thread, which does not wait for this one; while planning, there is no session."""
@@ -72,7 +72,7 @@ class Processes:
             for value in self.setup.program(*arguments):
                 if generation.session is not None:
                     now = _Snapshot(generation)
-                    stretches.append(now.since(before or _Snapshot.zero(now)))
+                    spans.append(now.since(before or _Snapshot.zero(now)))
                     before = _Snapshot(generation)
                 yield value
 
@@ -83,11 +83,10 @@ class Processes:
         for _ in generation:
             pass
         notes = {role: read_notes(log) for role, log in self.logs.items()}
-        for i, stretch in enumerate(stretches):
-            for role in ROLES:
-                stretch.cpu_seconds[role] = seconds_between(notes[role], i)
+        cpu = [{role: seconds_between(notes[role], i) for role in ROLES} for i in range(len(spans))]
+        spans = [replace(span, cpu_seconds={**span.cpu_seconds, **own}) for span, own in zip(spans, cpu, strict=True)]
         peaks = {role: notes[role][-1]["peak_bytes"] if notes[role] else None for role in ROLES}
-        return Run(stretches, {**peaks, "client": peak_memory()}, generation.setup_bytes)
+        return Run(spans, {**peaks, "client": peak_memory()}, generation.setup_bytes)
 
 
 class _Snapshot:
@@ -102,19 +101,19 @@ class _Snapshot:
 
     @staticmethod
     def zero(now: _Snapshot) -> _Snapshot:
-        """Before anything: the time of the first stretch is that of its parts."""
+        """Before anything: the time of the first span is that of its parts."""
         start = copy.copy(now)
         start.cost, start.parts, start.waited = Cost(), {}, 0.0
         start.seconds -= sum(part.seconds for part in now.parts.values())
         start.cpu_seconds -= sum(part.cpu_seconds for part in now.parts.values())
         return start
 
-    def since(self, before: _Snapshot) -> Stretch:
+    def since(self, before: _Snapshot) -> Span:
         parts = {}
         for name, part in self.parts.items():
             old = before.parts.get(name, Part())
             parts[name] = Part(part.cost - old.cost, part.seconds - old.seconds, part.cpu_seconds - old.cpu_seconds)
-        return Stretch(
+        return Span(
             self.seconds - before.seconds,
             self.cost - before.cost,
             {name: part for name, part in parts.items() if part.seconds},
@@ -149,3 +148,28 @@ def _config(folder: Path, role: str, **values: Any) -> Path:
     path = folder / f"{role}.json"
     path.write_text(json.dumps(values))
     return path
+
+
+class ProcessPool:
+    """The processes of the setup used last; others are started when another setup, or a failure, asks for them."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._setup: Setup | None = None
+        self._processes: Processes | None = None
+
+    @contextmanager
+    def processes(self, setup: Setup) -> Iterator[Processes]:
+        if self._processes is None or self._setup != setup:
+            self.close()
+            self._processes = self._stack.enter_context(local_processes(setup))
+            self._setup = setup
+        try:
+            yield self._processes
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._stack.close()
+        self._processes = None

@@ -16,8 +16,8 @@ import torch
 from mpcache.benchmarks.measure.delay import delaying
 from mpcache.benchmarks.measure.model import checkpoint
 from mpcache.benchmarks.measure.namespace import Namespace
-from mpcache.benchmarks.measure.process import watched
 from mpcache.benchmarks.measure.program import Program
+from mpcache.benchmarks.measure.usage import watched
 from mpcache.generation.backends import PRIVATE_BACKENDS
 from mpcache.generation.network import Network
 from mpcache.model.config import ModelConfig

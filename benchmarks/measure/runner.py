@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mpcache.benchmarks.measure.processes import Processes, local_processes
-from mpcache.benchmarks.measure.roles import Setup
-from mpcache.benchmarks.records.records import Record, Records, make_record
+from mpcache.benchmarks.records.record import Record, make_record
+from mpcache.benchmarks.records.store import Records
 from mpcache.protocols.errors import MpcacheError
 
 log = logging.getLogger("mpcache.bench")
@@ -58,28 +56,3 @@ def _run(case: Case) -> Record:
         return make_record(case.settings, "failed", {"error": reason})
     figures = {"status": "done", **figures, "case_seconds": time.perf_counter() - begun}
     return make_record(case.settings, figures.pop("status"), figures)
-
-
-class ProcessPool:
-    """The processes of the setup used last; others are started when another setup, or a failure, asks for them."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._setup: Setup | None = None
-        self._processes: Processes | None = None
-
-    @contextmanager
-    def processes(self, setup: Setup) -> Iterator[Processes]:
-        if self._processes is None or self._setup != setup:
-            self.close()
-            self._processes = self._stack.enter_context(local_processes(setup))
-            self._setup = setup
-        try:
-            yield self._processes
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        self._stack.close()
-        self._processes = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.selection import done
 
 Rows = list[list[str]]
 
@@ -45,6 +46,8 @@ def seconds(value: float) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
+PROCESSES = ("owner", "client", "dealer")
+PEAKS = tuple(f"{role} MiB" for role in PROCESSES)
 COSTS = ("policy", "tokens", "backend", "s", "CPU s", "online MB", "corr. MB", "rounds", "s / full", "bytes / full")
 PARTS = ("linear", "selection", "attention", "other", "head")
 FIGURES = ("seconds", "online MB", "correlation MB", "rounds")
@@ -52,8 +55,8 @@ FIGURES = ("seconds", "online MB", "correlation MB", "rounds")
 
 def cost_rows(records: Sequence[Record]) -> Rows:
     """Of decode records; the last two columns against the full cache of the same run."""
-    full = {_where(r): r for r in records if r["status"] == "done" and r["policy"] == "full"}
-    return [_cost_row(r, full.get(_where(r))) for r in records if r["status"] == "done"]
+    full = {_where(r): r for r in done(records) if r["policy"] == "full"}
+    return [_cost_row(r, full.get(_where(r))) for r in done(records)]
 
 
 def _where(record: Record) -> tuple[object, ...]:
@@ -87,8 +90,8 @@ def cost_cells(r: Record) -> list[str]:
 def part_rows(records: Sequence[Record]) -> Rows:
     """A line for each figure of a record, a column for each part; static eviction, which comes once, in the last."""
     out = []
-    for r in records:
-        if r["status"] != "done" or not r["parts"]:
+    for r in done(records):
+        if not r["parts"]:
             continue
         parts = [*(r["parts"].get(name) for name in PARTS), r["eviction"]]
         for i, figure in enumerate(FIGURES):
@@ -104,14 +107,18 @@ def _cell(part: Record | None, figure: int) -> str:
     return (seconds(part["seconds"]), online, correlations, str(part["rounds"]))[figure]
 
 
+def peak_cells(peaks: Mapping[str, int | None]) -> list[str]:
+    """Each process's peak memory, under PEAKS."""
+    return [mebibytes(peaks.get(role)) for role in PROCESSES]
+
+
 def process_rows(records: Sequence[Record]) -> Rows:
     """The dealer's lead and the processes' CPU and memory."""
     out = []
-    for r in records:
-        if r["status"] != "done" or "peak_memory_bytes" not in r:
+    for r in done(records):
+        if "peak_memory_bytes" not in r:
             continue
         cpu, peak = r["cpu_seconds_by_process"], r["peak_memory_bytes"]
-        cells = [seconds(cpu.get(role, 0.0)) for role in ("owner", "client", "dealer")]
-        cells += [mebibytes(peak.get(role)) for role in ("owner", "client", "dealer")]
+        cells = [*(seconds(cpu.get(role, 0.0)) for role in PROCESSES), *peak_cells(peak)]
         out.append([r["policy"], f"{r['tokens']:,}", r["backend"], *cells, seconds(r["dealer"]["waited_seconds"])])
     return out

@@ -1,12 +1,12 @@
-"""What a figure of the report is, and the decode steps that several of them are about."""
+"""What a figure of the report is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mpcache.benchmarks.records.records import Record, is_block
-from mpcache.benchmarks.records.tables import Rows
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.tables import PARTS, Rows
 from mpcache.benchmarks.report.svg import Legend, Style
 
 
@@ -25,25 +25,12 @@ class Figure:
 
 
 Maker = Callable[[Sequence[Record], Legend], list[Figure]]
+"""Makes the figures of a section that the records suffice for; none if there are none."""
+
+COMPARED = ("full", "mpcache")
+"""What a reader looks for first: drawn thick, and set beside others' systems."""
 
 
-SHAPE = "gpt2"
-"""The shape that others' systems, and quality, are set beside."""
-
-
-def decoded(records: Sequence[Record], backend: str = "mpc", shape: str = SHAPE) -> list[Record]:
-    """Decode steps of one block on loopback, without embedding and head."""
-    return [r for r in steps_of(records, shape) if r["backend"] == backend and is_block(r)]
-
-
-def steps_of(records: Sequence[Record], shape: str) -> list[Record]:
-    return [r for r in records if r["bench"] == "decode" and r["settings"]["shape"] == shape]
-
-
-def keys(names: Sequence[str], styles: Sequence[Style]) -> str:
-    squares = (
-        '<span><svg width="12" height="12" aria-hidden="true">'
-        f'<rect width="12" height="12" fill="{style.colour}"/></svg> {name}</span>'
-        for name, style in zip(names, styles, strict=True)
-    )
-    return f'<div class="legend">{"".join(squares)}</div>'
+def part_styles(names: Sequence[str]) -> list[Style]:
+    """A part of a step has the same colour in every plot."""
+    return [Style.of(PARTS.index(name)) for name in names]

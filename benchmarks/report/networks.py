@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpcache.benchmarks.cases.networks import is_real, model_seconds, network_name, network_of
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.tables import Rows, seconds
-from mpcache.benchmarks.report.figure import SHAPE, Figure, decoded, keys
-from mpcache.benchmarks.report.svg import Bar, Legend, Style, stacked_bars
+from mpcache.benchmarks.report.figure import Figure
+from mpcache.benchmarks.report.steps import SHAPE, decoded
+from mpcache.benchmarks.report.svg import Bar, Legend, Style, keys, stacked_bars
 from mpcache.generation.network import NETWORKS, Network
 
 NETWORK_TERMS = {"latency": Style.of(0), "bytes": Style.of(1), "CPU": Style.of(2)}

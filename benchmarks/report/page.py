@@ -7,10 +7,13 @@ from html import escape
 from pathlib import Path
 
 from mpcache.benchmarks.cases.ops import HEADER, operation_rows
-from mpcache.benchmarks.records.records import Record, most_measured, read_records
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.selection import done, most_measured
+from mpcache.benchmarks.records.store import read_records
 from mpcache.benchmarks.records.tables import markdown
-from mpcache.benchmarks.report.figures import FIGURES, Figure
+from mpcache.benchmarks.report.figure import Figure
 from mpcache.benchmarks.report.html import table
+from mpcache.benchmarks.report.sections import SECTIONS
 from mpcache.benchmarks.report.svg import Legend
 from mpcache.protocols.errors import ConfigError
 
@@ -41,14 +44,14 @@ def _write_plots(records: Sequence[Record], folder: Path) -> None:
 
 
 def _sections(records: Sequence[Record], legend: Legend) -> list[tuple[str, list[Figure]]]:
-    done = _done(records)
-    made = [(title, make(done, legend)) for title, make in FIGURES.items()]
+    shown = _shown(records)
+    made = [(title, make(shown, legend)) for title, make in SECTIONS.items()]
     return [(title, figures) for title, figures in made if figures]
 
 
-def _done(records: Sequence[Record]) -> list[Record]:
+def _shown(records: Sequence[Record]) -> list[Record]:
     """Each case once, as it was measured most."""
-    return most_measured(r for r in records if r["status"] == "done")
+    return most_measured(done(records))
 
 
 def page(records: Sequence[Record]) -> str:
@@ -56,7 +59,7 @@ def page(records: Sequence[Record]) -> str:
     for title, figures in _sections(records, Legend()):
         body.append(f"<h2>{escape(title)}</h2>")
         body.append(f'<div class="figures">{"".join(_figure(figure) for figure in figures)}</div>')
-    rows = operation_rows([r for r in _done(records) if r["bench"] == "ops"])
+    rows = operation_rows([r for r in _shown(records) if r["bench"] == "ops"])
     if rows:
         body.append(f"<h2>Protocols alone</h2>{table(HEADER, rows)}")
     body.append(_failures(records))
@@ -114,7 +117,7 @@ def twin(records: Sequence[Record]) -> str:
         out.append(f"## {title}\n")
         for figure in figures:
             out.append(f"### {figure.title}\n\n{figure.note}\n\n{markdown(figure.header, figure.rows)}")
-    rows = operation_rows([r for r in _done(records) if r["bench"] == "ops"])
+    rows = operation_rows([r for r in _shown(records) if r["bench"] == "ops"])
     if rows:
         out.append(f"## Protocols alone\n\n{markdown(HEADER, rows)}")
     failed = [r for r in records if r["status"] != "done"]

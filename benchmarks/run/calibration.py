@@ -11,7 +11,8 @@ import torch
 
 from mpcache.benchmarks.cases.decode import Workload
 from mpcache.benchmarks.measure.program import Program
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.selection import done
 from mpcache.generation.network import LOOPBACK, Network
 from mpcache.generation.price import Speed, layer_weights
 from mpcache.model.config import ModelConfig
@@ -24,7 +25,7 @@ def fit(records: Sequence[Record]) -> tuple[Speed, list[tuple[Record, float]]]:
 
     records: decode steps and prefills of the mpc backend, of several shapes or lengths. Raises ConfigError if too few.
     """
-    used = [r for r in records if r["status"] == "done" and r["bench"] in ("decode", "prefill", "network")]
+    used = [r for r in done(records) if r["bench"] in ("decode", "prefill", "network")]
     used = [r for r in used if r["backend"] == "mpc"]
     if len(used) < 8:
         raise ConfigError(f"{len(used)} records of decode steps and prefills are too few: at least 8 are needed")

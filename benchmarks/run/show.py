@@ -8,10 +8,8 @@ from mpcache.benchmarks.cases import agreement, generation, networks, ops, prefi
 from mpcache.benchmarks.cases.quality_cases import quality_tables
 from mpcache.benchmarks.records import tables
 from mpcache.benchmarks.records.ranges import all_ranges
-from mpcache.benchmarks.records.records import Record
+from mpcache.benchmarks.records.record import Record
 from mpcache.parties.command.report import show_ranges
-
-PROCESSES = ("owner", "client", "dealer")
 
 
 def show_records(records: Sequence[Record]) -> None:
@@ -47,8 +45,8 @@ def _decode(records: list[Record]) -> None:
             "policy",
             "tokens",
             "backend",
-            *(f"{role} CPU s" for role in PROCESSES),
-            *(f"{role} MiB" for role in PROCESSES),
+            *(f"{role} CPU s" for role in tables.PROCESSES),
+            *tables.PEAKS,
             "waited s",
         ),
         tables.process_rows(records),

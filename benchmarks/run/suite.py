@@ -17,9 +17,11 @@ from mpcache.benchmarks.cases.prefill import prefill_cases
 from mpcache.benchmarks.cases.quality import PLACEMENTS
 from mpcache.benchmarks.cases.quality_cases import QualityOptions, run_quality
 from mpcache.benchmarks.cases.tasks import TASKS
+from mpcache.benchmarks.measure.processes import ProcessPool
 from mpcache.benchmarks.measure.program import Program
-from mpcache.benchmarks.measure.runner import Case, ProcessPool, run_cases
-from mpcache.benchmarks.records.records import Record, Records
+from mpcache.benchmarks.measure.runner import Case, run_cases
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.store import Records
 from mpcache.generation.network import NETWORKS
 
 

@@ -8,9 +8,8 @@ import pytest
 from mpcache.benchmarks.cases.decode import Workload
 from mpcache.benchmarks.cases.policies import parse_contenders
 from mpcache.benchmarks.cases.prefill import total
-from mpcache.benchmarks.measure.processes import Processes, Stretch
+from mpcache.benchmarks.measure.processes import Processes, ProcessPool, Span
 from mpcache.benchmarks.measure.program import Program
-from mpcache.benchmarks.measure.runner import ProcessPool
 from mpcache.policies import policies
 
 TOKENS = 512
@@ -25,12 +24,12 @@ def pool() -> Iterator[ProcessPool]:
     pool.close()
 
 
-def note(benchmark: Any, stretch: Stretch) -> None:
+def note(benchmark: Any, span: Span) -> None:
     benchmark.extra_info.update(
-        online_bytes=stretch.cost.online_bytes,
-        correlation_bytes=stretch.cost.correction_bytes,
-        rounds=stretch.cost.rounds,
-        cpu_seconds=stretch.all_cpu_seconds,
+        online_bytes=span.cost.online_bytes,
+        correlation_bytes=span.cost.correction_bytes,
+        rounds=span.cost.rounds,
+        cpu_seconds=span.all_cpu_seconds,
     )
 
 
@@ -40,15 +39,15 @@ def test_decode_steps(benchmark: Any, pool: ProcessPool, policy: str) -> None:
     (contender,) = parse_contenders(policy)
     with pool.processes(BLOCK.setup(TOKENS)) as processes:
         run = benchmark.pedantic(_session, args=(processes, contender.settings, 5), rounds=3)
-    note(benchmark, run.stretches[-1])
-    benchmark.extra_info["seconds_per_step"] = min(s.seconds for s in run.stretches[3:])
+    note(benchmark, run.spans[-1])
+    benchmark.extra_info["seconds_per_step"] = min(s.seconds for s in run.spans[3:])
 
 
 def test_prefill(benchmark: Any, pool: ProcessPool) -> None:
     (contender,) = parse_contenders("full")
     with pool.processes(PROMPT.setup(128)) as processes:
         run = benchmark.pedantic(_session, args=(processes, contender.settings, 1, 128), rounds=1)
-    note(benchmark, total(run.stretches))
+    note(benchmark, total(run.spans))
 
 
 def _session(processes: Processes, policy: Any, steps: int, tokens: int = TOKENS) -> Any:

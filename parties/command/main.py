@@ -395,7 +395,7 @@ def plan(
     A model of any size is planned within seconds. The first new token comes with the prefill.
     """
     from mpcache.benchmarks.cases.policies import parse_contenders
-    from mpcache.benchmarks.records.records import write_json
+    from mpcache.benchmarks.records.store import write_json
     from mpcache.generation.network import parse_network
     from mpcache.generation.price import Generation
     from mpcache.model.shapes import model_shape

@@ -1,7 +1,7 @@
 from mpcache.benchmarks.cases.agreement import agreement_cases, agreement_rows
 from mpcache.benchmarks.cases.policies import parse_contenders
 from mpcache.benchmarks.measure.runner import run_cases
-from mpcache.benchmarks.records.records import Records
+from mpcache.benchmarks.records.store import Records
 from mpcache.demo import DEMO_MODEL
 
 

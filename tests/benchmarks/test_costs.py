@@ -13,9 +13,11 @@ from mpcache.benchmarks.cases.ops import OPERATIONS
 from mpcache.benchmarks.cases.policies import parse_contenders
 from mpcache.benchmarks.cases.prefill import prefill_cases
 from mpcache.benchmarks.measure.delay import DelayedChannel
+from mpcache.benchmarks.measure.processes import ProcessPool
 from mpcache.benchmarks.measure.program import Program
-from mpcache.benchmarks.measure.runner import ProcessPool, run_cases
-from mpcache.benchmarks.records.records import Record, Records
+from mpcache.benchmarks.measure.runner import run_cases
+from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.store import Records
 from mpcache.benchmarks.run.commands import bench
 from mpcache.generation.loop import Program as AnyProgram
 from mpcache.generation.network import Network

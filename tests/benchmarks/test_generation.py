@@ -8,7 +8,7 @@ from mpcache.benchmarks.cases import generation
 from mpcache.benchmarks.cases.generation import PROMPT, generation_cases, generation_rows, prompt_tokens
 from mpcache.benchmarks.cases.policies import parse_contenders
 from mpcache.benchmarks.measure.runner import run_cases
-from mpcache.benchmarks.records.records import Records
+from mpcache.benchmarks.records.store import Records
 from mpcache.demo import DEMO_MODEL
 from mpcache.generation.plan import PublicParameters, phase_costs
 from mpcache.model.checkpoint import load_checkpoint

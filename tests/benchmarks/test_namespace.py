@@ -11,9 +11,10 @@ import pytest
 from mpcache.benchmarks.cases.decode import Workload, decode_cases
 from mpcache.benchmarks.cases.policies import parse_contenders
 from mpcache.benchmarks.measure.namespace import Namespace, parse_namespace
+from mpcache.benchmarks.measure.processes import ProcessPool
 from mpcache.benchmarks.measure.program import Program
-from mpcache.benchmarks.measure.runner import ProcessPool, run_cases
-from mpcache.benchmarks.records.records import Records
+from mpcache.benchmarks.measure.runner import run_cases
+from mpcache.benchmarks.records.store import Records
 from mpcache.protocols.errors import ConfigError
 
 PREFIX = "mpcache-test-"

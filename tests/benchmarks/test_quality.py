@@ -8,7 +8,7 @@ from mpcache.benchmarks.cases.policies import parse_contenders
 from mpcache.benchmarks.cases.quality import Outcome, Score, score
 from mpcache.benchmarks.cases.quality_cases import QualityOptions, quality_tables, run_quality
 from mpcache.benchmarks.cases.tasks import TASKS
-from mpcache.benchmarks.records.records import Records
+from mpcache.benchmarks.records.store import Records
 from mpcache.demo import DEMO_MODEL
 from mpcache.generation.loop import GenerationPlan, prefill, steps
 from mpcache.generation.recorded import record

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mpcache.benchmarks.records.records import Record, Records, make_record, read_records
+from mpcache.benchmarks.records.record import Record, make_record
+from mpcache.benchmarks.records.store import Records, read_records
 from mpcache.benchmarks.report.readme import ABSENT, SECTIONS, render
 from mpcache.benchmarks.run.commands import bench
 from mpcache.protocols.errors import ConfigError

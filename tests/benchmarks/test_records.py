@@ -3,17 +3,9 @@ from pathlib import Path
 import pytest
 
 from mpcache.benchmarks.measure.runner import Case, run_cases
-from mpcache.benchmarks.records.records import (
-    FILE,
-    Record,
-    Records,
-    is_whole_model,
-    largest_run,
-    make_record,
-    most_measured,
-    read_records,
-    write_json,
-)
+from mpcache.benchmarks.records.record import Record, make_record
+from mpcache.benchmarks.records.selection import is_whole_model, largest_run, most_measured
+from mpcache.benchmarks.records.store import FILE, Records, read_records, write_json
 from mpcache.protocols.errors import ConfigError, PeerLost
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from mpcache.benchmarks.cases.networks import network_rows
-from mpcache.benchmarks.records.records import Record, Records, make_record
+from mpcache.benchmarks.records.record import Record, make_record
+from mpcache.benchmarks.records.store import Records
 from mpcache.benchmarks.report import write_report
 from mpcache.benchmarks.report.svg import (
     Axis,

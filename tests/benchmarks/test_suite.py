@@ -7,7 +7,8 @@ import pytest
 from mpcache.benchmarks.cases.agreement import ANSWERED
 from mpcache.benchmarks.cases.quality_cases import QualityOptions
 from mpcache.benchmarks.cases.tasks import TASKS
-from mpcache.benchmarks.measure.runner import Case, ProcessPool
+from mpcache.benchmarks.measure.processes import ProcessPool
+from mpcache.benchmarks.measure.runner import Case
 from mpcache.benchmarks.run.suite import FULL, QUICK, Suite, quality_options, sample, suite_parts
 from mpcache.demo import DEMO_MODEL
 from mpcache.model.tokenizer import load_tokenizer

@@ -21,8 +21,10 @@ class Timed:
     cpu_seconds: float
 
 
-def run_here(program: Program, model: Checkpoint, tokens: int, steps: int, policy: PolicySettings) -> list[Timed]:
-    """The program's stretches on the plain backend."""
+def run_in_plaintext(
+    program: Program, model: Checkpoint, tokens: int, steps: int, policy: PolicySettings
+) -> list[Timed]:
+    """The program's spans on the plain backend."""
     decoder = Decoder(model.config, PlainBackend(), model.tensors)
     plan = GenerationPlan(tokens, steps, policy=policy)
     out, before = [], (time.perf_counter(), time.process_time())

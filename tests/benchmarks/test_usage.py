@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from mpcache.benchmarks.measure.process import peak_memory, peak_memory_of_roles
+from mpcache.benchmarks.measure.usage import peak_memory, peak_memory_of_roles
 
 
 def test_the_peak_memory_of_each_roles_process_is_told() -> None:

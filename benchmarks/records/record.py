@@ -1,0 +1,84 @@
+"""What one case of a benchmark leaves behind: its figures, its settings, and where and when it was measured."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mpcache import __version__
+from mpcache.protocols.session import Cost
+
+Record = dict[str, Any]
+
+
+def make_record(settings: Record, status: str, figures: Record) -> Record:
+    """A record with where and when it was measured."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {
+        "bench": settings["bench"],
+        "status": status,
+        **figures,
+        "settings": settings,
+        "versions": versions(),
+        "machine": machine(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "measured_at": now,
+    }
+
+
+def cost_figures(cost: Cost) -> Record:
+    """Bytes between the parties, bytes that the dealer sends, and rounds."""
+    return {
+        "online_bytes": cost.online_bytes,
+        "correlation_bytes": cost.correction_bytes,
+        "rounds": cost.rounds,
+    }
+
+
+def canonical(settings: Record) -> str:
+    """Equal settings give equal text."""
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"))
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Of this package (and its commit, where it is a checkout) and of what its figures depend on."""
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "grpcio", "crypten")}
+    return {"mpcache": __version__, "commit": _commit(), "python": platform.python_version(), **packages}
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """What ran it, without its name."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads_per_process": 1,
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"

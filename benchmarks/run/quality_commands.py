@@ -1,0 +1,97 @@
+"""`mpcache bench quality` and `agreement`: answers by policy, in plaintext and under MPC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mpcache.benchmarks.cases.agreement import ANSWERED, agreement_cases
+from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.quality import PLACEMENTS
+from mpcache.benchmarks.cases.quality_cases import QualityOptions, quality_tables, run_quality
+from mpcache.benchmarks.cases.tasks import TASKS
+from mpcache.benchmarks.records import tables
+from mpcache.benchmarks.records.store import Records
+from mpcache.benchmarks.run.finish import run_and_show, show_and_write
+from mpcache.benchmarks.run.options import (
+    json_option,
+    model_option,
+    numbers,
+    out_option,
+    policy_option,
+    shares,
+    tokens_option,
+    words,
+)
+
+
+@click.command()
+@model_option
+@click.option("--task", default="day-sheet", show_default=True, help=f"Any of {', '.join(TASKS)}; or all.")
+@tokens_option
+@policy_option("all")
+@click.option(
+    "--budget",
+    default="0.05,0.1,0.125,0.25",
+    show_default=True,
+    help="Tokens to attend to, or their share of the prompt.",
+)
+@click.option(
+    "--placement",
+    default="end,later",
+    show_default=True,
+    help="Where the question stands: at the end of the prompt, or later (after eviction).",
+)
+@click.option("--documents", type=click.IntRange(1), default=50, show_default=True, help="Documents of each length.")
+@out_option
+@json_option
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
+def quality(
+    model: Path | None,
+    task: str,
+    tokens: str,
+    policy: str,
+    budget: str,
+    placement: str,
+    documents: int,
+    out: Path | None,
+    json_path: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Measure the exact match of answers by policy and budget, in plaintext.
+
+    All policies see the same documents. The prefill of a document is computed once.
+    """
+    from mpcache.demo import DEMO_MODEL
+
+    options = QualityOptions(
+        model or DEMO_MODEL,
+        list(TASKS) if task == "all" else words(task, tuple(TASKS), "task"),
+        numbers(tokens),
+        parse_contenders(policy),
+        shares(budget),
+        words(placement, PLACEMENTS, "placement"),
+        documents,
+    )
+    records = run_quality(options, Records(out))
+    show_and_write(records, json_path)
+    if markdown is not None:
+        written = [f"### {title}\n\n{tables.markdown(head, rows)}" for title, head, rows in quality_tables(records)]
+        markdown.write_text("\n".join(written))
+
+
+@click.command()
+@click.option("--task", default="day-sheet,needle", show_default=True, help=f"Any of {', '.join(ANSWERED)}.")
+@click.option("--tokens", default="512", show_default=True, help="Lengths, joined by commas.")
+@policy_option("full,mpcache")
+@click.option("--documents", type=click.IntRange(1), default=3, show_default=True, help="Documents of each length.")
+@out_option
+@json_option
+def agreement(task: str, tokens: str, policy: str, documents: int, out: Path | None, json_path: Path | None) -> None:
+    """Compare answers under MPC with those in plaintext, case by case, on the first documents of `quality`."""
+    from mpcache.demo import DEMO_MODEL
+
+    tasks = words(task, ANSWERED, "task with an answer")
+    cases = agreement_cases(DEMO_MODEL, tasks, numbers(tokens), parse_contenders(policy), documents)
+    run_and_show(cases, out, json_path)
