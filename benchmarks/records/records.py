@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from mpcache import __version__
-from mpcache.files import written_whole
 from mpcache.model.shapes import model_shape
 from mpcache.protocols.errors import ConfigError, MpcacheError
 
@@ -138,15 +137,6 @@ def make_record(settings: Record, status: str, figures: Record) -> Record:
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "measured_at": now,
     }
-
-
-def write_json(path: Path, records: list[Record]) -> None:
-    """All records as one JSON list, whole or not at all."""
-    try:
-        with written_whole(path) as partial:
-            partial.write_text(json.dumps(records, indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(f"the records cannot be written to {path}: {error}") from None
 
 
 @cache

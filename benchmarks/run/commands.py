@@ -20,7 +20,7 @@ from mpcache.benchmarks.cases.tasks import TASKS
 from mpcache.benchmarks.measure.namespace import parse_namespace
 from mpcache.benchmarks.measure.runner import Case, ProcessPool, run_cases
 from mpcache.benchmarks.records import tables
-from mpcache.benchmarks.records.records import Record, Records, read_records, write_json
+from mpcache.benchmarks.records.records import Record, Records, read_records
 from mpcache.benchmarks.run.options import (
     BACKENDS,
     backend_option,
@@ -39,6 +39,7 @@ from mpcache.benchmarks.run.options import (
 )
 from mpcache.benchmarks.run.show import show_records
 from mpcache.benchmarks.run.suite import FULL, QUICK, run_suite
+from mpcache.files import write_json
 from mpcache.generation.network import parse_network
 from mpcache.protocols.errors import ConfigError
 
@@ -63,7 +64,7 @@ def _run(cases: list[Case], pool: ProcessPool | None, out: Path | None, json_pat
 
 def _finish(records: list[Record], json_path: Path | None) -> None:
     if json_path is not None:
-        write_json(json_path, records)
+        write_json(json_path, records, "the records")
     show_records(records)
 
 

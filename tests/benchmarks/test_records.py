@@ -12,8 +12,8 @@ from mpcache.benchmarks.records.records import (
     make_record,
     most_measured,
     read_records,
-    write_json,
 )
+from mpcache.files import write_json
 from mpcache.protocols.errors import ConfigError, PeerLost
 
 
@@ -69,7 +69,7 @@ def test_unusable_folders_are_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no records"):
         read_records(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="cannot be written"):
-        write_json(tmp_path / "nowhere" / "records.json", [])
+        write_json(tmp_path / "nowhere" / "records.json", [], "the records")
 
 
 def sized(bench: str = "decode", **settings: object) -> Record:
