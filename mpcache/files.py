@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from mpcache.protocols.errors import ConfigError
 
 
 @contextmanager
@@ -21,3 +25,15 @@ def written_whole(path: Path, mode: int = 0o666) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any, what: str, *, private: bool = False) -> None:
+    """As JSON, for people to read. private: for nobody but this user. what: its name in the error.
+
+    Raises ConfigError.
+    """
+    try:
+        with written_whole(path, 0o600 if private else 0o666) as partial:
+            partial.write_text(json.dumps(value, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be written to {path}: {error}") from None

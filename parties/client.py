@@ -5,31 +5,30 @@ from __future__ import annotations
 import os
 import queue
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from mpcache.generation.backends import private_backend
-from mpcache.generation.loop import FULL, Meter, Program, steps
-from mpcache.generation.network import LOOPBACK
-from mpcache.generation.plan import PRECISION, PROTOCOL_VERSION, PublicParameters, constants_digest, plan_digest
+from mpcache.generation.loop import Meter, Program, steps
+from mpcache.generation.plan import constants_digest, plan_digest
+from mpcache.generation.request import PROTOCOL_VERSION, ClientRequest, GenerationRequest
 from mpcache.model.checkpoint import weight_shapes
+from mpcache.model.config import ModelConfig
 from mpcache.model.decoder import Decoder
+from mpcache.parties.agreement import Agreement, ask_dealer
 from mpcache.parties.certificates import Identity
-from mpcache.parties.dealer_link import DealerLink, left
-from mpcache.parties.generated import dealer_pb2, owner_pb2
+from mpcache.parties.dealer_link import DealerLink
+from mpcache.parties.generated import owner_pb2
 from mpcache.parties.link import SESSION_BYTES, ClientLink, Frame, told
 from mpcache.parties.planning import planning_check
 from mpcache.parties.threads import start_thread
 from mpcache.parties.tls import DEFAULT_TIMEOUT
 from mpcache.parties.weights import check_size, load_masked_weights, save_masked_weights
-from mpcache.policies import PolicySettings
 from mpcache.protocols.backends.mpc import weight_bits
-from mpcache.protocols.correlation import PartyCorrelations
 from mpcache.protocols.errors import HandshakeError, MpcacheError, PeerLost
-from mpcache.protocols.randomness import new_key
 from mpcache.protocols.ring import packed_bytes, stored, unpack
 from mpcache.protocols.session import Session
 from mpcache.protocols.transport import Transport
@@ -55,28 +54,6 @@ class Connection:
     max_step_gib: float = 2.0
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to generate. model_digest: accept this model alone; empty: any.
-
-    end_tokens: which end the answer, by the client's own tokenizer (model/tokenizer.py), never by the owner's word.
-    fixed_length: go on to max_new_tokens whatever is generated, so that the answer's length tells the owner nothing;
-    what comes after an end token is not given. vocabulary: of the client's tokenizer, which the model must have; 0 if
-    there is no tokenizer: then it is the prompt that must fit, and that it does not is seen by the owner.
-    """
-
-    prompt: Sequence[int]
-    max_new_tokens: int
-    temperature: float = 0.0
-    policy: PolicySettings = FULL
-    backend: str = "mpc"
-    model_digest: str = ""
-    network: str = LOOPBACK.name
-    end_tokens: tuple[int, ...] = ()
-    fixed_length: bool = False
-    vocabulary: int = 0
-
-
 _END = object()
 
 
@@ -91,7 +68,7 @@ class Generation:
     def __init__(
         self,
         connection: Connection,
-        request: Request,
+        request: ClientRequest,
         on_block: Callable[[int, int], None] = lambda done, total: None,
         program: Program | None = None,
         transport: Transport | None = None,
@@ -105,7 +82,7 @@ class Generation:
         self.meter: Meter | None = None
         self.setup_bytes = 0
         self.waited_for_dealer = 0.0
-        self.parameters: PublicParameters | None = None
+        self.model: ModelConfig | None = None
 
     def __iter__(self) -> Iterator[int]:
         """Raises MpcacheError; the other processes are told why."""
@@ -152,7 +129,8 @@ class Generation:
             yield from self._session(link)
         except MpcacheError as error:
             dealer = self._dealer
-            reason = link.reason(_LAST_WORD) if dealer is not None and dealer.told == left("owner") else None
+            owner_left = dealer is not None and dealer.ending is not None and dealer.ending.other_left
+            reason = link.reason(_LAST_WORD) if owner_left else None
             link.abort(reason or told(error, "client"))
             if reason is not None:
                 raise PeerLost(reason) from None
@@ -166,31 +144,19 @@ class Generation:
                 self._dealer.close()
 
     def _session(self, link: ClientLink) -> Iterator[int]:
-        connection = self._connection
-        parameters, digest, weights = self._handshake(link)
-        self.parameters = parameters
-        seed = new_key()
-        request = dealer_pb2.DealRequest(
-            protocol_version=PROTOCOL_VERSION,
-            role="client",
-            session=link.session,
-            public_parameters=parameters.to_json(),
-            plan_digest=digest,
-            seed=seed,
-        )
-        dealer = self._dealer = DealerLink(connection.dealer, connection.identity, request, connection.timeout)
+        where = self._connection
+        agreement, weights = self._handshake(link)
+        self.model = agreement.model
+        dealt = ask_dealer("client", agreement, where.dealer, where.identity, where.timeout)
+        dealer = self._dealer = dealt.link
         self._check_wanted()
         link.check = dealer.check
         dealer.wait_started(link.check_peer)
-        channel = self._transport(link) if self._transport else link
-        largest = int(connection.max_step_gib * 2**30)
-        session = self.session = Session(1, channel, PartyCorrelations(1, seed, dealer.read, largest))
-        session.largest_bytes = largest
-        session.round_bytes = parameters.round_bytes
+        session = self.session = dealt.session(agreement, link, where.max_step_gib, self._transport)
         meter = self.meter = Meter(lambda: session.cost)
-        with private_backend(parameters.backend, session, masked_weights=weights) as backend:
+        with private_backend(agreement.request.backend, session, masked_weights=weights) as backend:
             ended = False
-            for token in self._steps(Decoder(parameters.model, backend), parameters):
+            for token in self._steps(Decoder(agreement.model, backend), agreement.request):
                 assert token is not None
                 meter.token()
                 self.waited_for_dealer = dealer.waited_seconds
@@ -198,81 +164,58 @@ class Generation:
                     yield token
                 ended = ended or token in self._request.end_tokens
 
-    def _steps(self, decoder: Decoder, parameters: PublicParameters) -> Iterator[int | None]:
-        ends = () if self._request.fixed_length else self._request.end_tokens
-        program = self._program or steps
-        return program(decoder, parameters.generation(), self._request.prompt, self._on_block, lambda t: t in ends)
+    def _steps(self, decoder: Decoder, request: GenerationRequest) -> Iterator[int | None]:
+        ends, program = self._request.stop_tokens, self._program or steps
+        return program(decoder, request, self._request.prompt, self._on_block, lambda token: token in ends)
 
-    def _handshake(self, link: ClientLink) -> tuple[PublicParameters, str, dict[str, torch.Tensor]]:
-        wanted = self._request
-        link.put(
-            Frame(
-                hello=owner_pb2.Hello(
-                    protocol_version=PROTOCOL_VERSION,
-                    session=link.session,
-                    model_digest=wanted.model_digest,
-                    policy=wanted.policy.to_json(),
-                    precision=PRECISION,
-                    prompt_tokens=len(wanted.prompt),
-                    max_new_tokens=wanted.max_new_tokens,
-                    temperature=wanted.temperature,
-                    backend=wanted.backend,
-                    network=wanted.network,
-                )
-            )
+    def _handshake(self, link: ClientLink) -> tuple[Agreement, dict[str, torch.Tensor]]:
+        """What both agree on, and the masked weights. Raises HandshakeError, ModelError."""
+        wanted = self._request.model_digest
+        text = self._request.public.to_json()
+        request = GenerationRequest.from_json(text)  # as the owner reads it: a whole number may stand for a fraction
+        hello = owner_pb2.Hello(
+            protocol_version=PROTOCOL_VERSION, session=link.session, request=text, model_digest=wanted
         )
+        link.put(Frame(hello=hello))
         frame = link.next_frame()
         if frame.WhichOneof("kind") != "welcome":
             raise HandshakeError("the owner did not answer with a welcome: is it another version of MPCache?")
         welcome = frame.welcome
         if not (_DIGEST.fullmatch(welcome.model_digest) and _FINGERPRINT.fullmatch(welcome.masked_weights)):
             raise HandshakeError("the owner's welcome names its model by what is no digest")
-        if wanted.model_digest and welcome.model_digest != wanted.model_digest:
+        if wanted and welcome.model_digest != wanted:
             raise HandshakeError("the owner offers another model than model_digest in the client's settings")
-        parameters = PublicParameters.from_json(welcome.public_parameters)
-        self._check(parameters)
-        if constants_digest(parameters) != welcome.constants_digest:
+        model = ModelConfig.from_json(welcome.model)
+        self._check(model, request)
+        if constants_digest(model, request) != welcome.constants_digest:
             raise HandshakeError(
                 "the public constants that this machine computes (rotary positions, exponentials) differ from the "
                 "owner's: install the same MPCache, numpy and torch on both sides, and report it if that does not help"
             )
-        digest = plan_digest(parameters, self._program, planning_check(self._connection.timeout, link.check_peer))
+        digest = plan_digest(model, request, self._program, planning_check(self._connection.timeout, link.check_peer))
         if digest != welcome.plan_digest:
             raise HandshakeError(
                 "the client's plan differs from the owner's: install the same version of MPCache on both sides"
             )
-        return parameters, digest, self._weights(link, parameters, welcome)
+        agreement = Agreement(session=link.session, model=model, request=request, plan_digest=digest)
+        return agreement, self._weights(link, model, welcome)
 
-    def _check(self, offered: PublicParameters) -> None:
-        """The owner may only have filled in its model, which must fit the client's tokenizer whatever the prompt is."""
-        wanted = self._request
-        asked_for = PublicParameters(
-            model=offered.model,
-            prompt_tokens=len(wanted.prompt),
-            max_new_tokens=wanted.max_new_tokens,
-            temperature=wanted.temperature,
-            backend=wanted.backend,
-            policy=wanted.policy,
-            network=wanted.network,
-        )
-        if offered != asked_for:
-            raise HandshakeError("the owner answered with other lengths or settings than were asked for")
-        offered.check("client", len(wanted.prompt), wanted.max_new_tokens)
-        tokens = len(wanted.prompt) + wanted.max_new_tokens
-        check_size(offered.model, tokens, "client", self._connection.max_model_gib)
-        vocabulary = wanted.vocabulary or max(wanted.prompt) + 1
-        if vocabulary > offered.model.vocabulary:
+    def _check(self, model: ModelConfig, request: GenerationRequest) -> None:
+        """The owner's model must bear the request, fit this memory, and the tokenizer's tokens whatever the prompt."""
+        request.check("client", model, request.prompt_tokens, request.max_new_tokens)
+        check_size(model, request.tokens, "client", self._connection.max_model_gib)
+        if self._request.least_vocabulary > model.vocabulary:
             raise HandshakeError(
                 f"the tokenizer does not fit the owner's model: it has tokens beyond its vocabulary of "
-                f"{offered.model.vocabulary}"
+                f"{model.vocabulary}"
             )
 
     def _weights(
-        self, link: ClientLink, parameters: PublicParameters, welcome: owner_pb2.Welcome
+        self, link: ClientLink, model: ModelConfig, welcome: owner_pb2.Welcome
     ) -> dict[str, torch.Tensor]:
         state, fingerprint = self._connection.state, welcome.masked_weights
         kept, weights = load_masked_weights(state, link.certificate, welcome.model_digest)
-        shapes = weight_shapes(parameters.model)
+        shapes = weight_shapes(model)
         wanted = {n: (shape, stored(torch.empty(0), weight_bits(n)).dtype) for n, shape in shapes.items()}
         complete = kept == fingerprint and {n: (tuple(w.shape), w.dtype) for n, w in weights.items()} == wanted
         link.send(b"\x00" if complete else b"\x01")

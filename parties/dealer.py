@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import grpc
 
 from mpcache.generation.loop import Program
-from mpcache.generation.plan import PROTOCOL_VERSION, PublicParameters, correlations, plan_digest
-from mpcache.parties.calls import LAST_WORD_SECONDS, Call, first_of
+from mpcache.generation.plan import correlations, plan_digest
+from mpcache.generation.request import PROTOCOL_VERSION, GenerationRequest
+from mpcache.model.config import ModelConfig
+from mpcache.parties.calls import Call, first_of
 from mpcache.parties.certificates import Identity
-from mpcache.parties.dealer_link import CHUNK_BYTES, left
+from mpcache.parties.chunks import CHUNK_BYTES, BoundedChunks
 from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc
-from mpcache.parties.link import SESSION_BYTES, printable, told
+from mpcache.parties.link import PARTIES, SESSION_BYTES, printable, told
 from mpcache.parties.logs import SessionLog
+from mpcache.parties.pairing import Pairing, disagreement
 from mpcache.parties.places import Places
 from mpcache.parties.planning import planning_check
 from mpcache.parties.settings import DealerSettings
@@ -25,52 +26,15 @@ from mpcache.parties.threads import start_thread
 from mpcache.parties.tls import REQUEST_BYTES, Peer, on_end, open_server, require_peer
 from mpcache.parties.weights import check_size
 from mpcache.protocols.correlation import Dealer
-from mpcache.protocols.errors import Busy, ConfigError, HandshakeError, MpcacheError, PeerLost
+from mpcache.protocols.errors import Busy, HandshakeError, MpcacheError
 from mpcache.protocols.randomness import KEY_BYTES
 
 Corrections = dealer_pb2.Corrections
-PARTIES = ("owner", "client")
 PATIENCE = 10
 """Time-outs for which a client may take no corrections: on a slow network a large message holds them up."""
 WAITING = 32
 """Calls, beyond those of sessions, that may wait for their session's other party or their refusal."""
 log = logging.getLogger("mpcache.dealer")
-
-
-@dataclass
-class _Pairing:
-    """A session that waits for its second party, or runs."""
-
-    journal: SessionLog
-    ahead: _BoundedChunks
-    timeout: float
-    requests: dict[str, dealer_pb2.DealRequest] = field(default_factory=dict)
-    calls: list[Call] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    complete: threading.Event = field(default_factory=threading.Event)
-    ended: threading.Event = field(default_factory=threading.Event)
-    failure: str | None = None
-
-    def end(self, failure: str | None = None) -> None:
-        """The first call counts."""
-        with self.lock:
-            if self.ended.is_set():
-                return
-            self.failure = failure
-            self.ended.set()
-        self.complete.set()  # whoever waits for the second party hears of it
-        self.ahead.close()
-        for call in self.calls:
-            call.finish(self.timeout if failure is None else LAST_WORD_SECONDS)
-        if failure is None:
-            self.journal.info("session ends")
-        else:
-            self.journal.warning("session ends: %s", failure)
-
-    def check(self) -> None:
-        """Raises PeerLost if nobody waits any more."""
-        if self.ended.is_set():
-            raise PeerLost(self.failure or "the session has ended")
 
 
 class DealerService(dealer_pb2_grpc.DealerServicer):
@@ -82,7 +46,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
 
     def __init__(self, settings: DealerSettings, insecure: bool, program: Program | None = None) -> None:
         self._settings, self._insecure, self._program = settings, insecure, program
-        self._pairings: dict[bytes, _Pairing] = {}
+        self._pairings: dict[bytes, Pairing] = {}
         self._lock = threading.Lock()
         total = settings.max_sessions
         self._sessions = Places("dealer", "sessions", total, total)
@@ -121,10 +85,10 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         pairing = self._join(peer.role, request, call, journal)
         journal.info("%s has come", peer)
         other = next(p for p in PARTIES if p != peer.role)
-        on_end(context, lambda: pairing.end(left(peer.role)))
+        on_end(context, lambda: pairing.left(peer.role))
         try:
             if not pairing.complete.wait(self._settings.timeout_seconds):
-                pairing.end(f"the {other} did not come within {self._settings.timeout_seconds:g} seconds")
+                pairing.fail(f"the {other} did not come within {self._settings.timeout_seconds:g} seconds")
             if pairing.failure is None:
                 yield Corrections(started=True)
                 if peer.role == "client":
@@ -137,31 +101,31 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 call.finish()  # it may have come when all had ended
                 yield Corrections(failure=pairing.failure)
         finally:
-            pairing.end(left(peer.role))
+            pairing.left(peer.role)
             with self._lock:
                 if self._pairings.get(request.session) is pairing:
                     del self._pairings[request.session]
 
-    def _join(self, role: str, request: dealer_pb2.DealRequest, call: Call, journal: SessionLog) -> _Pairing:
+    def _join(self, role: str, request: dealer_pb2.DealRequest, call: Call, journal: SessionLog) -> Pairing:
         with self._lock:
             if request.session not in self._pairings:
-                self._pairings[request.session] = _Pairing(
-                    journal, _BoundedChunks(self._settings.memory_mib << 20), self._settings.timeout_seconds
+                self._pairings[request.session] = Pairing(
+                    journal, BoundedChunks(self._settings.memory_mib << 20), self._settings.timeout_seconds
                 )
             pairing = self._pairings[request.session]
             pairing.calls.append(call)
             if role in pairing.requests:
-                pairing.end(f"two processes came as the {role}")
+                pairing.fail(f"two processes came as the {role}")
                 return pairing
             pairing.requests[role] = request
             if len(pairing.requests) == 2:
-                failure = _disagreement(pairing.requests)
+                failure = disagreement(pairing.requests)
                 if failure:
-                    pairing.end(failure)
+                    pairing.fail(failure)
                 pairing.complete.set()
         return pairing
 
-    def _corrections(self, pairing: _Pairing) -> Iterator[dealer_pb2.Corrections]:
+    def _corrections(self, pairing: Pairing) -> Iterator[dealer_pb2.Corrections]:
         """Chunks made by a thread that runs ahead by at most the allowed memory."""
         start_thread("dealer: corrections", self._make, pairing)
         while (chunk := pairing.ahead.get(pairing.ended)) is not None:
@@ -169,46 +133,50 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         if pairing.failure is None:
             pairing.end()
 
-    def _make(self, pairing: _Pairing) -> None:
-        owner, client = pairing.requests["owner"], pairing.requests["client"]
+    def _make(self, pairing: Pairing) -> None:
         try:
             with self._sessions.taken("any"):
-                parameters = self._parameters(owner)
-                pairing.journal.info(
-                    "session begins: %d prompt tokens, at most %d new ones, policy %s, backend %s",
-                    parameters.prompt_tokens, parameters.max_new_tokens, parameters.policy.name, parameters.backend,
-                )  # fmt: skip
-                check = planning_check(self._settings.planning_seconds, pairing.check)
-                if plan_digest(parameters, self._program, check) != owner.plan_digest:
-                    raise HandshakeError("the dealer's plan differs from the parties': use the same MPCache everywhere")
-                patience = PATIENCE * self._settings.timeout_seconds
-                largest = int(self._settings.max_step_gib * 2**30)
-                dealer = Dealer((owner.seed, client.seed), owner.weight_key, largest)
-                for correlation in correlations(parameters, self._program, pairing.check):
-                    data = dealer.correction(correlation)
-                    for start in range(0, len(data), CHUNK_BYTES):
-                        if not pairing.ahead.put(data[start : start + CHUNK_BYTES], patience):
-                            return
-                pairing.ahead.finish(patience)
+                self._deal(pairing, *self._planned(pairing))
         except Exception as error:  # a thread of its own: whatever it was, the parties must hear of it
             if not isinstance(error, MpcacheError):
                 pairing.journal.exception("the dealer failed")
-            pairing.end(told(error, "dealer"))
+            pairing.fail(told(error, "dealer"))
 
-    def _parameters(self, request: dealer_pb2.DealRequest) -> PublicParameters:
+    def _planned(self, pairing: Pairing) -> tuple[ModelConfig, GenerationRequest]:
+        """What is to be dealt for, once its plan is known to be the parties'. Raises HandshakeError, ModelError."""
+        owner = pairing.requests["owner"]
+        model, request = self._asked(owner)
+        pairing.journal.info(
+            "session begins: %d prompt tokens, at most %d new ones, policy %s, backend %s",
+            request.prompt_tokens, request.max_new_tokens, request.policy.name, request.backend,
+        )  # fmt: skip
+        check = planning_check(self._settings.planning_seconds, pairing.check)
+        if plan_digest(model, request, self._program, check) != owner.plan_digest:
+            raise HandshakeError("the dealer's plan differs from the parties': use the same MPCache everywhere")
+        return model, request
+
+    def _deal(self, pairing: Pairing, model: ModelConfig, request: GenerationRequest) -> None:
+        """Every correction, ahead of the client, until nobody wants them any more."""
+        owner, client = pairing.requests["owner"], pairing.requests["client"]
+        patience = PATIENCE * self._settings.timeout_seconds
+        dealer = Dealer((owner.seed, client.seed), owner.weight_key, int(self._settings.max_step_gib * 2**30))
+        for correlation in correlations(model, request, self._program, pairing.check):
+            data = dealer.correction(correlation)
+            for start in range(0, len(data), CHUNK_BYTES):
+                if not pairing.ahead.put(data[start : start + CHUNK_BYTES], patience):
+                    return
+        pairing.ahead.finish(patience)
+
+    def _asked(self, wanted: dealer_pb2.DealRequest) -> tuple[ModelConfig, GenerationRequest]:
         """What both parties sent, checked before anything is planned. Raises HandshakeError, ModelError."""
         s = self._settings
-        try:
-            parameters = PublicParameters.from_json(request.public_parameters)
-        except ConfigError as error:
-            raise HandshakeError(str(error)) from None
-        parameters.check("dealer", s.max_prompt_tokens, s.max_new_tokens)
-        if parameters.backend not in s.backends:
+        model, request = ModelConfig.from_json(wanted.model), GenerationRequest.from_json(wanted.request)
+        request.check("dealer", model, s.max_prompt_tokens, s.max_new_tokens)
+        if request.backend not in s.backends:
             allowed = ", ".join(s.backends)
-            raise HandshakeError(f"the dealer does not allow the backend {parameters.backend!r} (allowed: {allowed})")
-        tokens = parameters.prompt_tokens + parameters.max_new_tokens
-        check_size(parameters.model, tokens, "dealer", s.max_model_gib)
-        return parameters
+            raise HandshakeError(f"the dealer does not allow the backend {request.backend!r} (allowed: {allowed})")
+        check_size(model, request.tokens, "dealer", s.max_model_gib)
+        return model, request
 
 
 def _check_request(role: str, request: dealer_pb2.DealRequest) -> None:
@@ -224,67 +192,6 @@ def _check_request(role: str, request: dealer_pb2.DealRequest) -> None:
     sizes = len(request.session), len(request.seed), len(request.weight_key)
     if sizes != (SESSION_BYTES, KEY_BYTES, key_bytes):
         raise HandshakeError("a request's session, seed or weight key is not of its length")
-
-
-def _disagreement(requests: dict[str, dealer_pb2.DealRequest]) -> str | None:
-    a, b = requests["owner"], requests["client"]
-    for what in ("public_parameters", "plan_digest"):
-        if getattr(a, what) != getattr(b, what):
-            return f"the owner and the client gave the dealer different values of {what.replace('_', ' ')}"
-    return None
-
-
-class _BoundedChunks:
-    """A queue of chunks, bounded in bytes; small chunks are joined up to CHUNK_BYTES when taken."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
-        self._chunks: deque[bytes] = deque()
-        self._changed = threading.Condition()
-        self._finished = self._closed = False
-
-    def put(self, chunk: bytes, seconds: float) -> bool:
-        """False if nobody wants it any more. Raises PeerLost if nothing is taken for so many seconds."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._closed or self._held < self._limit, seconds):
-                raise PeerLost(f"the client took no corrections for {seconds:g} seconds")
-            self._chunks.append(chunk)
-            self._held += len(chunk)
-            self._changed.notify_all()
-            return not self._closed
-
-    def finish(self, seconds: float) -> None:
-        """All is made: return when all is taken, or nobody wants it. Raises PeerLost as `put`."""
-        with self._changed:
-            self._finished = True
-            self._changed.notify_all()
-            while self._held and not self._closed:
-                before = self._held
-                if not self._changed.wait_for(lambda: self._closed or self._held < before, seconds):  # noqa: B023
-                    raise PeerLost(f"the client took no corrections for {seconds:g} seconds")
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._chunks.clear()
-            self._held = 0
-            self._changed.notify_all()
-
-    def get(self, ended: threading.Event) -> bytes | None:
-        """The next bytes; None at the end or when the session has ended."""
-        with self._changed:
-            while not (self._chunks or self._finished or self._closed or ended.is_set()):
-                self._changed.wait(timeout=0.5)
-            if not self._chunks or ended.is_set():
-                return None
-            taken: list[bytes] = []
-            size = 0
-            while self._chunks and (not taken or size + len(self._chunks[0]) <= CHUNK_BYTES):
-                taken.append(self._chunks.popleft())
-                size += len(taken[-1])
-            self._held -= size
-            self._changed.notify_all()
-        return b"".join(taken)
 
 
 class DealerServer:

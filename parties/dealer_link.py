@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import grpc
 
@@ -16,18 +17,19 @@ from mpcache.parties.threads import start_thread
 from mpcache.parties.tls import PART_BYTES, open_channel
 from mpcache.protocols.errors import PeerLost, ProtocolError
 
-CHUNK_BYTES = PART_BYTES
 
+@dataclass(frozen=True)
+class Ending:
+    """Why the dealer ended the session; other_left: because the other party did, which may say itself why."""
 
-def left(role: str) -> str:
-    """What the dealer tells a party when the other one has gone."""
-    return f"the {role} left"
+    text: str
+    other_left: bool
 
 
 class DealerLink:
     """A party's link to the dealer: a byte stream of corrections, read ahead by at most `memory_bytes`.
 
-    waited_seconds: how long `read` stood still because the dealer was not ahead. told: why the dealer ended it.
+    waited_seconds: how long `read` stood still because the dealer was not ahead. ending: why the dealer ended it.
     """
 
     def __init__(
@@ -40,11 +42,11 @@ class DealerLink:
     ) -> None:
         self._timeout = timeout
         self._channel, _ = open_channel(address, identity, "dealer", timeout)
-        self._chunks: queue.Queue[bytes] = queue.Queue(maxsize=max(2, memory_bytes // CHUNK_BYTES))
+        self._chunks: queue.Queue[bytes] = queue.Queue(maxsize=max(2, memory_bytes // PART_BYTES))
         self._current = memoryview(b"")
         self._failure: str | None = None
         self._failure_told: str | None = None
-        self.told: str | None = None
+        self.ending: Ending | None = None
         self._closed = False
         self.finished = threading.Event()
         self.started = threading.Event()
@@ -57,7 +59,7 @@ class DealerLink:
 
         start_thread(f"{request.role}: corrections from the dealer", self._feed, explain)
 
-    def _feed(self, explain: object) -> None:
+    def _feed(self, explain: Callable[[grpc.RpcError], str]) -> None:
         try:
             for reply in self._stream:
                 kind = reply.WhichOneof("kind")
@@ -68,8 +70,9 @@ class DealerLink:
                 elif kind == "started":
                     self.started.set()
                 elif kind == "failure":
-                    self.told = printable(reply.failure)
-                    self._failure = f"the dealer ended the session: {self.told}"
+                    left = reply.failure.kind == dealer_pb2.Failure.LEFT
+                    self.ending = Ending(printable(reply.failure.text), left)
+                    self._failure = f"the dealer ended the session: {self.ending.text}"
                     break
             else:
                 if self._failure is None and not self._closed:
@@ -82,7 +85,7 @@ class DealerLink:
                 self._failure_told = "lost the dealer"
                 if error.code() in REFUSALS:
                     self._failure_told = f"the dealer refused: {printable(error.details() or '')}"
-                self._failure = explain(error)  # type: ignore[operator]
+                self._failure = explain(error)
         finally:
             self.started.set()
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 
 import grpc
 from tokenizers import Tokenizer
 
-from mpcache.parties.client import Connection, Generation, Request
-from mpcache.parties.command.report import Result
+from mpcache.generation.request import ClientRequest
+from mpcache.generation.text import TextStream
+from mpcache.parties.client import Connection, Generation
 from mpcache.parties.generated import client_pb2, client_pb2_grpc
+from mpcache.parties.result import Result
 from mpcache.parties.tls import on_end, open_server, require_loopback
 from mpcache.protocols.errors import MpcacheError
 
@@ -23,7 +24,7 @@ from mpcache.protocols.errors import MpcacheError
 class GatewayService(client_pb2_grpc.ClientServicer):
     """One generation a call, as pieces of text and a summary of what it cost."""
 
-    def __init__(self, connection: Connection, tokenizer: Tokenizer, defaults: Request) -> None:
+    def __init__(self, connection: Connection, tokenizer: Tokenizer, defaults: ClientRequest) -> None:
         self._connection, self._tokenizer, self._defaults = connection, tokenizer, defaults
 
     def Generate(
@@ -32,39 +33,26 @@ class GatewayService(client_pb2_grpc.ClientServicer):
         prompt = self._tokenizer.encode(request.prompt).ids
         if not prompt:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the prompt is empty")
-        most = request.max_new_tokens or self._defaults.max_new_tokens
-        wanted = replace(self._defaults, prompt=prompt, max_new_tokens=most)
-        generation = Generation(self._connection, wanted)
+        most = request.max_new_tokens or self._defaults.public.max_new_tokens
+        wanted = self._defaults.with_prompt(prompt, max_new_tokens=most)
+        generation, answer = Generation(self._connection, wanted), TextStream(self._tokenizer)
         on_end(context, generation.stop)
-        tokens: list[int] = []
-        shown = ""
         try:
             for token in generation:
-                tokens.append(token)
-                text = self._tokenizer.decode(tokens)
-                if not text.endswith("\ufffd"):
-                    yield client_pb2.GenerateReply(text=text[len(shown) :])
-                    shown = text
+                if piece := answer.add(token):
+                    yield client_pb2.GenerateReply(text=piece)
         except MpcacheError as error:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        assert generation.meter is not None
-        result = Result(
-            self._tokenizer.decode(tokens),
-            len(prompt),
-            len(tokens),
-            generation.meter,
-            generation.setup_bytes,
-            generation.waited_for_dealer,
-            wanted.backend,
-            wanted.policy,
-        )
+        if rest := answer.rest():
+            yield client_pb2.GenerateReply(text=rest)
+        result = Result.of(generation, wanted.public, answer)
         yield client_pb2.GenerateReply(summary=json.dumps(result.to_dict()))
 
 
 class GatewayServer:
     """The gateway's process: serves until stopped, in plaintext on loopback."""
 
-    def __init__(self, address: str, connection: Connection, tokenizer: Tokenizer, defaults: Request) -> None:
+    def __init__(self, address: str, connection: Connection, tokenizer: Tokenizer, defaults: ClientRequest) -> None:
         require_loopback(address)
         self._server, self.port = open_server(address, None, workers=4)
         client_pb2_grpc.add_ClientServicer_to_server(GatewayService(connection, tokenizer, defaults), self._server)

@@ -1,4 +1,4 @@
-"""Owner and dealer as processes of this machine, on loopback, with certificates of their own."""
+"""Owner and dealer as processes of this machine, with certificates of their own."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from mpcache.generation.backends import PRIVATE_BACKENDS
@@ -22,17 +23,28 @@ START_SECONDS = 600
 noticed at once."""
 
 
+@dataclass(frozen=True)
+class RoleProcess:
+    """A role's process that listens at `address`. log: the lines that it has logged so far."""
+
+    process: subprocess.Popen[str]
+    address: str
+    log: list[str]
+
+
 @contextmanager
-def role_process(role: str, settings: Path, module: str = "mpcache", prefix: Sequence[str] = ()) -> Iterator[str]:
-    """A role's command as a process, ended with the block; gives the address where it listens.
+def role_process(
+    role: str, settings: Path, module: str = "mpcache", prefix: Sequence[str] = ()
+) -> Iterator[RoleProcess]:
+    """A role's command as a process, ended with the block.
 
     prefix: a command that runs the role's, somewhere else (benchmarks/measure/namespace.py).
     """
     command = [*prefix, sys.executable, "-m", module, role, "--config", str(settings)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    errors: list[str] = []
+    log: list[str] = []
     assert process.stderr is not None and process.stdout is not None
-    reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()), daemon=True)
+    reader = threading.Thread(target=lambda: log.extend(process.stderr or ()), daemon=True)
     reader.start()
     guard = threading.Timer(START_SECONDS, process.kill)
     guard.start()
@@ -42,8 +54,8 @@ def role_process(role: str, settings: Path, module: str = "mpcache", prefix: Seq
         if not line.startswith(f"{role} listening on "):
             process.wait(timeout=5)
             reader.join(timeout=5)
-            raise PeerLost(f"the {role} did not start: {''.join(errors).strip() or 'it said nothing'}")
-        yield line.split()[-1]
+            raise PeerLost(f"the {role} did not start: {''.join(log).strip() or 'it said nothing'}")
+        yield RoleProcess(process, line.split()[-1], log)
     finally:
         guard.cancel()
         process.send_signal(signal.SIGINT)
@@ -54,31 +66,58 @@ def role_process(role: str, settings: Path, module: str = "mpcache", prefix: Seq
             process.wait()
 
 
-def _toml(path: Path, **values: object) -> Path:
-    path.write_text(
-        "".join(f"{key} = {json.dumps(str(v) if isinstance(v, Path) else v)}\n" for key, v in values.items())
-    )
-    return path
+@dataclass(frozen=True)
+class LocalParties:
+    """The two processes, and the connection of a client to them."""
+
+    owner: RoleProcess
+    dealer: RoleProcess
+    connection: Connection
+
+
+@contextmanager
+def launched(
+    folder: Path, write: Callable[[str, dict[str, object]], Path], module: str = "mpcache", prefix: Sequence[str] = ()
+) -> Iterator[LocalParties]:
+    """Dealer and owner, ended with the block; all that they and the client keep is in `folder`.
+
+    write: gives a role's settings file with these values in it. module, prefix: see `role_process`.
+    """
+    certificates = folder / "certificates"
+    write_development_certificates(certificates, days=1)
+    shared: dict[str, object] = {"certificates": certificates}
+    with role_process("dealer", write("dealer", shared), module, prefix) as dealer:
+        own = {**shared, "dealer": dealer.address, "state": folder / "owner-state"}
+        with role_process("owner", write("owner", own), module, prefix) as owner:
+            identity = load_identity(certificates, "client")
+            where = Connection(owner.address, dealer.address, identity, folder / "client-state", START_SECONDS)
+            yield LocalParties(owner, dealer, where)
+
+
+@contextmanager
+def launched_model(model: Path) -> Iterator[LocalParties]:
+    """The same for a model folder, on loopback, with every backend allowed."""
+    with tempfile.TemporaryDirectory(prefix="mpcache-") as name:
+        folder = Path(name)
+
+        def write(role: str, values: dict[str, object]) -> Path:
+            own = {"model": model.resolve()} if role == "owner" else {}
+            common = {"listen": "127.0.0.1:0", "timeout_seconds": START_SECONDS, "backends": PRIVATE_BACKENDS}
+            return write_settings(folder / f"{role}.toml", {**common, **own, **values})
+
+        with launched(folder, write) as parties:
+            yield parties
 
 
 @contextmanager
 def local_parties(model: Path) -> Iterator[Connection]:
-    """Dealer and owner of `model` on loopback with certificates of their own; gives the client's connection."""
-    with tempfile.TemporaryDirectory(prefix="mpcache-") as name:
-        folder = Path(name)
-        certificates = folder / "certificates"
-        write_development_certificates(certificates, days=1)
-        shared = {
-            "listen": "127.0.0.1:0",
-            "certificates": certificates,
-            "timeout_seconds": START_SECONDS,
-            "backends": PRIVATE_BACKENDS,
-        }
-        dealer_file = _toml(folder / "dealer.toml", **shared)
-        with role_process("dealer", dealer_file) as dealer:
-            owner_file = _toml(
-                folder / "owner.toml", dealer=dealer, model=model.resolve(), state=folder / "owner-state", **shared
-            )
-            with role_process("owner", owner_file) as owner:
-                identity = load_identity(certificates, "client")
-                yield Connection(owner, dealer, identity, folder / "client-state", START_SECONDS)
+    """Dealer and owner of a model folder on loopback; gives the client's connection."""
+    with launched_model(model) as parties:
+        yield parties.connection
+
+
+def write_settings(path: Path, values: dict[str, object]) -> Path:
+    """A role's TOML file."""
+    lines = (f"{key} = {json.dumps(str(v) if isinstance(v, Path) else v)}\n" for key, v in values.items())
+    path.write_text("".join(lines))
+    return path

@@ -21,6 +21,8 @@ from mpcache.parties.tls import DEFAULT_TIMEOUT, PART_BYTES, open_channel
 from mpcache.protocols.errors import Busy, HandshakeError, ModelError, PeerLost, ProtocolError, TooLarge
 
 Frame = owner_pb2.Frame
+PARTIES = ("owner", "client")
+"""By their number in a session."""
 SESSION_BYTES = 16
 """Of a session's id, random."""
 REFUSALS = (

@@ -11,14 +11,15 @@ import grpc
 
 from mpcache.generation.backends import private_backend
 from mpcache.generation.loop import Program, steps
-from mpcache.generation.plan import PRECISION, PROTOCOL_VERSION, PublicParameters, constants_digest, plan_digest
+from mpcache.generation.plan import constants_digest, plan_digest
+from mpcache.generation.request import PROTOCOL_VERSION, GenerationRequest
 from mpcache.inspection.implied import check_ranges
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
 from mpcache.model.decoder import Decoder
+from mpcache.parties.agreement import Agreement, ask_dealer
 from mpcache.parties.calls import Call
 from mpcache.parties.certificates import Identity
-from mpcache.parties.dealer_link import DealerLink
-from mpcache.parties.generated import dealer_pb2, owner_pb2, owner_pb2_grpc
+from mpcache.parties.generated import owner_pb2, owner_pb2_grpc
 from mpcache.parties.link import SESSION_BYTES, Frame, Link, printable, told
 from mpcache.parties.logs import SessionLog
 from mpcache.parties.places import Places
@@ -27,13 +28,10 @@ from mpcache.parties.settings import OwnerSettings
 from mpcache.parties.threads import start_thread
 from mpcache.parties.tls import Peer, on_end, open_server, require_peer
 from mpcache.parties.weights import encoded_checkpoint, encoded_digest, masked_weights, weight_key, weights_fingerprint
-from mpcache.policies import PolicySettings, policies
+from mpcache.policies import policies
 from mpcache.protocols.backends.mpc import weight_bits
-from mpcache.protocols.correlation import PartyCorrelations
-from mpcache.protocols.errors import Busy, ConfigError, HandshakeError, MpcacheError
-from mpcache.protocols.randomness import new_key
+from mpcache.protocols.errors import Busy, HandshakeError, MpcacheError
 from mpcache.protocols.ring import pack
-from mpcache.protocols.session import Session
 from mpcache.protocols.transport import Transport
 
 log = logging.getLogger("mpcache.owner")
@@ -41,8 +39,8 @@ log = logging.getLogger("mpcache.owner")
 
 WAITING = 32
 """Connections, beyond those of sessions, that may wait for their hello or their refusal."""
-LONGEST_SETTINGS = 1 << 12
-"""Characters of a hello's settings."""
+LONGEST_REQUEST = 1 << 12
+"""Characters of a hello's texts."""
 
 
 class OwnerService(owner_pb2_grpc.OwnerServicer):
@@ -103,65 +101,54 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         hello = frame.hello
         if frame.WhichOneof("kind") != "hello" or len(hello.session) != SESSION_BYTES:
             raise HandshakeError("a session begins with a hello")
-        texts = (hello.model_digest, hello.policy, hello.precision, hello.backend, hello.network)
-        if max(map(len, texts)) > LONGEST_SETTINGS:
-            raise HandshakeError(f"a hello's settings have at most {LONGEST_SETTINGS} characters each")
+        if max(len(hello.request), len(hello.model_digest)) > LONGEST_REQUEST:
+            raise HandshakeError(f"a hello's request and digest have at most {LONGEST_REQUEST} characters each")
         link.session = hello.session
         return hello
 
     def _session(
         self, link: Link, hello: owner_pb2.Hello, client: Peer, journal: SessionLog, at_end: ExitStack
     ) -> None:
-        parameters = self._agree(hello)
+        request = self._agree(hello)
         at_end.enter_context(self._sessions.taken(client.certificate))
         journal.info(
             "session of %s begins: %d prompt tokens, at most %d new ones, policy %s, backend %s",
-            client, parameters.prompt_tokens, parameters.max_new_tokens, parameters.policy.name, parameters.backend,
+            client, request.prompt_tokens, request.max_new_tokens, request.policy.name, request.backend,
         )  # fmt: skip
         key = weight_key(self._settings.state, self._encoded, client.certificate)
-        check = planning_check(self._settings.planning_seconds, link.check_peer)
-        digest = plan_digest(parameters, self._program, check)
-        link.put(
-            Frame(
-                welcome=owner_pb2.Welcome(
-                    public_parameters=parameters.to_json(),
-                    plan_digest=digest,
-                    masked_weights=weights_fingerprint(key),
-                    model_digest=self._checkpoint.digest,
-                    constants_digest=constants_digest(parameters),
-                )
-            )
-        )
-        if link.receive(1) == b"\x01":
-            for name, tensor in masked_weights(self._checkpoint.config, key, self._checkpoint.tensors):
-                link.send(pack(tensor, weight_bits(name)))
-                link.receive(1)  # the next one is made when this one has arrived: not all of them wait in memory
-        seed = new_key()
-        request = dealer_pb2.DealRequest(
-            protocol_version=PROTOCOL_VERSION,
-            role="owner",
-            session=hello.session,
-            public_parameters=parameters.to_json(),
-            plan_digest=digest,
-            seed=seed,
-            weight_key=key,
-        )
-        dealer = DealerLink(self._settings.dealer, self._identity, request, self._settings.timeout_seconds)
-        at_end.callback(dealer.close)
-        link.check = dealer.check
-        dealer.wait_started(link.check_peer)
-        channel = self._transport(link) if self._transport else link
-        largest = int(self._settings.max_step_gib * 2**30)
-        session = Session(0, channel, PartyCorrelations(0, seed, dealer.read, largest))
-        session.largest_bytes = largest
-        session.round_bytes = parameters.round_bytes
-        with private_backend(parameters.backend, session, weight_key=key) as backend:
+        agreement = self._welcome(link, hello.session, request, key)
+        settings = self._settings
+        dealt = ask_dealer("owner", agreement, settings.dealer, self._identity, settings.timeout_seconds, key)
+        at_end.callback(dealt.link.close)
+        link.check = dealt.link.check
+        dealt.link.wait_started(link.check_peer)
+        session = dealt.session(agreement, link, settings.max_step_gib, self._transport)
+        with private_backend(request.backend, session, weight_key=key) as backend:
             decoder = Decoder(self._checkpoint.config, backend, self._checkpoint.tensors)
-            generated = sum(1 for _ in (self._program or steps)(decoder, parameters.generation(), None))
+            generated = sum(1 for _ in (self._program or steps)(decoder, request, None))
         journal.info("session ends: %d new tokens", generated)
 
-    def _agree(self, hello: owner_pb2.Hello) -> PublicParameters:
-        """The session's public parameters, or a HandshakeError that says what to change."""
+    def _welcome(self, link: Link, session: bytes, request: GenerationRequest, key: bytes) -> Agreement:
+        """Plan, welcome the client, and send it the masked weights if it asks for them."""
+        model = self._checkpoint.config
+        check = planning_check(self._settings.planning_seconds, link.check_peer)
+        digest = plan_digest(model, request, self._program, check)
+        welcome = owner_pb2.Welcome(
+            model=model.to_json(),
+            plan_digest=digest,
+            masked_weights=weights_fingerprint(key),
+            model_digest=self._checkpoint.digest,
+            constants_digest=constants_digest(model, request),
+        )
+        link.put(Frame(welcome=welcome))
+        if link.receive(1) == b"\x01":
+            for name, tensor in masked_weights(model, key, self._checkpoint.tensors):
+                link.send(pack(tensor, weight_bits(name)))
+                link.receive(1)  # the next one is made when this one has arrived: not all of them wait in memory
+        return Agreement(session=session, model=model, request=request, plan_digest=digest)
+
+    def _agree(self, hello: owner_pb2.Hello) -> GenerationRequest:
+        """What the client asks for, checked; or a HandshakeError that says what to change."""
         if hello.protocol_version != PROTOCOL_VERSION:
             raise HandshakeError(
                 f"the owner speaks protocol version {PROTOCOL_VERSION}, the client {hello.protocol_version}: "
@@ -173,26 +160,12 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
                 f"the client wants {printable(hello.model_digest[:16])}...: "
                 "change model_digest in the client's settings, or ask the owner for that model"
             )
-        if hello.precision != PRECISION:
-            theirs = printable(hello.precision[:60])
-            raise HandshakeError(f"the owner computes with {PRECISION}, the client with {theirs}")
-        try:
-            policy = PolicySettings.from_json(hello.policy)
-        except ConfigError as error:
-            raise HandshakeError(str(error)) from None
-        parameters = PublicParameters(
-            model=self._checkpoint.config,
-            prompt_tokens=hello.prompt_tokens,
-            max_new_tokens=hello.max_new_tokens,
-            temperature=hello.temperature,
-            backend=hello.backend,
-            network=hello.network,
-            policy=policy,
-        )
-        parameters.check("owner", self._settings.max_prompt_tokens, self._settings.max_new_tokens)
-        self._check_allowed("backend", parameters.backend, self._settings.backends)
-        self._check_allowed("cache policy", parameters.policy.name, self._settings.policies or tuple(policies()))
-        return parameters
+        request = GenerationRequest.from_json(hello.request)
+        settings = self._settings
+        request.check("owner", self._checkpoint.config, settings.max_prompt_tokens, settings.max_new_tokens)
+        self._check_allowed("backend", request.backend, settings.backends)
+        self._check_allowed("cache policy", request.policy.name, settings.policies or tuple(policies()))
+        return request
 
     def _check_allowed(self, what: str, name: str, allowed: Sequence[str]) -> None:
         if name not in allowed:

@@ -25,7 +25,7 @@ DEFAULT_TIMEOUT = 60.0
 PLAINTEXT = "plaintext"
 """Stands for a certificate where there is none."""
 PART_BYTES = 1 << 20
-"""The largest payload of one gRPC message: larger ones travel in parts (link.py, dealing.py)."""
+"""The largest payload of one gRPC message: larger ones travel in parts (link.py, chunks.py)."""
 MESSAGE_BYTES = PART_BYTES + (1 << 12)
 """The largest gRPC message that a process accepts: a part and its headers."""
 REQUEST_BYTES = 1 << 16

@@ -17,9 +17,10 @@ from mpcache.benchmarks.records.selection import done
 from mpcache.benchmarks.records.tables import PEAKS, Rows, megabytes, peak_cells, seconds
 from mpcache.demo import DEMO_MODEL
 from mpcache.generation.loop import Phase
+from mpcache.generation.request import ClientRequest, GenerationRequest
 from mpcache.inspection.watched import plain_twin
 from mpcache.model.tokenizer import end_tokens, load_tokenizer
-from mpcache.parties.client import Connection, Generation, Request
+from mpcache.parties.client import Connection, Generation
 from mpcache.parties.launcher import local_parties
 from mpcache.policies import PolicySettings
 
@@ -88,9 +89,10 @@ class _Run:
 def generate(model: Path, prompt: list[int], policy: PolicySettings, max_new_tokens: int, repeat: int) -> Record:
     """Answer privately so many times, then once in the clear; the figures of the private answers."""
     ends = end_tokens(model, load_tokenizer(model))
+    public = GenerationRequest(prompt_tokens=len(prompt), max_new_tokens=max_new_tokens, policy=policy)
+    request = ClientRequest(prompt=prompt, public=public, end_tokens=ends)
     with local_parties(model) as connection:
         forget_peak()
-        request = Request(prompt, max_new_tokens, policy=policy, end_tokens=ends)
         runs = [_run(connection, request) for _ in range(repeat)]
         peaks = {**peak_memory_of_roles(), "client": peak_memory()}
     plain, sizes = plain_twin(model, prompt, max_new_tokens, policy, ends)
@@ -112,7 +114,7 @@ def generate(model: Path, prompt: list[int], policy: PolicySettings, max_new_tok
     }
 
 
-def _run(connection: Connection, request: Request) -> _Run:
+def _run(connection: Connection, request: ClientRequest) -> _Run:
     generation = Generation(connection, request)
     begun, first, answer = time.perf_counter(), 0.0, []
     for token in generation:

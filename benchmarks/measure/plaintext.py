@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from mpcache.benchmarks.measure.program import Program
-from mpcache.generation.loop import GenerationPlan
+from mpcache.generation.request import GenerationRequest
 from mpcache.model.checkpoint import Checkpoint
 from mpcache.model.decoder import Decoder
 from mpcache.policies import PolicySettings
@@ -26,9 +26,9 @@ def run_in_plaintext(
 ) -> list[Timed]:
     """The program's spans on the plain backend."""
     decoder = Decoder(model.config, PlainBackend(), model.tensors)
-    plan = GenerationPlan(tokens, steps, policy=policy)
+    request = GenerationRequest(prompt_tokens=tokens, max_new_tokens=steps, policy=policy)
     out, before = [], (time.perf_counter(), time.process_time())
-    for _ in program(decoder, plan, [0] * tokens):
+    for _ in program(decoder, request, [0] * tokens):
         now = (time.perf_counter(), time.process_time())
         out.append(Timed(now[0] - before[0], now[1] - before[1]))
         before = now

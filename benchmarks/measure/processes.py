@@ -18,9 +18,9 @@ from typing import Any
 
 from mpcache.benchmarks.measure.roles import UNLIMITED, Setup
 from mpcache.benchmarks.measure.usage import ROLES, forget_peak, peak_memory, read_notes, seconds_between
-from mpcache.parties.certificates import load_identity, write_development_certificates
-from mpcache.parties.client import Connection, Generation, Request
-from mpcache.parties.launcher import role_process
+from mpcache.generation.request import ClientRequest, GenerationRequest
+from mpcache.parties.client import Connection, Generation
+from mpcache.parties.launcher import launched
 from mpcache.policies import PolicySettings
 from mpcache.protocols.session import Cost, Part
 
@@ -63,7 +63,10 @@ class Processes:
 
     def run(self, prompt: list[int], steps: int, policy: PolicySettings, backend: str = "mpc") -> Run:
         """One session. Raises MpcacheError if a process fails."""
-        request = Request(prompt, steps, policy=policy, backend=backend)
+        public = GenerationRequest(
+            prompt_tokens=len(prompt), max_new_tokens=steps, policy=policy, backend=backend
+        )
+        request = ClientRequest(prompt=prompt, public=public)
         spans: list[Span] = []
 
         def noted(*arguments: Any) -> Iterator[Any]:
@@ -127,27 +130,19 @@ def local_processes(setup: Setup) -> Iterator[Processes]:
     """Dealer and owner, here or in the setup's namespace, with certificates of their own; ended with the block."""
     with tempfile.TemporaryDirectory(prefix="mpcache-bench-") as name:
         folder = Path(name)
-        certificates = folder / "certificates"
-        write_development_certificates(certificates, days=1)
         logs = {role: folder / f"{role}.jsonl" for role in ROLES}
-        shared = {"setup": setup.to_dict(), "certificates": str(certificates)}
-        prefix = setup.namespace.prefix if setup.namespace else []
-        dealer_file = _config(folder, "dealer", log=str(logs["dealer"]), **shared)
-        with role_process("dealer", dealer_file, _MODULE, prefix) as dealer:
-            own = {"log": str(logs["owner"]), "dealer": dealer, "state": str(folder / "owner-state")}
-            with role_process("owner", _config(folder, "owner", **own, **shared), _MODULE, prefix) as owner:
-                identity = load_identity(certificates, "client")
-                state, timeout = folder / "client-state", setup.timeout_seconds
-                yield Processes(setup, Connection(owner, dealer, identity, state, timeout, UNLIMITED, UNLIMITED), logs)
+
+        def write(role: str, values: dict[str, object]) -> Path:
+            path = folder / f"{role}.json"
+            path.write_text(json.dumps({"setup": setup.to_dict(), "log": logs[role], **values}, default=str))
+            return path
+
+        with launched(folder, write, _MODULE, setup.namespace.prefix if setup.namespace else ()) as parties:
+            patient = replace(parties.connection, timeout=setup.timeout_seconds)
+            yield Processes(setup, replace(patient, max_model_gib=UNLIMITED, max_step_gib=UNLIMITED), logs)
 
 
 _MODULE = "mpcache.benchmarks.measure.roles"
-
-
-def _config(folder: Path, role: str, **values: Any) -> Path:
-    path = folder / f"{role}.json"
-    path.write_text(json.dumps(values))
-    return path
 
 
 class ProcessPool:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from mpcache.generation.loop import GenerationPlan
 from mpcache.generation.prefilled import prefilled_cache
+from mpcache.generation.request import GenerationRequest
 from mpcache.model.decoder import Decoder
 from mpcache.policies import Policy, new_cache
 from mpcache.protocols.backends.interface import Value
@@ -41,33 +41,33 @@ class Program:
     def __call__(
         self,
         decoder: Decoder,
-        plan: GenerationPlan,
+        request: GenerationRequest,
         prompt: Sequence[int] | None,
         on_block: Callable[[int, int], None] = lambda done, total: None,
         stop: Callable[[int], bool] = lambda token: False,
     ) -> Iterator[int]:
         steps = self._decode if self.kind == "decode" else self._prefill
-        return steps(decoder, plan, prompt)
+        return steps(decoder, request, prompt)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def _decode(self, decoder: Decoder, plan: GenerationPlan, prompt: Sequence[int] | None) -> Iterator[int]:
+    def _decode(self, decoder: Decoder, request: GenerationRequest, prompt: Sequence[int] | None) -> Iterator[int]:
         given = _Given(decoder, self.seed)
-        cache = prefilled_cache(decoder, plan.policy, plan.prompt_tokens, given)
+        cache = prefilled_cache(decoder, request.policy, request.prompt_tokens, given)
         yield 0
-        cache.advance(plan.prompt_tokens)
+        cache.advance(request.prompt_tokens)
         yield 0
-        for _ in range(plan.max_new_tokens):
+        for _ in range(request.max_new_tokens):
             self._forward(given, decoder, cache, None if prompt is None else prompt[:1], 1, self.head)
             yield 0
 
-    def _prefill(self, decoder: Decoder, plan: GenerationPlan, prompt: Sequence[int] | None) -> Iterator[int]:
-        cache = new_cache(plan.policy, decoder, plan.prompt_tokens)
+    def _prefill(self, decoder: Decoder, request: GenerationRequest, prompt: Sequence[int] | None) -> Iterator[int]:
+        cache = new_cache(request.policy, decoder, request.prompt_tokens)
         given = _Given(decoder, self.seed)
-        for start, end in plan.blocks():
+        for start, end in request.blocks():
             tokens = None if prompt is None else prompt[start:end]
-            self._forward(given, decoder, cache, tokens, end - start, self.head and end == plan.prompt_tokens)
+            self._forward(given, decoder, cache, tokens, end - start, self.head and end == request.prompt_tokens)
             yield 0
 
     def _forward(

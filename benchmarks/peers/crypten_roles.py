@@ -24,7 +24,8 @@ import torch
 from mpcache.benchmarks.peers.cases import Case
 from mpcache.benchmarks.peers.crypten_programs import prepare
 from mpcache.parties.certificates import Identity, load_identity
-from mpcache.parties.dealer_link import CHUNK_BYTES, DealerLink
+from mpcache.parties.chunks import CHUNK_BYTES
+from mpcache.parties.dealer_link import DealerLink
 from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc, owner_pb2_grpc
 from mpcache.parties.link import ClientLink, Frame, Link
 from mpcache.parties.tls import open_server, require_peer

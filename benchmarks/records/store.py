@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mpcache.benchmarks.records.record import Record, canonical
-from mpcache.files import written_whole
 from mpcache.protocols.errors import ConfigError
 
 FILE = "records.jsonl"
@@ -58,12 +57,3 @@ def read_records(folder: Path) -> list[Record]:
             latest.pop(canonical(record["settings"]), None)
             latest[canonical(record["settings"])] = record
     return list(latest.values())
-
-
-def write_json(path: Path, records: list[Record]) -> None:
-    """All records as one JSON list, whole or not at all."""
-    try:
-        with written_whole(path) as partial:
-            partial.write_text(json.dumps(records, indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(f"the records cannot be written to {path}: {error}") from None

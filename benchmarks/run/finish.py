@@ -7,8 +7,9 @@ from pathlib import Path
 from mpcache.benchmarks.measure.processes import ProcessPool
 from mpcache.benchmarks.measure.runner import Case, run_cases
 from mpcache.benchmarks.records.record import Record
-from mpcache.benchmarks.records.store import Records, write_json
+from mpcache.benchmarks.records.store import Records
 from mpcache.benchmarks.run.show import show_records
+from mpcache.files import write_json
 
 
 def run_and_show(cases: list[Case], out: Path | None, json_path: Path | None, pool: ProcessPool | None = None) -> None:
@@ -23,5 +24,5 @@ def run_and_show(cases: list[Case], out: Path | None, json_path: Path | None, po
 
 def show_and_write(records: list[Record], json_path: Path | None) -> None:
     if json_path is not None:
-        write_json(json_path, records)
+        write_json(json_path, records, "the records")
     show_records(records)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcache.generation.loop import FULL
 from mpcache.generation.recorded import Recorded, greedy, log_likelihood, record
+from mpcache.generation.request import FULL
 from mpcache.model.decoder import Decoder
 from mpcache.model.load import Model, Prompt
 from mpcache.policies import PolicySettings

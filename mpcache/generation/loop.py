@@ -6,31 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from mpcache.generation.request import GenerationRequest
 from mpcache.model.decoder import Decoder
-from mpcache.policies import Policy, PolicySettings, new_cache
+from mpcache.policies import Policy, new_cache
 from mpcache.protocols.backends.interface import Value
 from mpcache.protocols.session import Cost
-
-PREFILL_BLOCK = 64
-"""Prompt tokens that go through the model at once: bounds the memory of a prefill, whatever the prompt's length."""
-
-
-FULL = PolicySettings("full")
-
-
-@dataclass(frozen=True)
-class GenerationPlan:
-    """The public lengths of one generation."""
-
-    prompt_tokens: int
-    max_new_tokens: int
-    temperature: float = 0.0
-    block: int = PREFILL_BLOCK
-    policy: PolicySettings = FULL
-
-    def blocks(self) -> list[tuple[int, int]]:
-        """(start, end) of the prompt's blocks."""
-        return [(s, min(s + self.block, self.prompt_tokens)) for s in range(0, self.prompt_tokens, self.block)]
 
 
 @dataclass
@@ -41,32 +21,56 @@ class Phase:
     cost: Cost = field(default_factory=Cost)
 
 
+Stop = Callable[[int], bool]
+
+
+def _never(token: int) -> bool:
+    return False
+
+
 def prefill(
-    decoder: Decoder, plan: GenerationPlan, prompt: Sequence[int] | None, cache: Policy
+    decoder: Decoder, request: GenerationRequest, prompt: Sequence[int] | None, cache: Policy
 ) -> Iterator[tuple[int, Value]]:
     """Run the prompt block by block; yields (tokens done, the block's hidden states).
 
     prompt: its token ids, or None where they are secret.
     """
-    for start, end in plan.blocks():
+    for start, end in request.blocks():
         yield end, decoder.forward(None if prompt is None else prompt[start:end], end - start, cache)
 
 
 def decode(
-    decoder: Decoder, plan: GenerationPlan, x: Value, cache: Policy, stop: Callable[[int], bool] = lambda token: False
+    decoder: Decoder, request: GenerationRequest, x: Value, cache: Policy, stop: Stop = _never
 ) -> Iterator[int | None]:
     """Yield each new token (None to a process that must not know it) after the prefill's last hidden states `x`.
 
     `stop` decides, where the tokens are known, after which token to end; it is announced to the other party.
     """
-    for i in range(plan.max_new_tokens):
-        token = decoder.next_token(x, plan.temperature)
-        last = i + 1 == plan.max_new_tokens
+    for i in range(request.max_new_tokens):
+        token = decoder.next_token(x, request.temperature)
+        last = i + 1 == request.max_new_tokens
         goes_on = not last and decoder.backend.announce(None if token is None else not stop(token))
         yield token
         if not goes_on:
             return
         x = decoder.forward(None if token is None else [token], 1, cache)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the prompt is read; done: prompt tokens so far."""
+
+    done: int
+
+
+def blocks_and_tokens(
+    decoder: Decoder, request: GenerationRequest, prompt: Sequence[int] | None, stop: Stop = _never
+) -> Iterator[Block | int | None]:
+    """A whole generation: yields after each block of the prompt, then each new token."""
+    cache, x = new_cache(request.policy, decoder, request.prompt_tokens), None
+    for done, x in prefill(decoder, request, prompt, cache):
+        yield Block(done)
+    yield from decode(decoder, request, x, cache, stop)
 
 
 Program = Callable[..., Iterator[int | None]]
@@ -76,16 +80,17 @@ another, if all of its processes do: the plan's digest tells them apart."""
 
 def steps(
     decoder: Decoder,
-    plan: GenerationPlan,
+    request: GenerationRequest,
     prompt: Sequence[int] | None,
     on_block: Callable[[int, int], None] = lambda done, total: None,
-    stop: Callable[[int], bool] = lambda token: False,
+    stop: Stop = _never,
 ) -> Iterator[int | None]:
-    """Prefill, then decode. `on_block` hears (prompt tokens done, prompt tokens in all)."""
-    cache, x = new_cache(plan.policy, decoder, plan.prompt_tokens), None
-    for done, x in prefill(decoder, plan, prompt, cache):
-        on_block(done, plan.prompt_tokens)
-    yield from decode(decoder, plan, x, cache, stop)
+    """Prefill, then decode: yields the new tokens. `on_block` hears (prompt tokens done, prompt tokens in all)."""
+    for part in blocks_and_tokens(decoder, request, prompt, stop):
+        if isinstance(part, Block):
+            on_block(part.done, request.prompt_tokens)
+        else:
+            yield part
 
 
 class Meter:

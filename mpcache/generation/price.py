@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from mpcache.generation.loop import FULL, PREFILL_BLOCK, GenerationPlan
-from mpcache.generation.network import LOOPBACK, Network
+from mpcache.generation.loop import decode, prefill
+from mpcache.generation.network import Network
 from mpcache.generation.prefilled import prefilled_cache
+from mpcache.generation.request import GenerationRequest
 from mpcache.model.config import ModelConfig
 from mpcache.model.decoder import Decoder
-from mpcache.policies import Policy, PolicySettings, new_cache, policy_class
+from mpcache.policies import Policy, new_cache, policy_class
 from mpcache.protocols.backends.mpc import MpcBackend
+from mpcache.protocols.errors import ConfigError
 from mpcache.protocols.plan import PlanSession, ShapeArithmetic
 from mpcache.protocols.session import Cost
 
@@ -59,19 +61,6 @@ def _times(cost: Cost, count: int) -> Cost:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """What is priced. new_tokens: those after the first, which comes with the prefill."""
-
-    model: ModelConfig
-    prompt_tokens: int
-    new_tokens: int = 16
-    policy: PolicySettings = FULL
-    block: int = PREFILL_BLOCK
-    temperature: float = 0.0
-    network: Network = LOOPBACK
-
-
-@dataclass(frozen=True)
 class Prices:
     """prefill: with the first token, without eviction, which comes once after it. decode: all steps."""
 
@@ -84,41 +73,41 @@ class Prices:
         return sum(self.decode, Price())
 
 
-def price(generation: Generation) -> Prices:
+def price(model: ModelConfig, request: GenerationRequest) -> Prices:
     """Exact, without running anything: equal to the plan of the whole generation, and so to the byte to a run.
 
-    Cost: seconds, whatever the number of layers.
+    Cost: seconds, whatever the number of layers. Raises ConfigError for another backend than `mpc`.
     """
-    offset, period = policy_class(generation.policy.name).layer_pattern(generation.policy)
+    if request.backend != "mpc":
+        raise ConfigError(f"only the backend 'mpc' has prices, not {request.backend!r}")
+    offset, period = policy_class(request.policy.name).layer_pattern(request.policy)
     return Prices(
-        _scaled(generation, 0, 1, _prefill)[0],
-        _planned(generation, generation.model.layers, _eviction)[0],
-        _scaled(generation, offset, period, _decode) if generation.new_tokens else [],
+        _scaled(model, request, 0, 1, _prefill)[0],
+        _planned(model, request, _eviction)[0],
+        _scaled(model, request, offset, period, _decode) if request.max_new_tokens > 1 else [],
     )
 
 
-Program = Callable[[Generation, Decoder, "_Counter"], Iterator[Price]]
+Program = Callable[[GenerationRequest, Decoder, "_Counter"], Iterator[Price]]
 
 
-def _scaled(generation: Generation, offset: int, period: int, program: Program) -> list[Price]:
+def _scaled(model: ModelConfig, request: GenerationRequest, offset: int, period: int, program: Program) -> list[Price]:
     """The program's prices at the model's layers, from models of one and of two repetitions of the pattern."""
-    layers = generation.model.layers
-    rest = (layers - offset) % period
+    rest = (model.layers - offset) % period
     few, more = offset + rest + period, offset + rest + 2 * period
-    if layers <= more:
-        return _planned(generation, layers, program)
-    repetitions = (layers - few) // period
-    pairs = zip(_planned(generation, few, program), _planned(generation, more, program), strict=True)
-    return [small + (large - small).times(repetitions) for small, large in pairs]
+    if model.layers <= more:
+        return _planned(model, request, program)
+    repetitions = (model.layers - few) // period
+    small, large = (_planned(replace(model, layers=layers), request, program) for layers in (few, more))
+    return [one + (other - one).times(repetitions) for one, other in zip(small, large, strict=True)]
 
 
-def _planned(generation: Generation, layers: int, program: Program) -> list[Price]:
+def _planned(model: ModelConfig, request: GenerationRequest, program: Program) -> list[Price]:
     session = PlanSession()
-    session.round_bytes = generation.network.round_bytes
-    model = replace(generation.model, layers=layers)
+    session.round_bytes = request.round_bytes
     decoder = Decoder(model, MpcBackend(session))
     with ShapeArithmetic():
-        return list(program(replace(generation, model=model), decoder, _Counter(session, model)))
+        return list(program(request, decoder, _Counter(session, model)))
 
 
 class _Counter:
@@ -147,41 +136,36 @@ def layer_weights(model: ModelConfig) -> int:
     return model.hidden * (qkv + attention + wide * model.intermediate)
 
 
-def _prefill(generation: Generation, decoder: Decoder, counter: _Counter) -> Iterator[Price]:
-    cache = new_cache(generation.policy, decoder, generation.prompt_tokens)
+def _prefill(request: GenerationRequest, decoder: Decoder, counter: _Counter) -> Iterator[Price]:
+    cache = new_cache(request.policy, decoder, request.prompt_tokens)
     cache.evict = lambda: None  # type: ignore[method-assign]  # priced apart
-    total, x = Price(), None
-    plan = GenerationPlan(generation.prompt_tokens, 1, block=generation.block)
-    for start, end in plan.blocks():
-        x = decoder.forward(None, end - start, cache)
-        total = total + counter.since(forwards=end - start, embeddings=end - start)
-    decoder.next_token(x, generation.temperature)
-    if generation.new_tokens:
-        decoder.backend.announce(None)
+    total, before, x = Price(), 0, None
+    for done, x in prefill(decoder, request, None, cache):
+        total = total + counter.since(forwards=done - before, embeddings=done - before)
+        before = done
+    next(decode(decoder, request, x, cache))
     yield total + counter.since(heads=1)
 
 
-def _eviction(generation: Generation, decoder: Decoder, counter: _Counter) -> Iterator[Price]:
-    _filled(generation, decoder, counter)
+def _eviction(request: GenerationRequest, decoder: Decoder, counter: _Counter) -> Iterator[Price]:
+    _filled(request, decoder, counter)
     yield counter.since()
 
 
-def _decode(generation: Generation, decoder: Decoder, counter: _Counter) -> Iterator[Price]:
-    cache = _filled(generation, decoder, counter)
+def _decode(request: GenerationRequest, decoder: Decoder, counter: _Counter) -> Iterator[Price]:
+    cache = _filled(request, decoder, counter)
+    tokens = decode(decoder, request, decoder.backend.zeros((1, decoder.config.hidden)), cache)
+    next(tokens)  # priced with the prefill
     counter.since()
-    for i in range(generation.new_tokens):
-        x = decoder.forward(None, 1, cache)
-        decoder.next_token(x, generation.temperature)
-        if i + 1 < generation.new_tokens:
-            decoder.backend.announce(None)
+    for _ in tokens:
         yield counter.since(forwards=1, embeddings=1, heads=1)
 
 
-def _filled(generation: Generation, decoder: Decoder, counter: _Counter) -> Policy:
+def _filled(request: GenerationRequest, decoder: Decoder, counter: _Counter) -> Policy:
     """The cache after a prompt; the counter begins before eviction."""
-    cache = prefilled_cache(decoder, generation.policy, generation.prompt_tokens, decoder.backend.zeros)
+    cache = prefilled_cache(decoder, request.policy, request.prompt_tokens, decoder.backend.zeros)
     counter.since()
-    cache.advance(generation.prompt_tokens)
+    cache.advance(request.prompt_tokens)
     return cache
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcache.generation.loop import FULL
+from mpcache.generation.loop import decode
+from mpcache.generation.request import FULL, GenerationRequest
 from mpcache.model.decoder import Decoder
 from mpcache.policies import Policy, PolicySettings, new_cache
 from mpcache.policies.full import Full
@@ -106,14 +107,8 @@ def record(decoder: Decoder, tokens: Sequence[int], after: Recorded | None = Non
 
 def greedy(decoder: Decoder, cache: Policy, x: Value, tokens: int) -> list[int]:
     """The next tokens after the hidden states `x`; the last of them does not join the cache."""
-    answer: list[int] = []
-    while True:
-        chosen = decoder.next_token(x)
-        assert chosen is not None
-        answer.append(chosen)
-        if len(answer) == tokens:
-            return answer
-        x = decoder.forward([chosen], 1, cache)
+    request = GenerationRequest(prompt_tokens=cache.past, max_new_tokens=tokens)
+    return [token for token in decode(decoder, request, x, cache) if token is not None]
 
 
 def log_likelihood(decoder: Decoder, cache: Policy, x: Value, answer: Sequence[int]) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch.linalg import vector_norm
 
-from mpcache.generation.loop import FULL
+from mpcache.generation.request import FULL
 from mpcache.inspection import bounds
 from mpcache.inspection.bounds import BOUNDS, Reading, Sizes
 from mpcache.inspection.watched import WatchedBackend

@@ -3,21 +3,15 @@ prompt get, beside their bounds. All of it is plaintext, for whoever has the mod
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from mpcache.files import written_whole
-from mpcache.generation.loop import GenerationPlan
-from mpcache.inspection.bounds import SHOWN, Reading, Sizes, written
+from mpcache.generation.request import GenerationRequest
+from mpcache.inspection.bounds import Sizes
 from mpcache.inspection.implied import Implied, implied_ranges
 from mpcache.inspection.watched import watched_answer
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
@@ -63,42 +57,24 @@ class Inspection:
             "measured": self.measured.to_dict(),
         }
 
-    def write(self, path: Path) -> None:
-        """As JSON, whole or not at all, for nobody else to read. Raises ConfigError."""
-        try:
-            with written_whole(path, 0o600) as partial:
-                partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        except OSError as error:
-            raise ConfigError(f"the inspection cannot be written to {path}: {error}") from None
 
-    def show(self) -> None:
-        """What the weights imply, then what was measured, a line for each place."""
-        _list("certain to be wrong, by the weights alone", self.implied.certain)
-        _list("not excluded by the weights alone; norms allow", self.implied.possible)
-        click.echo(
-            f"measured in plaintext: {self.prompt_tokens} tokens ({self.prompt}), {self.new_tokens} new ones, "
-            f"policy {self.policy.name}"
-        )
-        table = Table(box=box.SIMPLE)
-        for name in ("place", "layer", "largest", "limit", "share"):
-            table.add_column(name, justify="left" if name == "place" else "right", no_wrap=True)
-        for r in _nearest(self.measured):
-            layer = "" if r.layer is None else str(r.layer)
-            table.add_row(r.bound.name, layer, written(r.size), written(r.bound.limit), f"{r.share:.2%}")
-        Console().print(table)
-
-
-def inspect_model(folder: Path, prompt: str | None, policy: PolicySettings, max_new_tokens: int) -> Inspection:
+def inspect_model(
+    folder: Path,
+    prompt: str | None,
+    policy: PolicySettings,
+    max_new_tokens: int,
+    on_block: Callable[[int, int], None] = lambda done, total: None,
+) -> Inspection:
     """What a model folder's weights imply, and the sizes of a generation from `prompt`; without one, from random tokens
-    of the vocabulary. Raises ModelError, and ConfigError for a prompt that does not fit the model."""
+    of the vocabulary. on_block: hears how far the prefill is (see generation/loop.py).
+
+    Raises ModelError, and ConfigError for a prompt that does not fit the model.
+    """
     checkpoint = load_checkpoint(folder)
     tokens, ends = (_random_tokens(checkpoint, max_new_tokens), ()) if prompt is None else _encoded(folder, prompt)
     _check(tokens, max_new_tokens, checkpoint)
-    plan = GenerationPlan(len(tokens), max_new_tokens, policy=policy)
-    columns = (TextColumn("prefill"), BarColumn(), TextColumn("{task.completed}/{task.total} tokens"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("prefill", total=len(tokens))
-        answer, sizes = watched_answer(checkpoint, plan, tokens, ends, lambda done, _: bar.update(task, completed=done))
+    request = GenerationRequest(prompt_tokens=len(tokens), max_new_tokens=max_new_tokens, policy=policy)
+    answer, sizes = watched_answer(checkpoint, request, tokens, ends, on_block)
     kind = "random tokens of the vocabulary, as no prompt was given" if prompt is None else "the prompt given"
     implied = implied_ranges(checkpoint)
     return Inspection(folder.name, checkpoint.digest, implied, sizes, kind, len(tokens), len(answer), policy)
@@ -128,19 +104,3 @@ def _random_tokens(checkpoint: Checkpoint, max_new_tokens: int) -> list[int]:
     count = max(1, min(RANDOM_TOKENS, config.max_positions - max_new_tokens))
     generator = torch.Generator().manual_seed(0)
     return torch.randint(config.vocabulary, (count,), generator=generator).tolist()
-
-
-def _nearest(sizes: Sizes) -> list[Reading]:
-    """Of each place the layer that comes nearest to its limit; nearest first."""
-    found: dict[str, Reading] = {}
-    for reading in sizes.readings():
-        found.setdefault(reading.bound.name, reading)
-    return list(found.values())
-
-
-def _list(title: str, readings: list[Reading]) -> None:
-    click.echo(f"{title}: {len(readings) or 'nothing'}{' places' if readings else ''}")
-    for reading in readings[:SHOWN]:
-        click.echo(f"  {reading}")
-    if len(readings) > SHOWN:
-        click.echo(f"  ... and {len(readings) - SHOWN} more (--json has all)")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from mpcache.generation.loop import FULL, GenerationPlan, steps
+from mpcache.generation.loop import steps
+from mpcache.generation.request import FULL, GenerationRequest
 from mpcache.inspection import bounds
 from mpcache.inspection.bounds import Bound, Sizes
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
@@ -171,7 +172,7 @@ def _layer(name: str) -> int | None:
 @torch.no_grad()
 def watched_answer(
     checkpoint: Checkpoint,
-    plan: GenerationPlan,
+    request: GenerationRequest,
     prompt: Sequence[int],
     end_tokens: Collection[int] = (),
     on_block: Callable[[int, int], None] = lambda done, total: None,
@@ -179,7 +180,7 @@ def watched_answer(
     """(tokens, sizes) of a generation in the clear: what a private one should answer, and whether it can."""
     backend = WatchedBackend()
     decoder = Decoder(checkpoint.config, backend, checkpoint.tensors)
-    tokens = steps(decoder, plan, prompt, on_block, lambda token: token in end_tokens)
+    tokens = steps(decoder, request, prompt, on_block, lambda token: token in end_tokens)
     return [token for token in tokens if token is not None], backend.sizes()
 
 
@@ -191,8 +192,8 @@ def plain_twin(
     end_tokens: Collection[int] = (),
 ) -> tuple[list[int], Sizes]:
     """What the same model generates in the clear, and how large its values get where a private run bounds them."""
-    plan = GenerationPlan(len(prompt), max_new_tokens, policy=policy)
-    return watched_answer(load_checkpoint(folder), plan, prompt, end_tokens)
+    request = GenerationRequest(prompt_tokens=len(prompt), max_new_tokens=max_new_tokens, policy=policy)
+    return watched_answer(load_checkpoint(folder), request, prompt, end_tokens)
 
 
 def plain_answer(

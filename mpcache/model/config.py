@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpcache.protocols.errors import ModelError
-from mpcache.wire import STRICT
+from mpcache.wire import STRICT, from_wire, to_wire
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -70,3 +70,12 @@ class ModelConfig:
     @property
     def queries_per_head(self) -> int:
         return self.heads // self.key_value_heads
+
+    def to_json(self) -> str:
+        """Canonical: equal shapes give equal text."""
+        return to_wire(self)
+
+    @staticmethod
+    def from_json(text: str) -> ModelConfig:
+        """What a peer sent. Raises HandshakeError, or ModelError for what cannot be a model."""
+        return from_wire(ModelConfig, text, "the model's shape")

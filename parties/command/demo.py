@@ -8,14 +8,17 @@ from pathlib import Path
 import click
 
 from mpcache.demo import DEMO_MODEL, DEMO_PROMPT
-from mpcache.generation.loop import FULL, Phase
-from mpcache.generation.plan import PublicParameters, phase_costs
+from mpcache.files import write_json
+from mpcache.generation.loop import Phase
+from mpcache.generation.plan import phase_costs
+from mpcache.generation.request import FULL, ClientRequest, GenerationRequest
 from mpcache.inspection.watched import plain_twin
 from mpcache.model.config_file import read_model_config
 from mpcache.model.tokenizer import end_tokens, load_tokenizer, vocabulary_size
-from mpcache.parties.client import Connection, Generation, Request
-from mpcache.parties.command.report import FullCache, Result, run_generation
+from mpcache.parties.client import Connection, Generation
+from mpcache.parties.command.report import run_generation, show_result
 from mpcache.parties.launcher import local_parties
+from mpcache.parties.result import FullCache, Result
 from mpcache.parties.settings import DEFAULT_POLICY
 from mpcache.policies import PolicySettings
 from mpcache.protocols.errors import ConfigError
@@ -46,47 +49,46 @@ def run_demo(
         raise ConfigError("the prompt is empty")
     click.echo(f"private prompt of {len(ids)} tokens, ending: ...{prompt[-160:]}", nl=not prompt.endswith("\n"))
     ends = end_tokens(folder, tokenizer)
+    public = GenerationRequest(prompt_tokens=len(ids), max_new_tokens=max_new_tokens, policy=policy, backend=backend)
+    request = ClientRequest(
+        prompt=ids, public=public, end_tokens=ends, fixed_length=fixed_length, vocabulary=vocabulary_size(tokenizer)
+    )
     with local_parties(folder) as connection:
-        request = Request(
-            ids,
-            max_new_tokens,
-            policy=policy,
-            backend=backend,
-            end_tokens=ends,
-            fixed_length=fixed_length,
-            vocabulary=vocabulary_size(tokenizer),
-        )
-        result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, len(ids))
-        result.backend, result.policy = backend, policy
-        plain, result.ranges = plain_twin(folder, ids, max_new_tokens, policy, ends)
-        result.plain_answer = tokenizer.decode(plain)
+        result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, public)
+        plain, ranges = plain_twin(folder, ids, max_new_tokens, policy, ends)
+        result = replace(result, plain_answer=tokenizer.decode(plain), ranges=ranges)
         if policy.name != FULL.name:
-            request = replace(request, policy=FULL, max_new_tokens=result.new_tokens)
-            if compare:
-                result.full_cache = _measured_full(connection, request)
-            elif backend == "mpc":  # CrypTen is planned by a dry run, which takes as long as a real one
-                result.full_cache = _planned_full(folder, request)
-            if result.full_cache is not None:
-                plain, result.full_cache.ranges = plain_twin(folder, ids, max_new_tokens, FULL, ends)
-                result.full_cache.plain_answer = tokenizer.decode(plain)
-    result.show()
+            wanted = replace(request, public=replace(public, policy=FULL, max_new_tokens=result.new_tokens))
+            full = _full_cache(folder, connection, wanted, compare)
+            if full is not None:
+                plain, ranges = plain_twin(folder, ids, max_new_tokens, FULL, ends)
+                full = replace(full, plain_answer=tokenizer.decode(plain), ranges=ranges)
+            result = replace(result, full_cache=full)
+    show_result(result)
     if json_path:
-        result.write(json_path)
+        write_json(json_path, result.to_dict(), "the result", private=True)
     return result
 
 
-def _planned_full(folder: Path, request: Request) -> FullCache:
-    parameters = PublicParameters(
-        read_model_config(folder), len(request.prompt), request.max_new_tokens, backend=request.backend
+def _full_cache(folder: Path, connection: Connection, request: ClientRequest, compare: bool) -> FullCache | None:
+    """Measured or planned; None for CrypTen's plan, which is a dry run that takes as long as a real one."""
+    if compare:
+        return _measured_full(connection, request)
+    return _planned_full(folder, request.public) if request.public.backend == "mpc" else None
+
+
+def _planned_full(folder: Path, request: GenerationRequest) -> FullCache:
+    prefill, decode = phase_costs(read_model_config(folder), request)
+    return FullCache(
+        kind="planned", prefill=Phase(cost=prefill), decode=Phase(cost=decode), tokens=request.max_new_tokens
     )
-    prefill, decode = phase_costs(parameters)
-    return FullCache("planned", Phase(cost=prefill), Phase(cost=decode), request.max_new_tokens)
 
 
-def _measured_full(connection: Connection, request: Request) -> FullCache:
+def _measured_full(connection: Connection, request: ClientRequest) -> FullCache:
     click.echo("and once more with a full cache ...", err=True)
     generation = Generation(connection, request)
     for _ in generation:
         pass
-    assert generation.meter is not None
-    return FullCache("measured", generation.meter.prefill, generation.meter.decode, generation.meter.tokens)
+    meter = generation.meter
+    assert meter is not None
+    return FullCache(kind="measured", prefill=meter.prefill, decode=meter.decode, tokens=meter.tokens)

@@ -210,8 +210,9 @@ def client(
     network: str | None,
 ) -> None:
     """Run the data owner: generate from a private prompt, from a file or standard input."""
+    from mpcache.files import write_json
     from mpcache.parties.client import Generation
-    from mpcache.parties.command.report import run_generation
+    from mpcache.parties.command.report import run_generation, show_result
     from mpcache.parties.settings import ClientSettings, load_settings
 
     settings = load_settings(path, ClientSettings)
@@ -221,21 +222,19 @@ def client(
     ids = tokenizer.encode(_read_prompt(prompt_file or Path("-"))).ids
     if not ids:
         raise ConfigError("the prompt is empty")
-    request = replace(
-        defaults,
-        prompt=ids,
+    request = defaults.with_prompt(
+        ids,
         max_new_tokens=max_new_tokens or settings.max_new_tokens,
         temperature=settings.temperature if temperature is None else temperature,
         policy=_chosen_policy(settings.policy, policy_name, budget, assignments),
         backend=backend,
         network=network or settings.network,
-        fixed_length=fixed_length or settings.fixed_length,
     )
-    result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, len(ids))
-    result.backend, result.policy = backend, request.policy
-    result.show()
+    request = replace(request, fixed_length=fixed_length or settings.fixed_length)
+    result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, request.public)
+    show_result(result)
     if json_path:
-        result.write(json_path)
+        write_json(json_path, result.to_dict(), "the result", private=True)
 
 
 @main.command()
@@ -254,8 +253,9 @@ def gateway(path: Path, insecure: bool, listen: str) -> None:
 
 def _client(settings: Any, insecure: bool) -> tuple[Any, Any, Any]:
     """(connection, tokenizer, request without a prompt) of a data owner's settings."""
+    from mpcache.generation.request import ClientRequest, GenerationRequest
     from mpcache.model.tokenizer import end_tokens, load_tokenizer, vocabulary_size
-    from mpcache.parties.client import Connection, Request
+    from mpcache.parties.client import Connection
 
     identity = _identity(settings.certificates, "client", insecure or settings.insecure)
     connection = Connection(
@@ -275,16 +275,20 @@ def _client(settings: Any, insecure: bool) -> tuple[Any, Any, Any]:
             "every answer takes max_new_tokens",
             settings.tokenizer,
         )
-    request = Request(
-        (),
-        settings.max_new_tokens,
-        settings.temperature,
-        settings.policy,
-        model_digest=settings.model_digest,
+    public = GenerationRequest(
+        prompt_tokens=0,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        policy=settings.policy,
         network=settings.network,
+    )
+    request = ClientRequest(
+        prompt=(),
+        public=public,
         end_tokens=ends,
         fixed_length=settings.fixed_length,
         vocabulary=vocabulary_size(tokenizer),
+        model_digest=settings.model_digest,
     )
     return connection, tokenizer, request
 
@@ -345,19 +349,22 @@ def inspect(
     is certain to be.
     """
     from mpcache.demo import DEMO_MODEL
+    from mpcache.files import write_json
     from mpcache.inspection.inspect import inspect_model
+    from mpcache.parties.command.inspect_report import show_inspection
+    from mpcache.parties.command.report import prefill_bar
 
     folder = model or DEMO_MODEL
     if prompt_file is None and folder.resolve() == DEMO_MODEL.resolve():
         prompt: str | None = (DEMO_MODEL / "daysheet_512.txt").read_text()
     else:
         prompt = None if prompt_file is None else _read_prompt(prompt_file)
-    inspection = inspect_model(
-        folder, prompt, _chosen_policy(PolicySettings(), policy_name, budget, assignments), max_new_tokens
-    )
-    inspection.show()
+    policy = _chosen_policy(PolicySettings(), policy_name, budget, assignments)
+    with prefill_bar() as (_, on_block):
+        inspection = inspect_model(folder, prompt, policy, max_new_tokens, on_block)
+    show_inspection(inspection)
     if json_path is not None:
-        inspection.write(json_path)
+        write_json(json_path, inspection.to_dict(), "the inspection", private=True)
     failure = inspection.failure()
     if failure is not None:
         raise ModelError(failure)
@@ -395,15 +402,15 @@ def plan(
     A model of any size is planned within seconds. The first new token comes with the prefill.
     """
     from mpcache.benchmarks.cases.policies import parse_contenders
-    from mpcache.benchmarks.records.store import write_json
+    from mpcache.files import write_json
     from mpcache.generation.network import parse_network
-    from mpcache.generation.price import Generation
+    from mpcache.generation.request import GenerationRequest
     from mpcache.model.shapes import model_shape
     from mpcache.parties.command.plan_report import plan_policies, show_plan
 
+    request = GenerationRequest(prompt_tokens=tokens, max_new_tokens=max_new_tokens, network=network)
     where, policies = parse_network(network), [(c.label, c.settings) for c in parse_contenders(policy)]
-    config = model_shape(model or shape, positions=tokens + max_new_tokens)
-    records = plan_policies(Generation(config, tokens, max_new_tokens - 1, network=where), policies, where)
+    records = plan_policies(model_shape(model or shape, positions=request.tokens), request, policies)
     show_plan(records, where)
     if json_path is not None:
-        write_json(json_path, records)
+        write_json(json_path, records, "the plan")

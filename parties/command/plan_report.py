@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mpcache.generation.network import Network
-from mpcache.generation.price import Generation, Price, Prices, computing_seconds, price, seconds
+from mpcache.generation.network import Network, parse_network
+from mpcache.generation.price import Price, Prices, computing_seconds, price, seconds
+from mpcache.generation.request import GenerationRequest
+from mpcache.model.config import ModelConfig
 from mpcache.policies import PolicySettings
 from mpcache.protocols.session import Cost
 
 
-def plan_policies(generation: Generation, policies: list[tuple[str, PolicySettings]], network: Network) -> list[Any]:
+def plan_policies(
+    model: ModelConfig, request: GenerationRequest, policies: Sequence[tuple[str, PolicySettings]]
+) -> list[Any]:
     """A JSON-able record for each (label, policy): phases, and in them parts, with bytes, rounds and seconds."""
-    out = []
-    for label, policy in policies:
-        prices = price(Generation(**{**vars(generation), "policy": policy}))
-        out.append(
-            {
-                "policy": label,
-                "prompt_tokens": generation.prompt_tokens,
-                "new_tokens": generation.new_tokens + 1,
-                "network": {"round_trip_seconds": network.round_trip, "bytes_per_second": network.bandwidth},
-                "phases": {name: _phase(phase, network) for name, phase in _phases(prices).items()},
-            }
-        )
-    return out
+    network = parse_network(request.network)
+    return [
+        {
+            "policy": label,
+            "prompt_tokens": request.prompt_tokens,
+            "new_tokens": request.max_new_tokens,
+            "network": {"round_trip_seconds": network.round_trip, "bytes_per_second": network.bandwidth},
+            "phases": {
+                name: _phase(phase, network)
+                for name, phase in _phases(price(model, replace(request, policy=policy))).items()
+            },
+        }
+        for label, policy in policies
+    ]
 
 
 def _phases(prices: Prices) -> dict[str, Price]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0bowner.proto\x12\nmpcache.v1\"\xa7\x01\n\x05\x46rame\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.mpcache.v1.HelloH\x00\x12&\n\x07welcome\x18\x02 \x01(\x0b\x32\x13.mpcache.v1.WelcomeH\x00\x12&\n\x07message\x18\x03 \x01(\x0b\x32\x13.mpcache.v1.MessageH\x00\x12\"\n\x05\x61\x62ort\x18\x04 \x01(\x0b\x32\x11.mpcache.v1.AbortH\x00\x42\x06\n\x04kind\"\xd1\x01\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07session\x18\x02 \x01(\x0c\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\t\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\x11\n\tprecision\x18\x05 \x01(\t\x12\x15\n\rprompt_tokens\x18\x06 \x01(\r\x12\x16\n\x0emax_new_tokens\x18\x07 \x01(\r\x12\x13\n\x0btemperature\x18\x08 \x01(\x01\x12\x0f\n\x07\x62\x61\x63kend\x18\t \x01(\t\x12\x0f\n\x07network\x18\n \x01(\t\"\x81\x01\n\x07Welcome\x12\x19\n\x11public_parameters\x18\x01 \x01(\t\x12\x13\n\x0bplan_digest\x18\x02 \x01(\t\x12\x16\n\x0emasked_weights\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x18\n\x10\x63onstants_digest\x18\x05 \x01(\t\"M\n\x07Message\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"%\n\x05\x41\x62ort\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t2=\n\x05Owner\x12\x34\n\x08\x43onverse\x12\x11.mpcache.v1.Frame\x1a\x11.mpcache.v1.Frame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0bowner.proto\x12\nmpcache.v1\"\xa7\x01\n\x05\x46rame\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.mpcache.v1.HelloH\x00\x12&\n\x07welcome\x18\x02 \x01(\x0b\x32\x13.mpcache.v1.WelcomeH\x00\x12&\n\x07message\x18\x03 \x01(\x0b\x32\x13.mpcache.v1.MessageH\x00\x12\"\n\x05\x61\x62ort\x18\x04 \x01(\x0b\x32\x11.mpcache.v1.AbortH\x00\x42\x06\n\x04kind\"Y\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07session\x18\x02 \x01(\x0c\x12\x0f\n\x07request\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\"u\n\x07Welcome\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bplan_digest\x18\x02 \x01(\t\x12\x16\n\x0emasked_weights\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x18\n\x10\x63onstants_digest\x18\x05 \x01(\t\"M\n\x07Message\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"%\n\x05\x41\x62ort\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t2=\n\x05Owner\x12\x34\n\x08\x43onverse\x12\x11.mpcache.v1.Frame\x1a\x11.mpcache.v1.Frame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FRAME']._serialized_start=28
   _globals['_FRAME']._serialized_end=195
-  _globals['_HELLO']._serialized_start=198
-  _globals['_HELLO']._serialized_end=407
-  _globals['_WELCOME']._serialized_start=410
-  _globals['_WELCOME']._serialized_end=539
-  _globals['_MESSAGE']._serialized_start=541
-  _globals['_MESSAGE']._serialized_end=618
-  _globals['_ABORT']._serialized_start=620
-  _globals['_ABORT']._serialized_end=657
-  _globals['_OWNER']._serialized_start=659
-  _globals['_OWNER']._serialized_end=720
+  _globals['_HELLO']._serialized_start=197
+  _globals['_HELLO']._serialized_end=286
+  _globals['_WELCOME']._serialized_start=288
+  _globals['_WELCOME']._serialized_end=405
+  _globals['_MESSAGE']._serialized_start=407
+  _globals['_MESSAGE']._serialized_end=484
+  _globals['_ABORT']._serialized_start=486
+  _globals['_ABORT']._serialized_end=523
+  _globals['_OWNER']._serialized_start=525
+  _globals['_OWNER']._serialized_end=586
 # @@protoc_insertion_point(module_scope)

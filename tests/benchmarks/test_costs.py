@@ -21,11 +21,12 @@ from mpcache.benchmarks.records.store import Records
 from mpcache.benchmarks.run.commands import bench
 from mpcache.generation.loop import Program as AnyProgram
 from mpcache.generation.network import Network
-from mpcache.generation.plan import PublicParameters, plan_parts
+from mpcache.generation.plan import plan_parts
 from mpcache.policies import policies
 from mpcache.protocols.errors import ConfigError
 from mpcache.protocols.session import Cost
 from mpcache.protocols.transport import channel_pair
+from tests.asking import asked
 
 FEW = "budget=24:sinks=2:recent=8:page=4:clusters=8+4:window=8"
 TOKENS = 60
@@ -34,8 +35,8 @@ TOKENS = 60
 def planned(workload: Workload, settings: Record, program: AnyProgram, steps: int) -> list[Cost]:
     setup = workload.setup(TOKENS)
     (contender,) = parse_contenders(settings["label"])
-    parameters = PublicParameters(setup.config, TOKENS, steps, policy=contender.settings)
-    return [part.cost() for part in plan_parts(parameters, program)]
+    request = asked(TOKENS, steps, policy=contender.settings)
+    return [part.cost() for part in plan_parts(setup.config, request, program)]
 
 
 def test_every_policys_step_costs_what_its_plan_says() -> None:

@@ -10,8 +10,9 @@ from mpcache.benchmarks.cases.policies import parse_contenders
 from mpcache.benchmarks.measure.runner import run_cases
 from mpcache.benchmarks.records.store import Records
 from mpcache.demo import DEMO_MODEL
-from mpcache.generation.plan import PublicParameters, phase_costs
+from mpcache.generation.plan import phase_costs
 from mpcache.model.checkpoint import load_checkpoint
+from tests.asking import asked
 from tests.benchmarks.test_report import generated
 
 
@@ -24,8 +25,7 @@ def test_a_generation_costs_what_its_plan_says_and_answers_as_plaintext_does(mon
     assert record["same"] and record["answer"] == record["plain_answer"]
     assert record["ranges"]["passed"] == 0 and {p["layer"] for p in record["ranges"]["places"]} >= {0, 1, 2, 3}
     config = load_checkpoint(DEMO_MODEL).config
-    parameters = PublicParameters(config, len(prompt), record["new_tokens"], policy=contender.settings)
-    planned = phase_costs(parameters)
+    planned = phase_costs(config, asked(len(prompt), record["new_tokens"], policy=contender.settings))
     for phase, cost in zip(("prefill", "token"), planned, strict=True):
         figures = record[phase]
         assert figures["correlation_bytes"] == cost.correction_bytes

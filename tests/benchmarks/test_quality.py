@@ -10,13 +10,14 @@ from mpcache.benchmarks.cases.quality_cases import QualityOptions, quality_table
 from mpcache.benchmarks.cases.tasks import TASKS
 from mpcache.benchmarks.records.store import Records
 from mpcache.demo import DEMO_MODEL
-from mpcache.generation.loop import GenerationPlan, prefill, steps
+from mpcache.generation.loop import prefill, steps
 from mpcache.generation.recorded import record
 from mpcache.model.checkpoint import load_checkpoint
 from mpcache.model.decoder import Decoder
 from mpcache.model.tokenizer import load_tokenizer
 from mpcache.policies import PolicySettings, new_cache, policies
 from mpcache.protocols.backends.plain import PlainBackend
+from tests.asking import asked
 
 TOKENIZER = load_tokenizer(DEMO_MODEL)
 SMALL = dict(budget=40, sinks=2, recent=8, page=4, clusters=(8, 4), window=8)
@@ -39,7 +40,7 @@ def test_a_recorded_prefill_gives_every_policy_the_cache_of_its_own(decoder: Dec
     """Generation goes on from it with the same tokens and logits as after a prefill under the policy."""
     policy = PolicySettings(name, **SMALL)  # type: ignore[arg-type]
     ids = TASKS["day-sheet"].generate(TOKENIZER, 150, 0)[0].document
-    plan = GenerationPlan(len(ids), 1, policy=policy)
+    plan = asked(len(ids), 1, policy=policy)
     own = new_cache(policy, decoder, len(ids))
     for _ in prefill(decoder, plan, ids, own):
         pass
@@ -57,7 +58,7 @@ def test_the_full_cache_scores_as_generation_does(decoder: Decoder) -> None:
     for sample in (s for group in samples for s in group):
         prompt = [*sample.document, *sample.turns[0][0]]
         answer = sample.turns[0][1]
-        right += list(steps(decoder, GenerationPlan(len(prompt), len(answer)), prompt)) == list(answer)
+        right += list(steps(decoder, asked(len(prompt), len(answer)), prompt)) == list(answer)
     assert results["full", "end"].right == results["full", "later"].right == right > 0
     assert results["full", "end"].attended == 1.0
 

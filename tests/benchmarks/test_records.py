@@ -5,7 +5,8 @@ import pytest
 from mpcache.benchmarks.measure.runner import Case, run_cases
 from mpcache.benchmarks.records.record import Record, make_record
 from mpcache.benchmarks.records.selection import is_whole_model, largest_run, most_measured
-from mpcache.benchmarks.records.store import FILE, Records, read_records, write_json
+from mpcache.benchmarks.records.store import FILE, Records, read_records
+from mpcache.files import write_json
 from mpcache.protocols.errors import ConfigError, PeerLost
 
 
@@ -61,7 +62,7 @@ def test_unusable_folders_are_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no records"):
         read_records(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="cannot be written"):
-        write_json(tmp_path / "nowhere" / "records.json", [])
+        write_json(tmp_path / "nowhere" / "records.json", [], "the records")
 
 
 def sized(bench: str = "decode", **settings: object) -> Record:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from mpcache.generation.plan import PROTOCOL_VERSION
+from mpcache.generation.request import PROTOCOL_VERSION
 from mpcache.parties import client as client_module
 from mpcache.parties.certificates import load_identity, write_development_certificates
-from mpcache.parties.client import Connection, Generation, Request
+from mpcache.parties.client import Connection, Generation
 from mpcache.parties.dealer import DealerServer
 from mpcache.parties.dealer_link import DealerLink
 from mpcache.parties.generated import dealer_pb2
@@ -26,6 +26,7 @@ from mpcache.parties.threads import session_threads
 from mpcache.protocols.errors import ConfigError, MpcacheError, PeerLost, ProtocolError
 from mpcache.protocols.randomness import KEY_BYTES
 from mpcache.protocols.session import Session
+from tests.asking import asking
 from tests.end_to_end.test_generation import PROMPT
 
 TIMEOUT = 600.0
@@ -40,7 +41,7 @@ class Servers:
     connection: Connection
 
     def client(self, new_tokens: int = 20, **changes: object) -> Generation:
-        return Generation(replace(self.connection, **changes), Request(PROMPT, new_tokens))  # type: ignore[arg-type]
+        return Generation(replace(self.connection, **changes), asking(PROMPT, new_tokens))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from mpcache.inspection.watched import plain_answer
-from mpcache.parties.client import Connection, Generation, Request
-from mpcache.wire import to_wire
+from mpcache.parties.client import Connection, Generation
+from tests.asking import asking
 from tests.end_to_end.test_generation import PROMPT
 
-REQUEST = Request(PROMPT, 6)
+REQUEST = asking(PROMPT, 6)
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -33,7 +33,7 @@ def test_an_answer_ends_with_an_end_token_of_the_clients(connection: Connection,
 def test_a_models_description_names_no_end_tokens(connection: Connection) -> None:
     generation = Generation(connection, REQUEST)
     list(generation)
-    assert generation.parameters is not None and "end" not in to_wire(generation.parameters.model)
+    assert generation.model is not None and "end" not in generation.model.to_json()
 
 
 def test_an_answer_of_fixed_length_takes_the_same_whatever_ends_it(connection: Connection, model: Path) -> None:

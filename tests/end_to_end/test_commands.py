@@ -13,12 +13,12 @@ from click.testing import CliRunner, Result
 from mpcache.demo import DEMO_MODEL
 from mpcache.demo.daysheet import sheet_of_tokens
 from mpcache.model.tokenizer import load_tokenizer
-from mpcache.parties.client import Request
 from mpcache.parties.command.main import main
 from mpcache.parties.gateway import GatewayServer
 from mpcache.parties.generated import client_pb2, client_pb2_grpc
 from mpcache.parties.launcher import local_parties, role_process
 from mpcache.policies import PolicySettings, policies
+from tests.asking import asking
 
 
 def mpcache(*arguments: object, cwd: Path | None = None, typed: str = "") -> subprocess.CompletedProcess[str]:
@@ -38,10 +38,12 @@ def test_three_commands_generate_from_three_files(stories: Path, tmp_path: Path)
     assert mpcache("certs", cwd=tmp_path).returncode == 0
     (tmp_path / "dealer.toml").write_text('listen = "127.0.0.1:0"\n')
     with role_process("dealer", tmp_path / "dealer.toml") as dealer:
-        (tmp_path / "owner.toml").write_text(f'listen = "127.0.0.1:0"\ndealer = "{dealer}"\nmodel = "{stories}"\n')
+        (tmp_path / "owner.toml").write_text(
+            f'listen = "127.0.0.1:0"\ndealer = "{dealer.address}"\nmodel = "{stories}"\n'
+        )
         with role_process("owner", tmp_path / "owner.toml") as owner:
             (tmp_path / "client.toml").write_text(
-                f'owner = "{owner}"\ndealer = "{dealer}"\ntokenizer = "{stories}"\nmax_new_tokens = 4\n'
+                f'owner = "{owner.address}"\ndealer = "{dealer.address}"\ntokenizer = "{stories}"\nmax_new_tokens = 4\n'
                 '[policy]\nname = "quest"\nbudget = 80\n'
             )
             options = ("--policy", "mpcache", "--policy-option", "clusters=[8, 4]", "--json", tmp_path / "out.json")
@@ -140,7 +142,7 @@ def test_every_command_explains_itself() -> None:
 def test_the_gateway_answers_an_application() -> None:
     with local_parties(DEMO_MODEL) as where:
         server = GatewayServer(
-            "127.0.0.1:0", where, load_tokenizer(DEMO_MODEL), Request((), 3, policy=PolicySettings("tova"))
+            "127.0.0.1:0", where, load_tokenizer(DEMO_MODEL), asking((), 3, policy=PolicySettings("tova"))
         )
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             stub = client_pb2_grpc.ClientStub(channel)

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from mpcache.generation.loop import FULL, Phase
-from mpcache.generation.plan import PublicParameters, phase_costs
+from mpcache.generation.loop import Phase
+from mpcache.generation.plan import phase_costs
+from mpcache.generation.request import FULL, PRECISION, ClientRequest, GenerationRequest
 from mpcache.inspection.watched import plain_answer
 from mpcache.model.config_file import read_model_config
 from mpcache.parties import client
-from mpcache.parties.client import Connection, Generation, Request
+from mpcache.parties.client import Connection, Generation
 from mpcache.parties.launcher import local_parties
 from mpcache.policies import PolicySettings
 from mpcache.protocols.errors import HandshakeError, PeerLost
 from mpcache.protocols.session import Cost
+from tests.asking import asking
 
 PROMPT = [5, 17, 90, 3, 3, 41, 77]
 
@@ -24,6 +26,10 @@ PROMPT = [5, 17, 90, 3, 3, 41, 77]
 def totals(*phases: Phase) -> tuple[int, int, int]:
     cost = sum((p.cost for p in phases), Cost())
     return cost.online_bytes, cost.correction_bytes, cost.rounds
+
+
+def planned_cost(model: Path, request: GenerationRequest) -> Cost:
+    return sum(phase_costs(read_model_config(model), request), Cost())
 
 
 LONG_PROMPT, OTHER_PROMPT = ([(a * i * i + b * i + 11) % 96 for i in range(70)] for a, b in ((5, 25), (31, 90)))
@@ -44,10 +50,10 @@ SMALL = PolicySettings(budget=24, sinks=2, recent=4, clusters=(8, 4), page=4)
 def test_the_answer_equals_plaintext_and_its_cost_the_plan(
     connection: Connection, model: Path, prompt: list[int], policy: PolicySettings
 ) -> None:
-    generation = Generation(connection, Request(prompt, 3, policy=policy))
+    request = asking(prompt, 3, policy=policy)
+    generation = Generation(connection, request)
     assert list(generation) == plain_answer(model, prompt, 3, policy)
-    parameters = PublicParameters(read_model_config(model), len(prompt), 3, policy=policy)
-    planned = sum(phase_costs(parameters), Cost())
+    planned = planned_cost(model, request.public)
     assert generation.meter is not None
     measured = totals(generation.meter.prefill, generation.meter.decode)
     assert measured == (planned.online_bytes, planned.correction_bytes, planned.rounds)
@@ -55,10 +61,10 @@ def test_the_answer_equals_plaintext_and_its_cost_the_plan(
 
 def test_crypten_runs_between_the_same_processes(connection: Connection, model: Path) -> None:
     """Its protocols over our transport and dealer: the baseline."""
-    generation = Generation(connection, Request(PROMPT[:3], 2, backend="crypten"))
+    request = asking(PROMPT[:3], 2, backend="crypten")
+    generation = Generation(connection, request)
     assert list(generation) == plain_answer(model, PROMPT[:3], 2)
-    parameters = PublicParameters(read_model_config(model), 3, 2, backend="crypten")
-    planned = sum(phase_costs(parameters), Cost())
+    planned = planned_cost(model, request.public)
     assert generation.meter is not None
     assert totals(generation.meter.prefill, generation.meter.decode)[:2] == (
         planned.online_bytes,
@@ -70,10 +76,10 @@ def test_protocols_follow_the_network_and_stay_as_planned(connection: Connection
     """A slow network is given fewer rounds and more bytes."""
     rounds = []
     for network in ("loopback", "200ms,1gbit"):
-        generation = Generation(connection, Request(PROMPT * 9, 2, network=network))
+        request = asking(PROMPT * 9, 2, network=network)
+        generation = Generation(connection, request)
         assert list(generation) == plain_answer(model, PROMPT * 9, 2)
-        parameters = PublicParameters(read_model_config(model), len(PROMPT) * 9, 2, network=network)
-        planned = sum(phase_costs(parameters), Cost())
+        planned = planned_cost(model, request.public)
         assert generation.meter is not None
         measured = totals(generation.meter.prefill, generation.meter.decode)
         assert measured == (planned.online_bytes, planned.correction_bytes, planned.rounds)
@@ -83,14 +89,14 @@ def test_protocols_follow_the_network_and_stay_as_planned(connection: Connection
 
 def test_masked_weights_are_sent_once(connection: Connection, tmp_path: Path) -> None:
     own_state = replace(connection, state=tmp_path)
-    first, second = Generation(own_state, Request(PROMPT, 1)), Generation(own_state, Request(PROMPT, 1))
+    first, second = Generation(own_state, asking(PROMPT, 1)), Generation(own_state, asking(PROMPT, 1))
     assert list(first) == list(second)
     assert first.setup_bytes > 0 and second.setup_bytes == 0
 
 
 def test_sessions_run_side_by_side(connection: Connection, model: Path) -> None:
     prompts = [PROMPT, PROMPT[::-1]]
-    generations = [iter(Generation(connection, Request(p, 3))) for p in prompts]
+    generations = [iter(Generation(connection, asking(p, 3))) for p in prompts]
     answers: list[list[int]] = [[], []]
     for _ in range(3):
         for answer, generation in zip(answers, generations, strict=True):
@@ -101,7 +107,7 @@ def test_sessions_run_side_by_side(connection: Connection, model: Path) -> None:
 def test_an_answer_ends_with_the_clients_end_token(connection: Connection, model: Path) -> None:
     tokens = plain_answer(model, PROMPT, 6)
     end = tokens[2]
-    generation = Generation(connection, Request(PROMPT, 6, end_tokens=(end,)))
+    generation = Generation(connection, asking(PROMPT, 6, end_tokens=(end,)))
     assert list(generation) == tokens[: tokens.index(end) + 1]
     assert generation.meter is not None and generation.meter.tokens == tokens.index(end) + 1
 
@@ -109,18 +115,18 @@ def test_an_answer_ends_with_the_clients_end_token(connection: Connection, model
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request(PROMPT, 5, model_digest="0" * 64), "the client wants 0000000000000000"),
-        (Request(PROMPT, 5, backend="magic"), "unknown backend 'magic'"),
-        (Request(PROMPT, 5, policy=PolicySettings("magic")), "unknown cache policy 'magic'"),
-        (Request(PROMPT, 5, policy=PolicySettings(budget=20)), "a budget of 20 tokens is below the 27"),
-        (Request(PROMPT, 5, network="moon"), "the network 'moon' is none of"),
-        (Request(PROMPT, 500), "allows 256 new tokens"),
-        (Request([1] * 125, 5), "do not fit the model's 128 positions"),
-        (Request([1] * 3000, 5), "allows 2048 prompt tokens"),
-        (Request([500], 1), "beyond its vocabulary"),
+        (asking(PROMPT, 5, model_digest="0" * 64), "the client wants 0000000000000000"),
+        (asking(PROMPT, 5, backend="magic"), "unknown backend 'magic'"),
+        (asking(PROMPT, 5, policy=PolicySettings("magic")), "unknown cache policy 'magic'"),
+        (asking(PROMPT, 5, policy=PolicySettings(budget=20)), "a budget of 20 tokens is below the 27"),
+        (asking(PROMPT, 5, network="moon"), "the network 'moon' is none of"),
+        (asking(PROMPT, 500), "allows 256 new tokens"),
+        (asking([1] * 125, 5), "do not fit the model's 128 positions"),
+        (asking([1] * 3000, 5), "allows 2048 prompt tokens"),
+        (asking([500], 1), "beyond its vocabulary"),
     ],
 )
-def test_a_disagreement_is_refused_in_words(connection: Connection, request_: Request, message: str) -> None:
+def test_a_disagreement_is_refused_in_words(connection: Connection, request_: ClientRequest, message: str) -> None:
     with pytest.raises((PeerLost, HandshakeError), match=message):
         list(Generation(connection, request_))
 
@@ -128,8 +134,7 @@ def test_a_disagreement_is_refused_in_words(connection: Connection, request_: Re
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.setattr(client, "PROTOCOL_VERSION", 99), "speaks protocol version 3, the client 99"),
-        (lambda m: m.setattr(client, "PRECISION", "fixed-point 8 bits"), "the client with fixed-point 8 bits"),
+        (lambda m: m.setattr(client, "PROTOCOL_VERSION", 99), "speaks protocol version 4, the client 99"),
         (lambda m: m.setattr(client, "plan_digest", lambda *p: "x"), "plan differs from the owner's"),
     ],
 )
@@ -137,17 +142,29 @@ def test_another_program_is_refused_before_any_secret_moves(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, change: Callable[[pytest.MonkeyPatch], None], message: str
 ) -> None:
     change(monkeypatch)
-    generation = Generation(connection, Request(PROMPT, 2))
+    generation = Generation(connection, asking(PROMPT, 2))
     with pytest.raises((PeerLost, HandshakeError), match=message):
         list(generation)
     assert generation.setup_bytes == 0
 
 
+def test_another_precision_is_refused_before_any_secret_moves(connection: Connection) -> None:
+    generation = Generation(connection, asking(PROMPT, 2, precision="fixed-point 8 bits"))
+    with pytest.raises(PeerLost, match=f"the owner computes with {PRECISION}, not fixed-point 8 bits"):
+        list(generation)
+    assert generation.setup_bytes == 0
+
+
+def test_whole_numbers_may_stand_for_fractions(connection: Connection) -> None:
+    """The owner reads 0 as 0.0: both must mean the same request."""
+    assert len(list(Generation(connection, asking(PROMPT, 1, temperature=0)))) == 1
+
+
 def test_a_client_that_stops_early_leaves_the_others_well(connection: Connection) -> None:
-    generation = iter(Generation(connection, Request(PROMPT, 20)))
+    generation = iter(Generation(connection, asking(PROMPT, 20)))
     next(generation)
     generation.close()  # type: ignore[attr-defined]
-    assert len(list(Generation(connection, Request(PROMPT, 2)))) == 2
+    assert len(list(Generation(connection, asking(PROMPT, 2)))) == 2
 
 
 LOGIT_ERROR = 0.02
@@ -160,7 +177,7 @@ def test_stories260k_generates_its_reference_tokens(stories: Path, prompts: slic
     assert chosen
     with local_parties(stories) as where:
         for case in chosen:
-            answer = list(Generation(where, Request(case["ids"], 32)))
+            answer = list(Generation(where, asking(case["ids"], 32)))
             for ours, theirs, margin in zip(answer, case["next_ids"], case["margins"], strict=True):
                 if ours != theirs:
                     assert margin < LOGIT_ERROR

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mpcache.parties.client import Connection, Generation, Request
-from mpcache.parties.command import demo
+from mpcache.inspection.watched import plain_answer
+from mpcache.parties import launcher
+from mpcache.parties.client import Connection, Generation
+from mpcache.parties.launcher import local_parties
 from mpcache.protocols.errors import HandshakeError
+from tests.asking import asking
 from tests.end_to_end.test_generation import LONG_PROMPT, SMALL
 from tests.mpcache.models import save_random_model
 from tests.mpcache.tampering import TABLES, Tamper, fractions
@@ -26,10 +29,11 @@ import json, sys
 from pathlib import Path
 from mpcache.policies import PolicySettings
 from mpcache.parties.certificates import load_identity
-from mpcache.parties.client import Connection, Generation, Request
+from mpcache.parties.client import Connection, Generation
+from tests.asking import asking
 owner, dealer, certificates, state, prompt, policy = sys.argv[1:]
 where = Connection(owner, dealer, load_identity(Path(certificates), "client"), Path(state))
-print(json.dumps(list(Generation(where, Request(json.loads(prompt), 3, policy=PolicySettings.from_json(policy))))))
+print(json.dumps(list(Generation(where, asking(json.loads(prompt), 3, policy=PolicySettings.from_json(policy))))))
 """
 
 
@@ -55,10 +59,10 @@ def test_parties_on_different_processors_give_the_plain_answer(tmp_path: Path, m
             options["env"] = environment(of_role[command[3]])
         return original(command, **options)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(demo.subprocess, "Popen", start)
+    monkeypatch.setattr(launcher.subprocess, "Popen", start)
     save_random_model(tmp_path, "llama", head_dim=32, rope_theta=THETA)
-    with demo.local_parties(tmp_path) as where:
-        assert answer(where, of_role["client"]) == demo.plain_answer(tmp_path, PROMPT, 3, SMALL)
+    with local_parties(tmp_path) as where:
+        assert answer(where, of_role["client"]) == plain_answer(tmp_path, PROMPT, 3, SMALL)
 
 
 @pytest.mark.parametrize("tamper", [*TABLES.values(), fractions("mpcache")], ids=[*TABLES, "a policy's factor"])
@@ -66,7 +70,7 @@ def test_a_client_with_other_constants_is_refused_before_any_secret_moves(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, tamper: Tamper
 ) -> None:
     tamper(monkeypatch)
-    generation = Generation(connection, Request(LONG_PROMPT, 2, policy=SMALL))
+    generation = Generation(connection, asking(LONG_PROMPT, 2, policy=SMALL))
     with pytest.raises(HandshakeError, match="differ"):
         list(generation)
     assert generation.setup_bytes == 0

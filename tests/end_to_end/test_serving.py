@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mpcache.parties.certificates import load_identity, write_development_certificates
-from mpcache.parties.client import Connection, Generation, Request
+from mpcache.parties.client import Connection, Generation
+from mpcache.parties.launcher import RoleProcess, role_process, write_settings
 from mpcache.protocols.errors import PeerLost
+from tests.asking import asking
 from tests.end_to_end.test_answers import until
 from tests.end_to_end.test_generation import PROMPT
 from tests.hostile.dealer import HostileParty, request
@@ -25,33 +23,15 @@ from tests.hostile.dealer import HostileParty, request
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING) mpcache\.\w+: \[([0-9a-f]{8})\] ")
 
 
-@dataclass
-class Running:
-    """A role's process; lines: of its log so far."""
-
-    process: subprocess.Popen[str]
-    address: str
-    lines: list[str]
-
-    def logged(self, words: str) -> bool:
-        return any(words in line for line in self.lines)
+def logged(running: RoleProcess, words: str) -> bool:
+    return any(words in line for line in running.log)
 
 
 @contextmanager
-def running(role: str, folder: Path, **settings: object) -> Iterator[Running]:
-    path = folder / f"{role}.toml"
-    values = {"listen": "127.0.0.1:0", "certificates": str(folder / "certificates"), **settings}
-    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
-    command = [sys.executable, "-m", "mpcache", role, "--config", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    lines: list[str] = []
-    assert process.stdout is not None and process.stderr is not None
-    threading.Thread(target=lambda: lines.extend(process.stderr or ()), daemon=True).start()
-    try:
-        yield Running(process, process.stdout.readline().split()[-1], lines)
-    finally:
-        process.kill()
-        process.wait()
+def running(role: str, folder: Path, **settings: object) -> Iterator[RoleProcess]:
+    values = {"listen": "127.0.0.1:0", "certificates": folder / "certificates", **settings}
+    with role_process(role, write_settings(folder / f"{role}.toml", values)) as process:
+        yield process
 
 
 def test_sigterm_lets_running_sessions_end_and_every_line_has_its_time_and_session(model: Path, tmp_path: Path) -> None:
@@ -61,22 +41,22 @@ def test_sigterm_lets_running_sessions_end_and_every_line_has_its_time_and_sessi
         with running("owner", tmp_path, dealer=dealer.address, model=str(model), state=state) as owner:
             identity = load_identity(tmp_path / "certificates", "client")
             where = Connection(owner.address, dealer.address, identity, tmp_path / "state")
-            generation = iter(Generation(where, Request(PROMPT, 100)))
+            generation = iter(Generation(where, asking(PROMPT, 100)))
             next(generation)
             for server in (owner, dealer):
                 server.process.send_signal(signal.SIGTERM)
-                until(lambda server=server: server.logged("no new sessions"))  # type: ignore[misc]
+                until(lambda server=server: logged(server, "no new sessions"))  # type: ignore[misc]
             with pytest.raises(PeerLost):
-                list(Generation(where, Request(PROMPT, 1)))
+                list(Generation(where, asking(PROMPT, 1)))
             assert len(list(generation)) == 99, "the running session ends as it would have"
             assert [server.process.wait(600) for server in (owner, dealer)] == [0, 0]
     for server, begins in ((owner, "session of client"), (dealer, "session begins")):
-        sessions = [line for line in server.lines if "mpcache." in line and "[" in line]
+        sessions = [line for line in server.log if "mpcache." in line and "[" in line]
         assert any(begins in line for line in sessions) and any("session ends" in line for line in sessions)
         for line in sessions:
             assert LINE.match(line), line
-    served = {found[2] for line in owner.lines if "session of" in line and (found := LINE.match(line))}
-    assert served and all(any(session in line for line in dealer.lines) for session in served), "lines can be matched"
+    served = {found[2] for line in owner.log if "session of" in line and (found := LINE.match(line))}
+    assert served and all(any(session in line for line in dealer.log) for session in served), "lines can be matched"
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -85,16 +65,16 @@ def test_a_server_without_sessions_stops_at_once(tmp_path: Path, stop: signal.Si
     with running("dealer", tmp_path, drain_seconds=3600.0) as dealer:
         dealer.process.send_signal(stop)
         assert dealer.process.wait(600) == 0
-    assert not any("Traceback" in line for line in dealer.lines)
+    assert not any("Traceback" in line for line in dealer.log)
 
 
 def test_a_second_signal_ends_what_runs(model: Path, tmp_path: Path) -> None:
     write_development_certificates(tmp_path / "certificates")
     with running("dealer", tmp_path, drain_seconds=3600.0, timeout_seconds=3600.0) as dealer:
         half = HostileParty(dealer.address, load_identity(tmp_path / "certificates", "client"), request("client"))
-        until(lambda: dealer.logged("has come"))
+        until(lambda: logged(dealer, "has come"))
         dealer.process.send_signal(signal.SIGTERM)
-        until(lambda: dealer.logged("no new sessions"))
+        until(lambda: logged(dealer, "no new sessions"))
         assert dealer.process.poll() is None, "it waits for the call that runs"
         dealer.process.send_signal(signal.SIGTERM)
         assert dealer.process.wait(600) == 0
@@ -110,8 +90,8 @@ def test_refused_certificates_do_not_go_unlogged(model: Path, tmp_path: Path) ->
         stranger = replace(load_identity(tmp_path / "other", "client"), authority=own.authority)
         with pytest.raises(PeerLost, match=r"refused this client's certificate|ended this one"):
             HostileParty(dealer.address, stranger, request("owner"))
-        until(lambda: dealer.logged("Handshake failed"))
+        until(lambda: logged(dealer, "Handshake failed"))
         party = HostileParty(dealer.address, own, request("owner"))
         assert "your certificate is not of the role owner" in party.hear()
-        until(lambda: dealer.logged("your certificate is not of the role owner"))
+        until(lambda: logged(dealer, "your certificate is not of the role owner"))
         party.leave()

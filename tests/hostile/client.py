@@ -6,12 +6,12 @@ import json
 import os
 import queue
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import grpc
 
-from mpcache.generation.plan import PRECISION, PROTOCOL_VERSION
+from mpcache.generation.request import PROTOCOL_VERSION, GenerationRequest
 from mpcache.parties.certificates import Identity
 from mpcache.parties.generated import owner_pb2, owner_pb2_grpc
 from mpcache.parties.link import Frame
@@ -59,22 +59,18 @@ class HostileClient:
 
 def hello(**changes: Any) -> owner_pb2.Frame:
     """A hello as it should be, but for the changes."""
-    fields: Fields = {
-        "protocol_version": PROTOCOL_VERSION,
-        "session": SESSION,
-        "policy": PolicySettings("full").to_json(),
-        "precision": PRECISION,
-        "prompt_tokens": 5,
-        "max_new_tokens": 2,
-        "backend": "mpc",
-        "network": "loopback",
-    }
+    fields: Fields = {"protocol_version": PROTOCOL_VERSION, "session": SESSION, "request": request()}
     return Frame(hello=owner_pb2.Hello(**{**fields, **changes}))
 
 
+def request(**changes: Any) -> str:
+    """A request as JSON with these facts instead of its own: whatever JSON can hold."""
+    return json.dumps({**asdict(GenerationRequest(prompt_tokens=5, max_new_tokens=2)), **changes})
+
+
 def policy(**changes: Any) -> str:
-    """Settings as JSON with these instead of their own: whatever JSON can hold."""
-    return json.dumps({**asdict(replace(PolicySettings())), **changes})
+    """The same, of its policy's settings."""
+    return request(policy={**asdict(PolicySettings()), **changes})
 
 
 def message(payload: bytes, sequence: int = 0, length: int | None = None) -> owner_pb2.Frame:
@@ -84,6 +80,14 @@ def message(payload: bytes, sequence: int = 0, length: int | None = None) -> own
 
 def greeting(**changes: Any) -> Callable[[HostileClient], None]:
     return lambda client: client.send(hello(**changes))
+
+
+def wanting(**changes: Any) -> Callable[[HostileClient], None]:
+    return greeting(request=request(**changes))
+
+
+def under(**changes: Any) -> Callable[[HostileClient], None]:
+    return greeting(request=policy(**changes))
 
 
 def first(frame: owner_pb2.Frame) -> Callable[[HostileClient], None]:
@@ -100,41 +104,50 @@ def after_the_welcome(frame: owner_pb2.Frame) -> Callable[[HostileClient], None]
 
 
 CLIENTS: dict[str, tuple[Callable[[HostileClient], None], str]] = {
-    "a kernel that loops for hours": (greeting(policy=policy(name="snapkv", kernel=10**9 + 1)), "at most: kernel 255"),
-    "a page of 10^12 tokens": (greeting(policy=policy(name="quest", page=10**12)), "at most: page"),
-    "10^9 representatives": (greeting(policy=policy(name="infllm", representatives=10**9)), "at most: representatives"),
-    "an infinite widening": (greeting(policy=policy(widening=float("inf"))), "widening: Input should be a finite"),
-    "a widening that is no number": (greeting(policy=policy(widening=float("nan"))), "widening: Input should be"),
-    "a budget of 10^300": (greeting(policy=policy(budget=1e300)), "at most: budget"),
-    "a thousand levels of clusters": (greeting(policy=policy(clusters=[4] * 1000)), "at most 8 levels of clusters"),
-    "10^9 shared layers": (greeting(policy=policy(share_layers=10**9)), "at most: share_layers"),
-    "a setting of another type": (greeting(policy=policy(budget="all")), "budget: Input should be a valid number"),
-    "a setting that is a list": (greeting(policy=policy(page=[1])), "page: Input should be a valid integer"),
-    "an unknown setting": (greeting(policy=policy(colour=1)), "colour"),
-    "settings that are a list": (greeting(policy="[1, 2]"), "the cache policy's settings cannot be read"),
-    "settings that are no JSON": (greeting(policy="{"), "the cache policy's settings cannot be read"),
-    "nested JSON": (greeting(policy="[" * 4000), "the cache policy's settings cannot be read"),
-    "settings of a megabyte": (greeting(policy=" " * 900_000), "at most 4096 characters"),
-    "an unknown policy": (greeting(policy=policy(name="magic")), "unknown cache policy 'magic'"),
-    "a policy with a path for a name": (greeting(policy=policy(name="../../secrets")), "unknown cache policy"),
-    "a network that is no number": (greeting(network="nanms,1mbit"), "the network 'nanms,1mbit' needs"),
-    "a network of infinite delay": (greeting(network="infms,1mbit"), "the network 'infms,1mbit' needs"),
-    "a network of no bandwidth": (greeting(network="1ms,1e-300mbit"), "needs a round-trip time"),
-    "a long network": (greeting(network="1" * 4000), "64 characters"),
-    "a temperature that is no number": (greeting(temperature=float("nan")), "temperature must be between"),
-    "a temperature of 10^300": (greeting(temperature=1e300), "temperature must be between"),
-    "no prompt": (greeting(prompt_tokens=0), "a generation needs a prompt"),
-    "4 billion prompt tokens": (greeting(prompt_tokens=2**32 - 1), "the owner allows 2048 prompt tokens"),
-    "4 billion new tokens": (greeting(max_new_tokens=2**32 - 1), "the owner allows 256 new tokens"),
-    "another backend": (greeting(backend="plain"), "unknown backend 'plain'"),
-    "the baseline, which the owner does not allow": (greeting(backend="crypten"), "does not allow the backend"),
-    "another version": (greeting(protocol_version=2), "speaks protocol version 3"),
-    "another precision": (greeting(precision="\x1b[31m" * 200), "the owner computes with"),
+    "a kernel that loops for hours": (under(name="snapkv", kernel=10**9 + 1), "at most: kernel 255"),
+    "a page of 10^12 tokens": (under(name="quest", page=10**12), "at most: page"),
+    "10^9 representatives": (under(name="infllm", representatives=10**9), "at most: representatives"),
+    "an infinite widening": (under(widening=float("inf")), "widening: Input should be a finite"),
+    "a widening that is no number": (under(widening=float("nan")), "widening: Input should be"),
+    "a budget of 10^300": (under(budget=1e300), "at most: budget"),
+    "a thousand levels of clusters": (under(clusters=[4] * 1000), "at most 8 levels of clusters"),
+    "10^9 shared layers": (under(share_layers=10**9), "at most: share_layers"),
+    "a setting of another type": (under(budget="all"), "budget: Input should be a valid number"),
+    "a setting that is a list": (under(page=[1]), "page: Input should be a valid integer"),
+    "an unknown setting": (under(colour=1), "colour"),
+    "settings that are a list": (wanting(policy=[1, 2]), "the request cannot be read: policy"),
+    "settings that are no JSON": (wanting(policy="{"), "the request cannot be read: policy"),
+    "a request that is no JSON": (greeting(request="{"), "the request cannot be read"),
+    "a request that is a list": (greeting(request="[1, 2]"), "the request cannot be read"),
+    "no request": (greeting(request=""), "the request cannot be read"),
+    "nested JSON": (greeting(request="[" * 4000), "the request cannot be read"),
+    "a request of a megabyte": (greeting(request=" " * 900_000), "at most 4096 characters"),
+    "a digest of a megabyte": (greeting(model_digest="0" * 900_000), "at most 4096 characters"),
+    "a model of its own": (wanting(model={"family": "llama"}), "model: Unexpected"),
+    "a fact that is left out": (greeting(request='{"prompt_tokens": 5, "max_new_tokens": 2}'), "not every field"),
+    "an unknown policy": (under(name="magic"), "unknown cache policy 'magic'"),
+    "a policy with a path for a name": (under(name="../../secrets"), "unknown cache policy"),
+    "a network that is no number": (wanting(network="nanms,1mbit"), "the network 'nanms,1mbit' needs"),
+    "a network of infinite delay": (wanting(network="infms,1mbit"), "the network 'infms,1mbit' needs"),
+    "a network of no bandwidth": (wanting(network="1ms,1e-300mbit"), "needs a round-trip time"),
+    "a long network": (wanting(network="1" * 1000), "64 characters"),
+    "a temperature that is no number": (wanting(temperature=float("nan")), "temperature: Input should be a"),
+    "a temperature of 10^300": (wanting(temperature=1e300), "temperature must be between"),
+    "no prompt": (wanting(prompt_tokens=0), "a generation needs a prompt"),
+    "4 billion prompt tokens": (wanting(prompt_tokens=2**32 - 1), "the owner allows 2048 prompt tokens"),
+    "10^3000 prompt tokens": (wanting(prompt_tokens=10**3000), "the owner allows 2048 prompt tokens"),
+    "-1 prompt tokens": (wanting(prompt_tokens=-1), "a generation needs a prompt"),
+    "a block of no tokens": (wanting(block=0), "in blocks of 64"),
+    "4 billion new tokens": (wanting(max_new_tokens=2**32 - 1), "the owner allows 256 new tokens"),
+    "another backend": (wanting(backend="plain"), "unknown backend 'plain'"),
+    "the baseline, which the owner does not allow": (wanting(backend="crypten"), "does not allow the backend"),
+    "another version": (greeting(protocol_version=3), "speaks protocol version 4"),
+    "another precision": (wanting(precision="\x1b[31m" * 200), "the owner computes with"),
     "a short session": (greeting(session=b"1"), "a session begins with a hello"),
     "a message before its hello": (first(message(b"123")), "a session begins with a hello"),
     "an empty frame": (first(Frame()), "a session begins with a hello"),
     "an abort before its hello": (first(Frame(abort=owner_pb2.Abort(reason="\x1b[2J"))), "the client ended"),
-    "a hello of 200 MB": (greeting(policy=" " * 200_000_000), "RESOURCE_EXHAUSTED"),
+    "a hello of 200 MB": (greeting(request=" " * 200_000_000), "RESOURCE_EXHAUSTED"),
     "a message that is too long": (after_the_welcome(message(os.urandom(5000))), "of which 5000 came at once, where 1"),
     "a message that says to be longer": (after_the_welcome(message(b"1", length=10**15)), "where 1 and 1 were due"),
     "a message out of order": (after_the_welcome(message(b"1", sequence=7)), "sent message 7 where message 0 was due"),

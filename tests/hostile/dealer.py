@@ -6,17 +6,19 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import grpc
 
-from mpcache.generation.plan import PROTOCOL_VERSION, PublicParameters, plan_digest
+from mpcache.generation.plan import plan_digest
+from mpcache.generation.request import PROTOCOL_VERSION, GenerationRequest
 from mpcache.parties.certificates import Identity
 from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc
 from mpcache.parties.tls import open_channel, open_server
 from tests.hostile.owner import MODEL
 
-Corrections = dealer_pb2.Corrections
+Corrections, Failure = dealer_pb2.Corrections, dealer_pb2.Failure
 Answers = Callable[[dealer_pb2.DealRequest], Iterator[dealer_pb2.Corrections]]
 
 
@@ -54,9 +56,18 @@ def without_end(chunk: bytes) -> Answers:
 DEALERS: dict[str, tuple[Answers, str]] = {
     "no answer": (lambda request: iter([]), "corrections ended early|the dealer"),
     "a failure that paints the terminal": (
-        lambda request: iter([Corrections(failure="\x1b[2Jgone")]),
+        lambda request: iter([Corrections(failure=Failure(text="\x1b[2Jgone"))]),
         r"the dealer ended the session:  \[2Jgone",
     ),
+    "a failure of a kind that there is not": (
+        lambda request: iter([Corrections(failure=Failure(kind=99, text="gone"))]),  # type: ignore[arg-type]
+        "the dealer ended the session: gone",
+    ),
+    "a failure that says that the other party left": (
+        lambda request: iter([Corrections(failure=Failure(kind=Failure.LEFT, text="gone"))]),
+        "the dealer ended the session: gone",
+    ),
+    "a failure without a word": (lambda request: iter([Corrections(failure=Failure())]), "the dealer ended the"),
     "an empty reply": (lambda request: iter([Corrections()]), "the dealer"),
     "no corrections": (starting(Corrections(finished=True)), "corrections ended early"),
     "few corrections": (starting(Corrections(chunk=b"123")), "corrections ended early"),
@@ -76,33 +87,32 @@ def noise(request: dealer_pb2.DealRequest) -> Iterator[dealer_pb2.Corrections]:
 # ---------------------------------------------------------------- parties at an honest dealer
 
 
-def asked(**changes: Any) -> PublicParameters:
-    return PublicParameters(**{"model": MODEL, "prompt_tokens": 5, "max_new_tokens": 2, **changes})
+ASKED = GenerationRequest(prompt_tokens=5, max_new_tokens=2)
 
 
-def request(role: str, parameters: str | None = None, **changes: Any) -> dealer_pb2.DealRequest:
+def request(role: str, **changes: Any) -> dealer_pb2.DealRequest:
     """A request as it should be, but for the changes."""
-    text = asked().to_json() if parameters is None else parameters
     fields: dict[str, Any] = {
         "protocol_version": PROTOCOL_VERSION,
         "role": role,
         "session": bytes(range(16)),
-        "public_parameters": text,
-        "plan_digest": plan_digest(asked()),
+        "model": MODEL.to_json(),
+        "request": ASKED.to_json(),
+        "plan_digest": plan_digest(MODEL, ASKED),
         "seed": bytes(16),
         "weight_key": bytes(16) if role == "owner" else b"",
     }
     return dealer_pb2.DealRequest(**{**fields, **changes})
 
 
-def changed(**changes: Any) -> str:
-    """Parameters as JSON with these instead of their own."""
-    return json.dumps({**json.loads(asked().to_json()), **changes})
+def wanting(role: str, **changes: Any) -> dealer_pb2.DealRequest:
+    """What is asked for as JSON with these facts instead of its own."""
+    return request(role, request=json.dumps({**asdict(ASKED), **changes}))
 
 
-def modelled(**changes: Any) -> str:
-    """The same for the model in them."""
-    return changed(model={**json.loads(asked().to_json())["model"], **changes})
+def modelled(role: str, **changes: Any) -> dealer_pb2.DealRequest:
+    """The same for the model."""
+    return request(role, model=json.dumps({**asdict(MODEL), **changes}))
 
 
 class HostileParty:
@@ -117,7 +127,7 @@ class HostileParty:
         try:
             for reply in self._replies:
                 if reply.WhichOneof("kind") == "failure":
-                    return reply.failure
+                    return reply.failure.text
         except grpc.RpcError as error:
             return f"{error.code().name}: {error.details()}"
         return "ended"
@@ -133,31 +143,37 @@ REQUESTS: dict[str, tuple[Callable[[str], dealer_pb2.DealRequest], str]] = {
     "a short seed": (lambda role: request(role, seed=b"1"), "not of its length"),
     "a seed of 60 KB": (lambda role: request(role, seed=bytes(60_000)), "not of its length"),
     "a long weight key": (lambda role: request(role, weight_key=bytes(60_000)), "not of its length"),
-    "a request of 10 MB": (lambda role: request(role, parameters=" " * 10_000_000), "RESOURCE_EXHAUSTED"),
-    "parameters that are nested": (lambda role: request(role, "[" * 10_000), "the public parameters cannot be read"),
-    "parameters that are no JSON": (lambda role: request(role, "{"), "the public parameters cannot be read"),
-    "10^9 layers": (lambda role: request(role, modelled(layers=10**9)), "a model's layers lies between"),
-    "10^9 positions": (lambda role: request(role, modelled(max_positions=10**9)), "max_positions lies between"),
+    "a request of 10 MB": (lambda role: request(role, request=" " * 10_000_000), "RESOURCE_EXHAUSTED"),
+    "a request that is nested": (lambda role: request(role, request="[" * 10_000), "the request cannot be read"),
+    "a request that is no JSON": (lambda role: request(role, request="{"), "the request cannot be read"),
+    "a model that is nested": (lambda role: request(role, model="[" * 10_000), "the model's shape cannot be read"),
+    "a model that is no JSON": (lambda role: request(role, model="{"), "the model's shape cannot be read"),
+    "10^9 layers": (lambda role: modelled(role, layers=10**9), "a model's layers lies between"),
+    "10^9 positions": (lambda role: modelled(role, max_positions=10**9), "max_positions lies between"),
     "a model larger than memory": (
-        lambda role: request(role, modelled(layers=1000, hidden=1 << 15, intermediate=1 << 18)),
+        lambda role: modelled(role, layers=1000, hidden=1 << 15, intermediate=1 << 18),
         "GiB, and the dealer allows 16",
     ),
-    "4 billion prompt tokens": (lambda role: request(role, changed(prompt_tokens=2**32)), "allows 4096 prompt tokens"),
-    "4 billion new tokens": (lambda role: request(role, changed(max_new_tokens=2**32)), "allows 1024 new tokens"),
-    "a block of no tokens": (lambda role: request(role, changed(block=0)), "in blocks of 64"),
-    "another precision": (lambda role: request(role, changed(precision="x")), "computes with"),
-    "the baseline, which it does not allow": (lambda role: request(role, changed(backend="crypten")), "does not allow"),
-    "another backend": (lambda role: request(role, changed(backend="os")), "unknown backend 'os'"),
+    "4 billion prompt tokens": (lambda role: wanting(role, prompt_tokens=2**32), "allows 4096 prompt tokens"),
+    "4 billion new tokens": (lambda role: wanting(role, max_new_tokens=2**32), "allows 1024 new tokens"),
+    "a block of no tokens": (lambda role: wanting(role, block=0), "in blocks of 64"),
+    "another precision": (lambda role: wanting(role, precision="x"), "computes with"),
+    "the baseline, which it does not allow": (lambda role: wanting(role, backend="crypten"), "does not allow"),
+    "another backend": (lambda role: wanting(role, backend="os"), "unknown backend 'os'"),
     "a temperature that is no number": (
-        lambda role: request(role, changed(temperature=float("nan"))),
+        lambda role: wanting(role, temperature=float("nan")),
         "temperature: Input should be",
     ),
-    "a network that is no number": (lambda role: request(role, changed(network="nanms,1mbit")), "the network"),
-    "the model's digest": (lambda role: request(role, changed(model_digest="0" * 64)), "model_digest: Unexpected"),
+    "a network that is no number": (lambda role: wanting(role, network="nanms,1mbit"), "the network"),
+    "the model's digest": (lambda role: wanting(role, model_digest="0" * 64), "model_digest: Unexpected"),
     "another plan": (lambda role: request(role, plan_digest="0" * 64), "the dealer's plan differs"),
-    "other parameters than the other party": (
-        lambda role: request(role, changed(max_new_tokens=2 if role == "owner" else 3)),
-        "different values of public parameters",
+    "another request than the other party's": (
+        lambda role: wanting(role, max_new_tokens=2 if role == "owner" else 3),
+        "different values of request",
+    ),
+    "another model than the other party's": (
+        lambda role: modelled(role, layers=2 if role == "owner" else 3),
+        "different values of model",
     ),
 }
 """What owner and client ask for, and what the dealer says of it."""

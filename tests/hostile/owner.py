@@ -7,11 +7,13 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
 import grpc
 
-from mpcache.generation.plan import PublicParameters, constants_digest, plan_digest
+from mpcache.generation.plan import constants_digest, plan_digest
+from mpcache.generation.request import GenerationRequest
 from mpcache.model.config import ModelConfig
 from mpcache.parties.certificates import Identity
 from mpcache.parties.generated import owner_pb2, owner_pb2_grpc
@@ -48,28 +50,15 @@ def owner_that(answers: Answers, identity: Identity) -> Iterator[str]:
         server.stop(0).wait()
 
 
-def offered(hello: owner_pb2.Hello, model: ModelConfig = MODEL) -> PublicParameters:
-    """What an honest owner of the model would offer."""
-    return PublicParameters(
-        model=model,
-        prompt_tokens=hello.prompt_tokens,
-        max_new_tokens=hello.max_new_tokens,
-        temperature=hello.temperature,
-        backend=hello.backend,
-        policy=PolicySettings.from_json(hello.policy),
-        network=hello.network,
-    )
-
-
 def welcome(hello: owner_pb2.Hello, **changes: Any) -> owner_pb2.Frame:
     """An honest welcome, but for the changes."""
-    parameters = offered(hello)
+    request = GenerationRequest.from_json(hello.request)
     fields: dict[str, Any] = {
-        "public_parameters": parameters.to_json(),
-        "plan_digest": plan_digest(parameters),
+        "model": MODEL.to_json(),
+        "plan_digest": plan_digest(MODEL, request),
         "masked_weights": "0" * 32,
         "model_digest": "0" * 64,
-        "constants_digest": constants_digest(parameters),
+        "constants_digest": constants_digest(MODEL, request),
     }
     return Frame(welcome=owner_pb2.Welcome(**{**fields, **changes}))
 
@@ -80,20 +69,15 @@ def welcoming(**changes: Any) -> Answers:
 
 def describing(**changes: Any) -> Answers:
     """A model with these fields instead of its own: whatever JSON can hold."""
+    return lambda hello: iter([welcome(hello, model=json.dumps({**asdict(MODEL), **changes}))])
+
+
+def planning(**changes: Any) -> Answers:
+    """The plan of another generation than was asked for."""
 
     def answers(hello: owner_pb2.Hello) -> Iterator[owner_pb2.Frame]:
-        raw = json.loads(offered(hello).to_json())
-        raw["model"] |= changes
-        yield welcome(hello, public_parameters=json.dumps(raw))
-
-    return answers
-
-
-def offering(**changes: Any) -> Answers:
-    """Other parameters than were asked for."""
-
-    def answers(hello: owner_pb2.Hello) -> Iterator[owner_pb2.Frame]:
-        yield welcome(hello, public_parameters=json.dumps({**json.loads(offered(hello).to_json()), **changes}))
+        request = replace(GenerationRequest.from_json(hello.request), **changes)
+        yield welcome(hello, plan_digest=plan_digest(MODEL, request))
 
     return answers
 
@@ -125,8 +109,8 @@ def evil(**changes: Any) -> Answers:
 
 
 NO_DIGEST = "names its model by what is no digest"
-UNREADABLE = "the public parameters cannot be read"
-OTHERS = "other lengths or settings than were asked for"
+UNREADABLE = "the model's shape cannot be read"
+OTHERS = "the client's plan differs from the owner's"
 OWNERS: dict[str, tuple[Answers, str]] = {
     "a digest that climbs": (evil(model_digest="../../../../evil"), NO_DIGEST),
     "a digest that is a path": (evil(model_digest="/var/evil"), NO_DIGEST),
@@ -142,12 +126,12 @@ OWNERS: dict[str, tuple[Answers, str]] = {
     "heads that cannot be shared": (describing(heads=3), "3 heads cannot share 2"),
     "an odd head size": (describing(head_size=7), "need an even head size"),
     "negative layers": (describing(layers=-1), "a model's layers lies between"),
-    "text for a number": (describing(layers="2"), "model.layers: Input should be a valid integer"),
-    "a fraction for a number": (describing(layers=2.5), "model.layers: Input should be a valid integer"),
-    "true for a number": (describing(layers=True), "model.layers: Input should be a valid integer"),
-    "a list for a number": (describing(layers=[2]), "model.layers: Input should be a valid integer"),
-    "a norm's epsilon that is no number": (describing(norm_epsilon=float("nan")), "model.norm_epsilon: Input should"),
-    "an infinite theta": (describing(rope_theta=float("inf")), "model.rope_theta: Input should"),
+    "text for a number": (describing(layers="2"), "layers: Input should be a valid integer"),
+    "a fraction for a number": (describing(layers=2.5), "layers: Input should be a valid integer"),
+    "true for a number": (describing(layers=True), "layers: Input should be a valid integer"),
+    "a list for a number": (describing(layers=[2]), "layers: Input should be a valid integer"),
+    "a norm's epsilon that is no number": (describing(norm_epsilon=float("nan")), "norm_epsilon: Input should"),
+    "an infinite theta": (describing(rope_theta=float("inf")), "rope_theta: Input should"),
     "an unknown activation": (describing(activation="eval"), "the activation 'eval' is not supported"),
     "an unknown family": (describing(family="../../x"), "the model family"),
     "end tokens of its own": (describing(end_tokens=[198]), "end_tokens: Unexpected"),
@@ -156,17 +140,19 @@ OWNERS: dict[str, tuple[Answers, str]] = {
         "GiB, and the client allows 16",
     ),
     "a vocabulary smaller than the tokenizer's": (describing(vocabulary=95), "the tokenizer does not fit"),
-    "parameters that are nested": (welcoming(public_parameters="[" * 10_000), UNREADABLE),
-    "parameters that are a list": (welcoming(public_parameters="[]"), UNREADABLE),
-    "parameters that are no JSON": (welcoming(public_parameters="{"), UNREADABLE),
-    "parameters of 900 KB": (welcoming(public_parameters=" " * 900_000), UNREADABLE),
-    "no parameters": (welcoming(public_parameters=""), UNREADABLE),
-    "more tokens than were asked for": (offering(max_new_tokens=10**9), OTHERS),
-    "a shorter prompt": (offering(prompt_tokens=1), OTHERS),
-    "another policy": (offering(policy=json.loads(PolicySettings("random").to_json())), OTHERS),
-    "another backend": (offering(backend="crypten"), OTHERS),
-    "a block of no tokens": (offering(block=0), OTHERS),
-    "another precision": (offering(precision="fixed-point 2 bits"), OTHERS),
+    "a model that is nested": (welcoming(model="[" * 10_000), UNREADABLE),
+    "a model that is a list": (welcoming(model="[]"), UNREADABLE),
+    "a model that is no JSON": (welcoming(model="{"), UNREADABLE),
+    "a model of 900 KB": (welcoming(model=" " * 900_000), UNREADABLE),
+    "no model": (welcoming(model=""), UNREADABLE),
+    "more tokens than were asked for": (planning(max_new_tokens=3), OTHERS),
+    "a shorter prompt": (planning(prompt_tokens=1), OTHERS),
+    "another policy": (planning(policy=PolicySettings("random")), OTHERS),
+    "another backend": (planning(backend="crypten"), OTHERS),
+    "another block": (planning(block=32), OTHERS),
+    "another precision": (planning(precision="fixed-point 2 bits"), OTHERS),
+    "another network": (planning(network="wan"), OTHERS),
+    "lengths beside the model": (describing(max_new_tokens=10**9), "max_new_tokens: Unexpected"),
     "other constants": (welcoming(constants_digest="0" * 64), r"the public constants .* differ from the owner"),
     "another plan": (welcoming(plan_digest="0" * 64), "the client's plan differs from the owner's"),
     "weights that are too short": (after_the_welcome(b"123"), "of which 3 came at once, where 12288"),

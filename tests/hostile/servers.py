@@ -10,11 +10,12 @@ from typing import Any
 
 from mpcache.generation.loop import Program
 from mpcache.parties.certificates import load_identity, write_development_certificates
-from mpcache.parties.client import Connection, Generation, Request
+from mpcache.parties.client import Connection, Generation
 from mpcache.parties.dealer import DealerServer
 from mpcache.parties.owner import OwnerServer
 from mpcache.parties.settings import DealerSettings, OwnerSettings
 from mpcache.protocols.transport import Transport
+from tests.asking import asking
 from tests.hostile.identities import issued
 
 PATIENT = 600.0
@@ -31,7 +32,7 @@ class Servers:
 
     def client(self, new_tokens: int = 2, **changes: Any) -> Generation:
         """An honest client's generation. changes: of its connection."""
-        return Generation(replace(self.connection, **changes), Request(PROMPT, new_tokens))
+        return Generation(replace(self.connection, **changes), asking(PROMPT, new_tokens))
 
     def another_client(self, new_tokens: int = 2) -> Generation:
         """With a certificate of its own."""

@@ -16,12 +16,13 @@ import pytest
 from cryptography import x509
 
 from mpcache.parties.certificates import host_name
-from mpcache.parties.client import Generation, Request
+from mpcache.parties.client import Generation
 from mpcache.parties.link import AHEAD, Link
 from mpcache.policies import PolicySettings, policies
 from mpcache.protocols.errors import Busy, HandshakeError, MpcacheError, PeerLost
 from mpcache.protocols.transport import Channel
-from tests.hostile.client import CLIENTS, HostileClient, hello, message
+from tests.asking import asking
+from tests.hostile.client import CLIENTS, HostileClient, hello, message, request
 from tests.hostile.identities import issued
 from tests.hostile.servers import PROMPT, Servers, serving
 
@@ -60,7 +61,7 @@ def test_the_owner_answers_in_words_and_serves_on(
 def test_every_refusal_is_logged_with_its_session(servers: Servers, caplog: pytest.LogCaptureFixture) -> None:
     client = HostileClient(servers.connection.owner, servers.connection.identity)
     with caplog.at_level(logging.INFO):
-        client.send(hello(max_new_tokens=999))
+        client.send(hello(request=request(max_new_tokens=999)))
         client.hear()
         until(lambda: "refused client" in caplog.text, "the refusal is logged")
     assert "[00010203] refused client" in caplog.text and "allows 256 new tokens" in caplog.text
@@ -158,12 +159,12 @@ def test_planning_ends_when_its_client_has_gone(
 
 def test_an_owner_restricts_policies_and_backends(model: Path, tmp_path: Path) -> None:
     with serving(model, tmp_path, {"policies": ("full", "streaming")}) as servers:
-        for request, words in [
-            (Request(PROMPT, 1, policy=PolicySettings("h2o")), r"'h2o' \(allowed: full, streaming\)"),
-            (Request(PROMPT, 1, backend="crypten"), r"'crypten' \(allowed: mpc\)"),
+        for wanted, words in [
+            (asking(PROMPT, 1, policy=PolicySettings("h2o")), r"'h2o' \(allowed: full, streaming\)"),
+            (asking(PROMPT, 1, backend="crypten"), r"'crypten' \(allowed: mpc\)"),
         ]:
             with pytest.raises(PeerLost, match=words):
-                list(Generation(servers.connection, request))
+                list(Generation(servers.connection, wanted))
 
 
 # ---------------------------------------------------------------- messages
@@ -242,8 +243,8 @@ def test_random_messages_spoil_the_answer_and_nothing_else(
     servers: Servers, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     """A client whose every message is noise of the right length: the owner computes on, or ends it in words."""
-    request = Request([(7 * i + 3) % 96 for i in range(40)], 3, policy=replace(SMALL, name=name))
-    generation = Generation(servers.connection, request, transport=Random)
+    wanted = asking([(7 * i + 3) % 96 for i in range(40)], 3, policy=replace(SMALL, name=name))
+    generation = Generation(servers.connection, wanted, transport=Random)
     try:
         assert len(list(generation)) <= 3
     except (PeerLost, HandshakeError, Busy) as error:

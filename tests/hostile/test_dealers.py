@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mpcache.parties import dealer as dealing
+from mpcache.parties.chunks import BoundedChunks
 from mpcache.parties.generated import dealer_pb2
 from mpcache.parties.owner import OwnerServer
 from mpcache.parties.settings import OwnerSettings
@@ -132,13 +133,13 @@ def test_a_dealer_whose_client_reads_nothing_stays_within_its_memory(
 ) -> None:
     """What is made ahead waits at the dealer, and is bounded there."""
     held: list[int] = []
-    original = dealing._BoundedChunks.put
+    original = BoundedChunks.put
 
-    def noted(self: dealing._BoundedChunks, chunk: bytes, seconds: float) -> bool:
+    def noted(self: BoundedChunks, chunk: bytes, seconds: float) -> bool:
         held.append(self._held)
         return original(self, chunk, seconds)
 
-    monkeypatch.setattr(dealing._BoundedChunks, "put", noted)
+    monkeypatch.setattr(BoundedChunks, "put", noted)
     with serving(model, tmp_path, dealer_settings={"memory_mib": 1}) as servers:
         generation = iter(servers.client(60))
         next(generation)

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from mpcache.parties.client import Generation, Request
+from mpcache.parties.client import Generation
 from mpcache.parties.threads import session_threads
 from mpcache.protocols.errors import MpcacheError
+from tests.asking import asking
 from tests.hostile.identities import issued
 from tests.hostile.owner import OWNERS, Answers, evil, owner_that, welcome
 from tests.hostile.servers import PROMPT, Servers
 
-REQUEST = Request(PROMPT, 2, vocabulary=96)
+REQUEST = asking(PROMPT, 2, vocabulary=96)
 
 
 @pytest.mark.parametrize(("answers", "words"), OWNERS.values(), ids=OWNERS)
@@ -51,7 +52,7 @@ def test_a_smaller_vocabulary_tells_nothing_of_the_prompt(servers: Servers, tmp_
     with owner_that(smaller, issued(servers.certificates, "owner")) as address:
         connection = replace(servers.connection, owner=address, state=tmp_path)
         with pytest.raises(MpcacheError) as error:
-            list(Generation(connection, replace(REQUEST, prompt=prompt)))
+            list(Generation(connection, REQUEST.with_prompt(prompt)))
     assert str(error.value) == "the tokenizer does not fit the owner's model: it has tokens beyond its vocabulary of 95"
 
 

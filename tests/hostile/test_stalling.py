@@ -13,14 +13,14 @@ import grpc
 import pytest
 from cryptography import x509
 
-from mpcache.generation.plan import PROTOCOL_VERSION
+from mpcache.generation.request import PROTOCOL_VERSION, GenerationRequest
 from mpcache.parties.certificates import Identity, host_name
-from mpcache.parties.dealer import _BoundedChunks
+from mpcache.parties.chunks import BoundedChunks
 from mpcache.parties.generated import dealer_pb2, owner_pb2
 from mpcache.parties.link import ClientLink, Frame, Link
 from mpcache.parties.tls import _options, _server_certificate
 from mpcache.protocols.errors import PeerLost
-from tests.hostile.client import hello
+from tests.hostile.client import hello, request
 from tests.hostile.identities import issued
 from tests.hostile.servers import Servers, serving
 from tests.hostile.test_clients import until
@@ -72,18 +72,20 @@ def test_a_client_that_takes_no_corrections_keeps_no_session(
     with caplog.at_level(logging.INFO), serving(model, tmp_path, dealer_settings=dealer) as servers:
         identity = issued(servers.certificates, "client")
         link = ClientLink(servers.connection.owner, identity, os.urandom(16), 600)
-        link.put(hello(session=link.session, max_new_tokens=100))
+        wanted = request(max_new_tokens=100)
+        link.put(hello(session=link.session, request=wanted))
         welcome = link.next_frame().welcome
         link.send(b"\x00")
-        request = dealer_pb2.DealRequest(
+        deal = dealer_pb2.DealRequest(
             protocol_version=PROTOCOL_VERSION,
             role="client",
             session=link.session,
-            public_parameters=welcome.public_parameters,
+            model=welcome.model,
+            request=GenerationRequest.from_json(wanted).to_json(),
             plan_digest=welcome.plan_digest,
             seed=bytes(16),
         )
-        with taking_nothing(servers, identity, request) as call:
+        with taking_nothing(servers, identity, deal) as call:
             until(lambda: caplog.text.count("has come") == 2, "both are at the dealer")
             link.disconnect()
             until(lambda: "session ends: the owner left" in caplog.text, "the owner leaves")
@@ -107,7 +109,7 @@ def taking_nothing(servers: Servers, identity: Identity, request: dealer_pb2.Dea
 
 
 def test_corrections_that_nobody_takes_end_the_session() -> None:
-    chunks = _BoundedChunks(10)
+    chunks = BoundedChunks(10)
     assert chunks.put(bytes(10), 600)
     with pytest.raises(PeerLost, match=r"took no corrections for 0\.1 seconds"):
         chunks.put(b"x", 0.1)

@@ -6,19 +6,22 @@ import json
 import torch
 
 from mpcache.demo import DEMO_MODEL
-from mpcache.generation.plan import PublicParameters, constants_digest, plan_digest
+from mpcache.generation.plan import constants_digest, plan_digest
+from mpcache.generation.request import GenerationRequest
+from mpcache.model.config import ModelConfig
 from mpcache.model.config_file import read_model_config
 from mpcache.model.shapes import model_shape
 from mpcache.policies import PolicySettings, policies
 from mpcache.protocols.ring import encode
+from tests.asking import asked
 from tests.mpcache.policies.matrix import small
 
 DEMO = read_model_config(DEMO_MODEL)
-LLAMA_7B = PublicParameters(model_shape("llama-7b"), 2032, 16)
+LLAMA_7B = model_shape("llama-7b"), asked(2032, 16)
 
 
-def of_a_policy(settings: PolicySettings, prompt_tokens: int = 32) -> PublicParameters:
-    return PublicParameters(model_shape("tiny"), prompt_tokens, 2, policy=settings)
+def of_a_policy(settings: PolicySettings, prompt_tokens: int = 32) -> tuple[ModelConfig, GenerationRequest]:
+    return model_shape("tiny"), asked(prompt_tokens, 2, policy=settings)
 
 
 def fingerprints() -> dict[str, str]:
@@ -26,10 +29,10 @@ def fingerprints() -> dict[str, str]:
     settings = {name: small(name) for name in policies()}
     settings["mpcache, extremes"] = small("mpcache", representative="extremes")
     return {
-        "LLaMA 7B's tables": constants_digest(LLAMA_7B),
-        "GPT-2's tables": constants_digest(PublicParameters(model_shape("gpt2"), 1000, 24)),
-        "the demo's tables": constants_digest(PublicParameters(DEMO, 512, 16)),
-        **{name: plan_digest(of_a_policy(one)) for name, one in settings.items()},
+        "LLaMA 7B's tables": constants_digest(*LLAMA_7B),
+        "GPT-2's tables": constants_digest(model_shape("gpt2"), asked(1000, 24)),
+        "the demo's tables": constants_digest(DEMO, asked(512, 16)),
+        **{name: plan_digest(*of_a_policy(one)) for name, one in settings.items()},
     }
 
 

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from mpcache.generation.loop import GenerationPlan, steps
+from mpcache.generation.loop import steps
 from mpcache.model.checkpoint import load_checkpoint
 from mpcache.model.decoder import Decoder
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.errors import ModelError
+from tests.asking import asked
 from tests.mpcache.folders import (
     add_tensor,
     change_config,
@@ -118,7 +119,7 @@ def test_what_loads_generates_what_transformers_generates(tmp_path: Path, case: 
 
     checkpoint, backend = load_checkpoint(tmp_path), PlainBackend()
     decoder = Decoder(checkpoint.config, backend, checkpoint.tensors)
-    assert list(steps(decoder, GenerationPlan(len(PROMPT), NEW_TOKENS), PROMPT)) == expected
+    assert list(steps(decoder, asked(len(PROMPT), NEW_TOKENS), PROMPT)) == expected
     assert (backend.last_logits - logits).abs().max() < 1e-4
 
 

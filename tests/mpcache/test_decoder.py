@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpcache.generation.loop import GenerationPlan, steps
+from mpcache.generation.loop import steps
+from mpcache.generation.request import GenerationRequest
 from mpcache.model.checkpoint import load_checkpoint, weight_shapes
 from mpcache.model.decoder import Decoder
 from mpcache.protocols.backends.mpc import MpcBackend, masked_weight
@@ -12,6 +13,7 @@ from mpcache.protocols.local import run_parties
 from mpcache.protocols.plan import PlanSession
 from mpcache.protocols.randomness import new_key
 from mpcache.protocols.session import Cost, Session
+from tests.asking import asked
 from tests.mpcache.models import save_random_model
 
 MODELS = {
@@ -37,7 +39,7 @@ def test_plain_logits_equal_transformers(model: tuple[Path, torch.nn.Module], bl
     backend = PlainBackend()
     decoder = Decoder(checkpoint.config, backend, checkpoint.tensors)
     tokens = list(PROMPT)
-    for token in steps(decoder, GenerationPlan(len(PROMPT), 6, block=block), PROMPT):
+    for token in steps(decoder, asked(len(PROMPT), 6, block=block), PROMPT):
         with torch.no_grad():
             expected = reference(torch.tensor([tokens])).logits[0, -1]
         assert (backend.last_logits - expected).abs().max() < 1e-4
@@ -45,7 +47,7 @@ def test_plain_logits_equal_transformers(model: tuple[Path, torch.nn.Module], bl
         tokens.append(token)
 
 
-def run_privately(folder: Path, prompt: list[int], plan: GenerationPlan) -> tuple[list[int | None], Cost, list]:
+def run_privately(folder: Path, prompt: list[int], plan: GenerationRequest) -> tuple[list[int | None], Cost, list]:
     checkpoint, key = load_checkpoint(folder), new_key()
     masked = {n: masked_weight(key, n, checkpoint.tensors[n]) for n in weight_shapes(checkpoint.config)}
 
@@ -61,7 +63,7 @@ def run_privately(folder: Path, prompt: list[int], plan: GenerationPlan) -> tupl
 def test_private_generation_equals_plaintext_and_its_plan(model: tuple[Path, torch.nn.Module]) -> None:
     folder, _ = model
     checkpoint = load_checkpoint(folder)
-    plan = GenerationPlan(len(PROMPT), 5, block=4)
+    plan = asked(len(PROMPT), 5, block=4)
     backend = PlainBackend()
     plain: list[int | None] = []
     margins = []
@@ -83,14 +85,14 @@ def test_private_generation_equals_plaintext_and_its_plan(model: tuple[Path, tor
 def test_a_prompt_of_one_token(tmp_path: Path) -> None:
     save_random_model(tmp_path, "llama")
     checkpoint = load_checkpoint(tmp_path)
-    plan = GenerationPlan(1, 2)
+    plan = asked(1, 2)
     plain = list(steps(Decoder(checkpoint.config, PlainBackend(), checkpoint.tensors), plan, [7]))
     assert run_privately(tmp_path, [7], plan)[0] == plain
 
 
 def test_sampling_is_private_and_follows_the_temperature(tmp_path: Path) -> None:
     save_random_model(tmp_path, "llama")
-    plan = GenerationPlan(3, 4, temperature=50.0)
+    plan = asked(3, 4, temperature=50.0)
     first, _, owner = run_privately(tmp_path, [7, 1, 2], plan)
     second, _, _ = run_privately(tmp_path, [7, 1, 2], plan)
     assert first != second

@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 
 from mpcache.generation.network import parse_network
-from mpcache.generation.plan import PublicParameters, phase_costs
-from mpcache.generation.price import Generation, Price, Prices, price, seconds
+from mpcache.generation.plan import phase_costs
+from mpcache.generation.price import Price, Prices, price, seconds
+from mpcache.generation.request import FULL, GenerationRequest
 from mpcache.model.config import ModelConfig
 from mpcache.model.shapes import SHAPES, model_shape
 from mpcache.policies import PolicySettings, policies
@@ -19,16 +20,20 @@ def whole(prices: Prices) -> Cost:
     return sum([prices.prefill.cost, prices.eviction.cost, prices.decoding.cost], Cost())
 
 
-def planned(model: ModelConfig, policy: PolicySettings, prompt: int, new: int) -> Cost:
-    parameters = PublicParameters(model, prompt, new + 1, policy=policy, block=16)
-    return sum(phase_costs(parameters), Cost())
+def asked(prompt: int, new: int, policy: PolicySettings = FULL) -> GenerationRequest:
+    """new: tokens after the first."""
+    return GenerationRequest(prompt_tokens=prompt, max_new_tokens=new + 1, policy=policy, block=16)
+
+
+def planned(model: ModelConfig, request: GenerationRequest) -> Cost:
+    return sum(phase_costs(model, request), Cost())
 
 
 @pytest.mark.parametrize("name", policies())
 def test_a_price_from_few_layers_equals_the_plan_of_all(name: str) -> None:
     policy = PolicySettings(name, **FEW)  # type: ignore[arg-type]
-    prices = price(Generation(SMALL, 70, 10, policy, block=16))
-    assert whole(prices) == planned(SMALL, policy, 70, 10)
+    request = asked(70, 10, policy)
+    assert whole(price(SMALL, request)) == planned(SMALL, request)
 
 
 @pytest.mark.parametrize(
@@ -43,14 +48,18 @@ def test_a_price_from_few_layers_equals_the_plan_of_all(name: str) -> None:
 )
 def test_mpcaches_layers_repeat_as_its_settings_say(changes: dict[str, object]) -> None:
     policy = PolicySettings("mpcache", **{**FEW, **changes})  # type: ignore[arg-type]
-    prices = price(Generation(SMALL, 70, 3, policy, block=16))
-    assert whole(prices) == planned(SMALL, policy, 70, 3)
+    request = asked(70, 3, policy)
+    assert whole(price(SMALL, request)) == planned(SMALL, request)
 
 
 def test_a_gpt2_shape_and_a_prompt_of_one_block() -> None:
     model = replace(SHAPES["tiny"], family="gpt2", activation="gelu_tanh", key_value_heads=4, layers=4)
-    prices = price(Generation(model, 9, 2, block=16))
-    assert whole(prices) == planned(model, PolicySettings("full"), 9, 2)
+    assert whole(price(model, asked(9, 2))) == planned(model, asked(9, 2))
+
+
+def test_another_backend_than_ours_has_no_price() -> None:
+    with pytest.raises(ConfigError, match="only the backend 'mpc'"):
+        price(SMALL, replace(asked(9, 2), backend="crypten"))
 
 
 def test_seconds_grow_with_each_of_rounds_bytes_and_distance() -> None:

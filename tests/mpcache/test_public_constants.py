@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mpcache.generation.loop import FULL
 from mpcache.generation.plan import constants_digest, plan_digest
+from mpcache.generation.request import FULL
 from mpcache.model import rotary
 from mpcache.policies import PolicySettings
 from tests.mpcache.constants import LLAMA_7B, of_a_policy
@@ -38,15 +38,15 @@ def test_all_constants_are_the_same_on_every_processor() -> None:
 
 def test_constants_are_those_of_any_other_machine() -> None:
     """LLaMA 7B's, at 2,048 positions: one right value each."""
-    assert constants_digest(LLAMA_7B) == "3bddebacf3762ad6cef9320286bf590eb441f822619fa9772ee3d8497022800e"
+    assert constants_digest(*LLAMA_7B) == "3bddebacf3762ad6cef9320286bf590eb441f822619fa9772ee3d8497022800e"
 
 
 @pytest.mark.parametrize("tamper", TABLES.values(), ids=TABLES)
 def test_a_changed_table_changes_both_digests(tamper: Tamper, monkeypatch: pytest.MonkeyPatch) -> None:
-    parameters = of_a_policy(FULL, prompt_tokens=100)
-    before = constants_digest(parameters), plan_digest(parameters)
+    asked = of_a_policy(FULL, prompt_tokens=100)
+    before = constants_digest(*asked), plan_digest(*asked)
     tamper(monkeypatch)
-    after = constants_digest(parameters), plan_digest(parameters)
+    after = constants_digest(*asked), plan_digest(*asked)
     assert before[0] != after[0] and before[1] != after[1]
 
 
@@ -54,16 +54,17 @@ def test_a_changed_table_changes_both_digests(tamper: Tamper, monkeypatch: pytes
 def test_a_changed_factor_changes_the_plans_digest(
     settings: PolicySettings, tamper: Tamper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parameters = of_a_policy(settings)
-    before = plan_digest(parameters)
+    asked = of_a_policy(settings)
+    before = plan_digest(*asked)
     tamper(monkeypatch)
-    assert plan_digest(parameters) != before
+    assert plan_digest(*asked) != before
 
 
 def test_every_position_of_a_generation_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not those of the first block alone; and no position that it does not have."""
-    parameters = replace(LLAMA_7B, prompt_tokens=300)
-    original, before = rotary._chunk, constants_digest(parameters)
+    model, request = LLAMA_7B
+    asked = model, replace(request, prompt_tokens=300)
+    original, before = rotary._chunk, constants_digest(*asked)
     for position, compared in ((315, True), (316, False)):
 
         def changed(theta: float, head_size: int, number: int, position: int = position) -> object:
@@ -73,11 +74,11 @@ def test_every_position_of_a_generation_is_compared(monkeypatch: pytest.MonkeyPa
             return chunk
 
         monkeypatch.setattr(rotary, "_chunk", changed)
-        assert (constants_digest(parameters) != before) == compared
+        assert (constants_digest(*asked) != before) == compared
 
 
 def test_constants_depend_on_what_they_are_made_from() -> None:
-    model = LLAMA_7B.model
+    model, request = LLAMA_7B
     others = [replace(model, rope_theta=10001.0), replace(model, head_size=64), replace(model, family="gpt2")]
-    parameters = [LLAMA_7B, *(replace(LLAMA_7B, model=other) for other in others)]
-    assert len({constants_digest(p) for p in [*parameters, replace(LLAMA_7B, max_new_tokens=17)]}) == 5
+    digests = {constants_digest(one, request) for one in (model, *others)}
+    assert len({*digests, constants_digest(model, replace(request, max_new_tokens=17))}) == 5

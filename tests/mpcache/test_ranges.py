@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from mpcache.benchmarks.measure.model import random_checkpoint
 from mpcache.demo import DEMO_MODEL
-from mpcache.generation.loop import GenerationPlan
 from mpcache.inspection import bounds
 from mpcache.inspection.bounds import Bound, Sizes
 from mpcache.inspection.implied import check_ranges, implied_ranges
@@ -22,11 +21,12 @@ from mpcache.model.checkpoint import Checkpoint, load_checkpoint
 from mpcache.model.shapes import model_shape
 from mpcache.policies import PolicySettings, policies
 from mpcache.protocols.errors import ModelError
+from tests.asking import asked
 from tests.mpcache.models import save_random_model
 from tests.mpcache.policies.private import LOGIT_ERROR, generate_plain, generate_privately
 
 PROMPT = [5, 17, 90, 3, 3, 41, 77, 8, 60, 2, 33]
-PLAN = GenerationPlan(len(PROMPT), 5)
+PLAN = asked(len(PROMPT), 5)
 Change = Callable[[dict[str, torch.Tensor]], None]
 
 
@@ -116,7 +116,7 @@ def test_a_model_that_leaves_its_bounds_is_refused_and_its_twin_says_where(name:
 
 @pytest.mark.parametrize("name", list(CASES)[:3])
 def test_within_its_bounds_it_answers_as_in_plaintext_and_beyond_it_does_not(name: str, tmp_path: Path) -> None:
-    case, plan = CASES[name], GenerationPlan(len(PROMPT), 3)
+    case, plan = CASES[name], asked(len(PROMPT), 3)
     for size, right in ((0.6 * case.bound.limit, True), (max(case.size, 1.9 * case.bound.limit), False)):
         checkpoint = case.checkpoint(tmp_path, size)
         plain = generate_plain(checkpoint, plan, PROMPT)
@@ -167,14 +167,14 @@ def test_what_depends_on_the_prompt_s_length_is_named_and_seen(tmp_path: Path) -
         return change
 
     def attention(checkpoint: Checkpoint, token: int) -> float:
-        return size_at(watched_answer(checkpoint, GenerationPlan(1, 1), [token])[1], bounds.ATTENTION, 0)
+        return size_at(watched_answer(checkpoint, asked(1, 1), [token])[1], bounds.ATTENTION, 0)
 
     small = changed(tmp_path, with_values(1.0))
     largest = max(range(96), key=lambda token: attention(small, token))
     checkpoint = changed(tmp_path, with_values(950 / attention(small, largest)))
     assert (bounds.WEIGHTED, 0) in [(r.bound, r.layer) for r in check_ranges(checkpoint)]
     for tokens, passed in ((2_000, []), (3_000, ["layer 0, exponentials times values"])):
-        _, sizes = watched_answer(checkpoint, GenerationPlan(tokens, 1), [largest] * tokens)
+        _, sizes = watched_answer(checkpoint, asked(tokens, 1), [largest] * tokens)
         assert [reading.place for reading in sizes.passed()] == passed
 
 
@@ -194,7 +194,7 @@ def test_watching_changes_no_answer_under_any_policy(policy: str, tmp_path: Path
     save_random_model(tmp_path, "llama")
     checkpoint, prompt = load_checkpoint(tmp_path), PROMPT * 5
     settings = PolicySettings(policy, budget=20, sinks=2, recent=4, page=4, window=4, representatives=2)
-    plan = GenerationPlan(len(prompt), 4, policy=settings)
+    plan = asked(len(prompt), 4, policy=settings)
     tokens, sizes = watched_answer(checkpoint, plan, prompt)
     assert tokens == generate_plain(checkpoint, plan, prompt).tokens
     assert sizes.passed() == []

@@ -7,6 +7,7 @@ import pytest
 from mpcache.generation.loop import Meter
 from mpcache.parties.command.report import run_generation, showable
 from mpcache.protocols.session import Cost
+from tests.asking import asked
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,6 @@ def test_a_streamed_answer_is_shown_without_them_and_kept_with_them(
             return iter([1, 2])
 
     painting: Any = Painting()
-    result = run_generation(lambda on_block: Answer(), painting, 3)
+    result = run_generation(lambda on_block: Answer(), painting, asked(3, 2))
     assert "\x1b" not in capsys.readouterr().out
     assert result.answer == "\x1b[2J" * 2

@@ -1,17 +1,21 @@
 """What a finished generation tells of the sizes of its plaintext twin's values."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mpcache.benchmarks.records.ranges import all_ranges
 from mpcache.benchmarks.run.show import show_records
+from mpcache.files import write_json
 from mpcache.generation.loop import Meter, Phase
 from mpcache.inspection import bounds
 from mpcache.inspection.bounds import Sizes
-from mpcache.parties.command.report import FullCache, Result
+from mpcache.parties.command.report import show_result
+from mpcache.parties.result import FullCache, Result
 from mpcache.protocols.session import Cost
+from tests.asking import asked
 
 
 def sizes(stream: float) -> Sizes:
@@ -22,16 +26,17 @@ def sizes(stream: float) -> Sizes:
 
 
 def result(stream: float) -> Result:
-    return Result("yes", 3, 1, Meter(Cost), 0, 0.0, plain_answer="yes", ranges=sizes(stream))
+    return Result(
+        answer="yes", new_tokens=1, request=asked(3, 1), meter=Meter(Cost), plain_answer="yes", ranges=sizes(stream)
+    )
 
 
-def test_a_passed_bound_is_said_and_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_passed_bound_is_said_and_written(capsys: pytest.CaptureFixture[str]) -> None:
     passed = result(54_788)
-    passed.show()
+    show_result(passed)
     shown = capsys.readouterr().out
     assert "layer 1, residual stream: 54,788, beyond 32,768: the private answer is not to be trusted" in shown
-    passed.write(tmp_path / "out.json")
-    ranges = json.loads((tmp_path / "out.json").read_text())["ranges"]
+    ranges = json.loads(json.dumps(passed.to_dict()))["ranges"]
     assert ranges["passed"] == 1
     assert ranges["places"] == [
         {"place": "residual stream", "layer": 1, "size": 54_788.0, "limit": 32_768.0},
@@ -40,21 +45,20 @@ def test_a_passed_bound_is_said_and_written(capsys: pytest.CaptureFixture[str], 
 
 
 def test_within_all_bounds_one_line_says_what_came_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    result(3_000).show()
+    show_result(result(3_000))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "bounds" in line]
     assert line == "all values within their bounds; nearest: layer 1, residual stream: 3,000, of 32,768 (9.2%)"
 
 
 def test_the_full_cache_speaks_up_only_if_its_twin_passed_a_bound(capsys: pytest.CaptureFixture[str]) -> None:
     for stream, said in ((3_000, 0), (54_788, 1)):
-        shown = result(3_000)
-        shown.full_cache = FullCache("planned", Phase(), Phase(), 1, ranges=sizes(stream))
-        shown.show()
+        full = FullCache(kind="planned", prefill=Phase(), decode=Phase(), tokens=1, ranges=sizes(stream))
+        show_result(replace(result(3_000), full_cache=full))
         assert capsys.readouterr().out.count("not to be trusted") == said
 
 
 def test_a_result_is_for_nobody_else_to_read(tmp_path: Path) -> None:
-    result(1.0).write(tmp_path / "out.json")
+    write_json(tmp_path / "out.json", result(1.0).to_dict(), "the result", private=True)
     assert (tmp_path / "out.json").stat().st_mode & 0o777 == 0o600
 
 

@@ -10,14 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcache.generation.plan import PRECISION, PublicParameters
+from mpcache.generation.request import PRECISION, GenerationRequest
 from mpcache.model.config import LIMITS, ModelConfig
 from mpcache.model.shapes import SHAPES
 from mpcache.policies import PolicySettings
 from mpcache.protocols.errors import HandshakeError, ModelError, MpcacheError
 from mpcache.wire import LONGEST, from_wire, to_wire
 
-PARAMETERS = PublicParameters(SHAPES["tiny"], 60, 4, 0.5, policy=PolicySettings(clusters=(8, 4)), network="lan")
+REQUEST = GenerationRequest(
+    prompt_tokens=60,
+    max_new_tokens=4,
+    temperature=0.5,
+    policy=PolicySettings(clusters=(8, 4)),
+    network="lan",
+)
+READERS = {ModelConfig: SHAPES["tiny"], GenerationRequest: REQUEST}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=8), values, max_size=3),
@@ -25,7 +32,7 @@ JSON = st.recursive(
 )
 
 
-@pytest.mark.parametrize("value", [SHAPES["llama-7b"], PolicySettings("quest", budget=100), PARAMETERS])
+@pytest.mark.parametrize("value", [SHAPES["llama-7b"], PolicySettings("quest", budget=100), REQUEST])
 def test_a_description_survives_its_journey(value: Any) -> None:
     assert from_wire(type(value), to_wire(value), "it") == value
 
@@ -39,7 +46,7 @@ def test_every_field_of_a_model_has_a_bound() -> None:
                 replace(SHAPES["tiny"], **{name: value})
 
 
-@pytest.mark.parametrize("kind", [ModelConfig, PolicySettings, PublicParameters])
+@pytest.mark.parametrize("kind", [ModelConfig, PolicySettings, GenerationRequest])
 @pytest.mark.parametrize(
     "text",
     ["", "null", "[]", "3", "{}x", '{"family": "llama"', "[" * 5000, '{"a":' * 2000, " " * (LONGEST + 1), "\ud800"],
@@ -54,20 +61,22 @@ def test_what_is_no_description_is_refused_in_a_line(kind: type, text: str) -> N
 @given(st.data())
 def test_whatever_stands_in_a_field_is_taken_as_it_is_or_refused(data: st.DataObject) -> None:
     """Never changed into what was expected, never another error."""
-    raw = asdict(PARAMETERS)
-    inner = data.draw(st.sampled_from([raw, raw["model"], raw["policy"]]))
+    kind, whole = data.draw(st.sampled_from(list(READERS.items())))
+    raw = asdict(whole)
+    inner = data.draw(st.sampled_from([raw, raw.get("policy", raw)]))
     name, value = data.draw(st.sampled_from(sorted(inner))), data.draw(JSON)
     inner[name] = value
     try:
-        read = PublicParameters.from_json(json.dumps(raw))
+        read = kind.from_json(json.dumps(raw))
     except MpcacheError as error:
         assert len(str(error)) < 1000
     else:
         assert json.loads(to_wire(read)) == json.loads(json.dumps(raw))
 
 
-def test_parameters_are_checked_before_anything_is_planned() -> None:
-    PARAMETERS.check("dealer", 60, 4)
+def test_a_request_is_checked_before_anything_is_planned() -> None:
+    model = SHAPES["tiny"]
+    REQUEST.check("dealer", model, 60, 4)
     for changes, words in [
         ({"prompt_tokens": 61}, "the dealer allows 60 prompt tokens, not 61"),
         ({"max_new_tokens": 5}, "the dealer allows 4 new tokens, not 5"),
@@ -81,4 +90,4 @@ def test_parameters_are_checked_before_anything_is_planned() -> None:
         ({"policy": PolicySettings("magic")}, "unknown cache policy"),
     ]:
         with pytest.raises(HandshakeError, match=words):
-            replace(PARAMETERS, **changes).check("dealer", 60, 4)  # type: ignore[arg-type]
+            replace(REQUEST, **changes).check("dealer", model, 60, 4)  # type: ignore[arg-type]

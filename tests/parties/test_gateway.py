@@ -9,14 +9,16 @@ import grpc
 import pytest
 
 from mpcache.demo import DEMO_MODEL
+from mpcache.generation.request import ClientRequest
 from mpcache.model.tokenizer import load_tokenizer
-from mpcache.parties.client import Connection, Request
+from mpcache.parties.client import Connection
 from mpcache.parties.gateway import GatewayServer
 from mpcache.parties.generated import client_pb2, client_pb2_grpc
 from mpcache.policies import PolicySettings
 from mpcache.protocols.errors import ConfigError, PeerLost
+from tests.asking import asking
 
-DEFAULTS = Request(
+DEFAULTS = asking(
     (),
     7,
     temperature=0.5,
@@ -24,6 +26,8 @@ DEFAULTS = Request(
     backend="crypten",
     model_digest="0" * 64,
     network="20ms,50mbit",
+    block=32,
+    precision="another",
     end_tokens=(1, 2),
     fixed_length=True,
     vocabulary=842,
@@ -32,15 +36,17 @@ WHERE = Connection("127.0.0.1:1", "127.0.0.1:2", None, Path("state"))
 
 
 def test_every_setting_of_the_data_owners_reaches_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Request] = []
+    asked: list[ClientRequest] = []
 
-    def generation(connection: Connection, request: Request) -> Any:
+    def generation(connection: Connection, request: ClientRequest) -> Any:
         asked.append(request)
         raise PeerLost("nobody is there")
 
     monkeypatch.setattr("mpcache.parties.gateway.Generation", generation)
-    for field in fields(Request):
-        assert field.name == "prompt" or getattr(DEFAULTS, field.name) != field.default, "each differs from its default"
+    for described, own in ((DEFAULTS, {"prompt", "public"}), (DEFAULTS.public, {"prompt_tokens"})):
+        for field in fields(described):
+            unlike = field.name in own or getattr(described, field.name) != field.default
+            assert unlike, f"{field.name} differs from its default"
     tokenizer = load_tokenizer(DEMO_MODEL)
     server = GatewayServer("127.0.0.1:0", WHERE, tokenizer, DEFAULTS)
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -50,7 +56,11 @@ def test_every_setting_of_the_data_owners_reaches_the_session(monkeypatch: pytes
                 list(stub.Generate(client_pb2.GenerateRequest(prompt="Q: Who?", max_new_tokens=wanted)))
     server.stop()
     prompt = tokenizer.encode("Q: Who?").ids
-    assert asked == [replace(DEFAULTS, prompt=prompt), replace(DEFAULTS, prompt=prompt, max_new_tokens=3)]
+    public = replace(DEFAULTS.public, prompt_tokens=len(prompt))
+    assert asked == [
+        replace(DEFAULTS, prompt=prompt, public=public),
+        replace(DEFAULTS, prompt=prompt, public=replace(public, max_new_tokens=3)),
+    ]
 
 
 def test_the_gateway_listens_on_this_machine_alone() -> None:
@@ -62,7 +72,7 @@ def test_a_session_ends_when_its_application_has_gone(monkeypatch: pytest.Monkey
     begun, stopped = threading.Event(), threading.Event()
 
     class Endless:
-        def __init__(self, connection: Connection, request: Request) -> None: ...
+        def __init__(self, connection: Connection, request: ClientRequest) -> None: ...
 
         def __iter__(self) -> Any:
             begun.set()

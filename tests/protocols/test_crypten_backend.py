@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from mpcache.generation.loop import FULL, GenerationPlan, steps
+from mpcache.generation.loop import steps
+from mpcache.generation.request import FULL
 from mpcache.model.checkpoint import weight_shapes
 from mpcache.model.config import ModelConfig
 from mpcache.model.decoder import Decoder
@@ -20,6 +21,7 @@ from mpcache.protocols.crypten.dry_run import DryRunSession
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.session import Cost, Session
+from tests.asking import asked
 
 PLAIN = PlainBackend()
 G = torch.Generator().manual_seed(7)
@@ -237,7 +239,7 @@ def random_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("family", MODELS)
 def test_a_model_runs_as_planned_and_near_plaintext(family: str) -> None:
-    config, plan = MODELS[family], GenerationPlan(len(PROMPT), 2, block=3)
+    config, plan = MODELS[family], asked(len(PROMPT), 2, block=3)
     tensors = random_tensors(config)
     plain = Decoder(config, PLAIN, tensors)
     expected = plain.forward(PROMPT, len(PROMPT), new_cache(FULL, plain, len(PROMPT)))

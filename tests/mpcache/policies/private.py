@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from mpcache.generation.loop import GenerationPlan, steps
+from mpcache.generation.loop import steps
+from mpcache.generation.request import GenerationRequest
 from mpcache.model.checkpoint import Checkpoint, weight_shapes
 from mpcache.model.decoder import Decoder
 from mpcache.protocols.backends.mpc import MpcBackend, masked_weight
@@ -128,7 +129,7 @@ class Generated:
     cost: Cost = field(default_factory=Cost)
 
 
-def generate_plain(checkpoint: Checkpoint, plan: GenerationPlan, prompt: list[int]) -> Generated:
+def generate_plain(checkpoint: Checkpoint, plan: GenerationRequest, prompt: list[int]) -> Generated:
     backend = recording_plain()
     out = Generated([], backend.decisions)
     for token in steps(Decoder(checkpoint.config, backend, checkpoint.tensors), plan, prompt):  # type: ignore[arg-type]
@@ -139,7 +140,7 @@ def generate_plain(checkpoint: Checkpoint, plan: GenerationPlan, prompt: list[in
 
 
 def generate_privately(
-    checkpoint: Checkpoint, plan: GenerationPlan, prompt: list[int], record: bool = True
+    checkpoint: Checkpoint, plan: GenerationRequest, prompt: list[int], record: bool = True
 ) -> Generated:
     """What the client gets; with `record` also what was decided, which is then opened (and counted)."""
     key = new_key()

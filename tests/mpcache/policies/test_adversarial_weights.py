@@ -15,7 +15,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mpcache.generation.loop import GenerationPlan, steps
+from mpcache.generation.loop import steps
+from mpcache.generation.request import GenerationRequest
 from mpcache.model.checkpoint import Checkpoint, weight_shapes
 from mpcache.model.decoder import Decoder
 from mpcache.policies import PolicySettings, policies
@@ -24,6 +25,7 @@ from mpcache.protocols.local import run_parties
 from mpcache.protocols.randomness import new_key
 from mpcache.protocols.session import Session
 from mpcache.protocols.shuffle import compact
+from tests.asking import asked
 from tests.mpcache.policies.driving import small_config
 from tests.protocols.noise import Seen, destinations, watch
 
@@ -82,7 +84,7 @@ def surplus(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[torch.Tensor]]:
     return counts
 
 
-def what_the_owner_sees(checkpoint: Checkpoint, plan: GenerationPlan, prompt: list[int]) -> list[Seen]:
+def what_the_owner_sees(checkpoint: Checkpoint, plan: GenerationRequest, prompt: list[int]) -> list[Seen]:
     key = new_key()
     masked = {name: masked_weight(key, name, checkpoint.tensors[name]) for name in weight_shapes(checkpoint.config)}
 
@@ -100,7 +102,7 @@ def what_the_owner_sees(checkpoint: Checkpoint, plan: GenerationPlan, prompt: li
 def test_the_owner_does_not_see_whether_the_prompt_holds_a_target(
     name: str, surplus: dict[int, list[torch.Tensor]]
 ) -> None:
-    checkpoint, plan = chosen_weights(), GenerationPlan(len(PROMPT), 1, policy=replace(SETTINGS, name=name))
+    checkpoint, plan = chosen_weights(), asked(len(PROMPT), 1, policy=replace(SETTINGS, name=name))
     for prompt in (PROMPT, WITH_TARGET):
         surplus.clear()
         seen = what_the_owner_sees(checkpoint, plan, prompt)

@@ -8,10 +8,10 @@ import pytest
 
 from mpcache.demo import DEMO_MODEL
 from mpcache.demo.daysheet import sheet_of_tokens
-from mpcache.generation.loop import GenerationPlan
 from mpcache.model.checkpoint import load_checkpoint
 from mpcache.model.tokenizer import load_tokenizer
 from mpcache.policies import PolicySettings, policies
+from tests.asking import asked
 from tests.mpcache.policies.private import LOGIT_ERROR, compare_decisions, generate_plain, generate_privately
 
 WHOLE_MODEL = 10
@@ -21,7 +21,7 @@ POLICIES = [pytest.param(name, marks=[pytest.mark.slow] if name != "mpcache" els
 
 def generate_both_ways(folder: Path, prompt: list[int], new_tokens: int, policy: PolicySettings) -> list[int | None]:
     """Private tokens, after they and all decisions were held against plaintext's."""
-    checkpoint, plan = load_checkpoint(folder), GenerationPlan(len(prompt), new_tokens, policy=policy)
+    checkpoint, plan = load_checkpoint(folder), asked(len(prompt), new_tokens, policy=policy)
     plain, private = generate_plain(checkpoint, plan, prompt), generate_privately(checkpoint, plan, prompt)
     agreed = compare_decisions(private.decisions, plain.decisions, WHOLE_MODEL)
     for ours, theirs, margin in zip(private.tokens, plain.tokens, plain.margins, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mpcache.generation.loop import GenerationPlan, steps
+from mpcache.generation.loop import steps
 from mpcache.model.checkpoint import Checkpoint, weight_shapes
 from mpcache.model.decoder import Decoder
 from mpcache.policies import PolicySettings, policies
@@ -18,6 +18,7 @@ from mpcache.protocols.local import run_parties
 from mpcache.protocols.plan import PlanSession
 from mpcache.protocols.ring import RING_BITS, decode
 from mpcache.protocols.session import Cost, Session
+from tests.asking import asked
 from tests.mpcache.policies.driving import attention, random_case, small_config
 from tests.mpcache.policies.matrix import SETTINGS, small
 from tests.mpcache.policies.private import (
@@ -90,7 +91,7 @@ def meta(x: torch.Tensor) -> Secret:
 
 @pytest.mark.parametrize("name", policies())
 def test_a_generation_equals_plaintext_and_its_plan(name: str) -> None:
-    checkpoint, plan = random_checkpoint(), GenerationPlan(22, 4, block=16, policy=small(name))
+    checkpoint, plan = random_checkpoint(), asked(22, 4, block=16, policy=small(name))
     prompt = [10, 4, 12, 1, 2, 3, 11, 1, 6, 1, 2, 13, 13, 2, 7, 2, 13, 1, 3, 7, 1, 12]
     session = PlanSession()
     planned = watch(session)

@@ -1,0 +1,143 @@
+"""A generation before it runs: the public facts that all three processes know, and what the client alone knows.
+
+Handshake, plan, digest and price derive from `GenerationRequest` and the model's `ModelConfig`: the client writes the
+one, the owner has the other, and neither is repeated anywhere. Whoever varies one uses `dataclasses.replace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mpcache.generation.backends import PRIVATE_BACKENDS
+from mpcache.generation.network import LOOPBACK, parse_network
+from mpcache.model.config import ModelConfig
+from mpcache.policies import PolicySettings, check_policy
+from mpcache.protocols.errors import ConfigError, HandshakeError
+from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS
+from mpcache.wire import STRICT, from_wire, to_wire
+
+PROTOCOL_VERSION = 4
+PREFILL_BLOCK = 64
+"""Prompt tokens that go through the model at once: bounds the memory of a prefill, whatever the prompt's length."""
+HOTTEST = 100
+PRECISION = f"fixed-point {FRACTION_BITS} bits, products {PRODUCT_BITS} bits"
+FULL = PolicySettings("full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """What a client asks for: with the model's shape, all that the dealer learns and that the program depends on.
+
+    max_new_tokens: the first, which comes with the prefill, included. network: what protocols choose their shapes for.
+    """
+
+    prompt_tokens: int
+    max_new_tokens: int
+    temperature: float = 0.0
+    policy: PolicySettings = FULL
+    backend: str = "mpc"
+    network: str = LOOPBACK.name
+    block: int = PREFILL_BLOCK
+    precision: str = PRECISION
+
+    __pydantic_config__ = STRICT
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """(start, end) of the prompt's blocks."""
+        return [(s, min(s + self.block, self.prompt_tokens)) for s in range(0, self.prompt_tokens, self.block)]
+
+    @property
+    def tokens(self) -> int:
+        """Positions that the generation may take."""
+        return self.prompt_tokens + self.max_new_tokens
+
+    @property
+    def round_bytes(self) -> int:
+        """What a session's protocols choose by, see `Network.round_bytes`."""
+        return parse_network(self.network).round_bytes
+
+    def to_json(self) -> str:
+        """Canonical: equal requests give equal text."""
+        return to_wire(self)
+
+    @staticmethod
+    def from_json(text: str) -> GenerationRequest:
+        """What a peer sent; `check` it before use. Raises HandshakeError."""
+        try:
+            return from_wire(GenerationRequest, text, "the request")
+        except ConfigError as error:  # the policy's settings contradict each other
+            raise HandshakeError(str(error)) from None
+
+    def check(self, role: str, model: ModelConfig, most_prompt_tokens: int, most_new_tokens: int) -> None:
+        """Raises HandshakeError if this cannot be run, or if `role` does not allow it: whoever made it, it is checked
+        before anything is planned."""
+        self._check_program(role)
+        if self.prompt_tokens > most_prompt_tokens:
+            raise HandshakeError(f"the {role} allows {most_prompt_tokens} prompt tokens, not {self.prompt_tokens}")
+        if self.max_new_tokens > most_new_tokens:
+            raise HandshakeError(
+                f"the {role} allows {most_new_tokens} new tokens, not {self.max_new_tokens}: lower max_new_tokens"
+            )
+        if self.prompt_tokens < 1 or self.max_new_tokens < 1:
+            raise HandshakeError("a generation needs a prompt and at least one new token")
+        if self.tokens > model.max_positions:
+            raise HandshakeError(
+                f"{self.prompt_tokens} prompt and {self.max_new_tokens} new tokens do not fit the model's "
+                f"{model.max_positions} positions: shorten the prompt or lower max_new_tokens"
+            )
+
+    def _check_program(self, role: str) -> None:
+        if self.precision != PRECISION:
+            raise HandshakeError(f"the {role} computes with {PRECISION}, not {self.precision[:60]}")
+        if self.block != PREFILL_BLOCK:
+            raise HandshakeError(f"the {role} reads prompts in blocks of {PREFILL_BLOCK} tokens, not {self.block}")
+        if not 0 <= self.temperature <= HOTTEST:
+            raise HandshakeError(f"the temperature must be between 0 and {HOTTEST}")
+        if self.backend not in PRIVATE_BACKENDS:
+            raise HandshakeError(f"unknown backend {self.backend[:40]!r} (known: {', '.join(PRIVATE_BACKENDS)})")
+        try:
+            check_policy(self.policy)
+            parse_network(self.network)
+        except ConfigError as error:
+            raise HandshakeError(str(error)) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientRequest:
+    """A request with what only the client knows of it. Raises ConfigError if the prompt is not as long as it says.
+
+    prompt: token ids, secret. end_tokens: which end the answer, by the client's own tokenizer (model/tokenizer.py),
+    never by the owner's word. fixed_length: go on to max_new_tokens whatever is generated, so that the answer's length
+    tells the owner nothing; what comes after an end token is not given. vocabulary: of the client's tokenizer, which
+    the model must have; 0 if there is no tokenizer: then it is the prompt that must fit, and that it does not is seen
+    by the owner. model_digest: accept this model alone; empty: any.
+    """
+
+    prompt: Sequence[int] = field(repr=False)
+    public: GenerationRequest
+    end_tokens: tuple[int, ...] = ()
+    fixed_length: bool = False
+    vocabulary: int = 0
+    model_digest: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.prompt) != self.public.prompt_tokens:
+            raise ConfigError(
+                f"the prompt has {len(self.prompt)} tokens where {self.public.prompt_tokens} were announced"
+            )
+
+    def with_prompt(self, prompt: Sequence[int], **changes: Any) -> ClientRequest:
+        """The same for another prompt. changes: of the public facts."""
+        return replace(self, prompt=prompt, public=replace(self.public, prompt_tokens=len(prompt), **changes))
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Tokens after which the computation ends: these the owner can count, so none if the length is fixed."""
+        return () if self.fixed_length else self.end_tokens
+
+    @property
+    def least_vocabulary(self) -> int:
+        """What the model's vocabulary must have room for."""
+        return self.vocabulary or max(self.prompt) + 1
