@@ -17,7 +17,7 @@ from mpcache.planning import PROTOCOL_VERSION
 from parties.certificates import Identity, host_name
 from parties.dealing import _BoundedChunks
 from parties.generated import dealer_pb2, owner_pb2
-from parties.link import ClientLink, Frame, Link
+from parties.link import AHEAD, ClientLink, Frame, Link
 from parties.tls import _options, _server_certificate
 from protocols.errors import PeerLost
 from tests.hostile.client import hello
@@ -116,6 +116,56 @@ def test_corrections_that_nobody_takes_end_the_session() -> None:
     chunks.close()
     chunks.finish(600)
     assert not chunks.put(b"x", 600)
+
+
+def test_a_peer_that_takes_no_messages_lets_few_of_them_wait() -> None:
+    """Though it sends all that is due: what it does not take would else fill this process' memory."""
+    link = Link("owner", "client", bytes(16), 0.1)
+    with pytest.raises(PeerLost, match=r"the client took nothing for 0\.1 seconds"):
+        for _ in range(1000):
+            link.send(b"x")
+    assert link._outbox.qsize() == AHEAD + 1
+    with pytest.raises(PeerLost, match="took nothing"):
+        link.send(b"x")
+
+
+def test_messages_that_a_peer_takes_one_by_one_all_leave() -> None:
+    link, taken = Link("owner", "client", bytes(16), 600.0), 0
+
+    def take() -> None:
+        nonlocal taken
+        for _ in link.outgoing():
+            taken += 1
+            assert link._outbox.qsize() <= AHEAD + 5, "those before the message, and its own parts"
+
+    peer = threading.Thread(target=take, daemon=True)
+    peer.start()
+    for _ in range(20):
+        link.send(bytes((4 << 20) + 1))
+    link.close()
+    peer.join(600)
+    assert taken == 100
+
+
+def test_two_ends_that_send_large_messages_at_once_go_on() -> None:
+    """Neither reads before it has sent: what is large must leave without the peer's next word."""
+    ends = Link("owner", "client", bytes(16), 600.0), Link("client", "owner", bytes(16), 600.0)
+    size, heard = (AHEAD * 3) << 20, []
+
+    def run(link: Link, other: Link) -> None:
+        threading.Thread(target=link.feed, args=(other.outgoing(), str), daemon=True).start()
+        for _ in range(3):
+            link.send(bytes(size))
+            heard.append(len(link.receive(size)))
+
+    threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in (ends, ends[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(600)
+    assert heard == [size] * 6
+    for link in ends:
+        link.close()
 
 
 def test_a_peer_that_aborts_again_and_again_is_heard_once() -> None:
