@@ -33,7 +33,8 @@ Corrections = dealer_pb2.Corrections
 CHUNK_BYTES = PART_BYTES
 PARTIES = ("owner", "client")
 PATIENCE = 10
-"""Time-outs for which a client may take no corrections: on a slow network a large message holds them up."""
+"""Time-outs for which a client may take no corrections, or not the last of them: on a slow network a large message
+holds them up."""
 WAITING = 32
 """Calls, beyond those of sessions, that may wait for their session's other party or their refusal."""
 log = logging.getLogger("mpcache.dealer")
@@ -50,7 +51,7 @@ class _Pairing:
 
     journal: SessionLog
     ahead: _BoundedChunks
-    timeout: float
+    patience: float
     requests: dict[str, dealer_pb2.DealRequest] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -68,7 +69,7 @@ class _Pairing:
         self.complete.set()  # whoever waits for the second party hears of it
         self.ahead.close()
         for call in self.calls:
-            call.finish(self.timeout if failure is None else LAST_WORD_SECONDS)
+            call.finish(self.patience if failure is None else LAST_WORD_SECONDS)
         if failure is None:
             self.journal.info("session ends")
         else:
@@ -133,11 +134,13 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             if not pairing.complete.wait(self._settings.timeout_seconds):
                 pairing.end(f"the {other} did not come within {self._settings.timeout_seconds:g} seconds")
             if pairing.failure is None:
+                if peer.role == "client":  # at once, so that a client that takes not even a beginning is given up
+                    start_thread("dealer: corrections", self._make, pairing)
                 yield Corrections(started=True)
                 if peer.role == "client":
-                    yield from self._corrections(pairing)
-                else:
-                    pairing.ended.wait()
+                    while (chunk := pairing.ahead.get()) is not None:
+                        yield Corrections(chunk=chunk)
+                pairing.ended.wait()
             if pairing.failure is None:
                 yield Corrections(finished=True)
             else:
@@ -153,7 +156,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         with self._lock:
             if request.session not in self._pairings:
                 self._pairings[request.session] = _Pairing(
-                    journal, _BoundedChunks(self._settings.memory_mib << 20), self._settings.timeout_seconds
+                    journal, _BoundedChunks(self._settings.memory_mib << 20), PATIENCE * self._settings.timeout_seconds
                 )
             pairing = self._pairings[request.session]
             pairing.calls.append(call)
@@ -168,15 +171,8 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 pairing.complete.set()
         return pairing
 
-    def _corrections(self, pairing: _Pairing) -> Iterator[dealer_pb2.Corrections]:
-        """Chunks made by a thread that runs ahead by at most the allowed memory."""
-        start_thread("dealer: corrections", self._make, pairing)
-        while (chunk := pairing.ahead.get(pairing.ended)) is not None:
-            yield Corrections(chunk=chunk)
-        if pairing.failure is None:
-            pairing.end()
-
     def _make(self, pairing: _Pairing) -> None:
+        """A session's corrections, ahead of the client by at most the allowed memory; ends it when all are taken."""
         owner, client = pairing.requests["owner"], pairing.requests["client"]
         try:
             with self._sessions.taken("any"):
@@ -188,15 +184,15 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 check = planning_check(self._settings.planning_seconds, pairing.check)
                 if plan_digest(parameters, self._program, check) != owner.plan_digest:
                     raise HandshakeError("the dealer's plan differs from the parties': use the same MPCache everywhere")
-                patience = PATIENCE * self._settings.timeout_seconds
                 largest = int(self._settings.max_step_gib * 2**30)
                 dealer = Dealer((owner.seed, client.seed), owner.weight_key, largest)
                 for correlation in correlations(parameters, self._program, pairing.check):
                     data = dealer.correction(correlation)
                     for start in range(0, len(data), CHUNK_BYTES):
-                        if not pairing.ahead.put(data[start : start + CHUNK_BYTES], patience):
+                        if not pairing.ahead.put(data[start : start + CHUNK_BYTES], pairing.patience):
                             return
-                pairing.ahead.finish(patience)
+                pairing.ahead.finish(pairing.patience)
+            pairing.end()
         except Exception as error:  # a thread of its own: whatever it was, the parties must hear of it
             if not isinstance(error, MpcacheError):
                 pairing.journal.exception("the dealer failed")
@@ -248,7 +244,7 @@ class _BoundedChunks:
         self._limit, self._held = limit, 0
         self._chunks: deque[bytes] = deque()
         self._changed = threading.Condition()
-        self._finished = self._closed = False
+        self._closed = False
 
     def put(self, chunk: bytes, seconds: float) -> bool:
         """False if nobody wants it any more. Raises PeerLost if nothing is taken for so many seconds."""
@@ -263,8 +259,6 @@ class _BoundedChunks:
     def finish(self, seconds: float) -> None:
         """All is made: return when all is taken, or nobody wants it. Raises PeerLost as `put`."""
         with self._changed:
-            self._finished = True
-            self._changed.notify_all()
             while self._held and not self._closed:
                 before = self._held
                 if not self._changed.wait_for(lambda: self._closed or self._held < before, seconds):  # noqa: B023
@@ -277,12 +271,11 @@ class _BoundedChunks:
             self._held = 0
             self._changed.notify_all()
 
-    def get(self, ended: threading.Event) -> bytes | None:
-        """The next bytes; None at the end or when the session has ended."""
+    def get(self) -> bytes | None:
+        """The next bytes; None when the session has ended."""
         with self._changed:
-            while not (self._chunks or self._finished or self._closed or ended.is_set()):
-                self._changed.wait(timeout=0.5)
-            if not self._chunks or ended.is_set():
+            self._changed.wait_for(lambda: self._chunks or self._closed)
+            if self._closed:
                 return None
             taken: list[bytes] = []
             size = 0

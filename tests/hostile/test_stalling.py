@@ -14,6 +14,7 @@ import pytest
 from cryptography import x509
 
 from mpcache.planning import PROTOCOL_VERSION
+from parties import dealing
 from parties.certificates import Identity, host_name
 from parties.dealing import _BoundedChunks
 from parties.generated import dealer_pb2, owner_pb2
@@ -21,8 +22,9 @@ from parties.link import AHEAD, ClientLink, Frame, Link
 from parties.tls import _options, _server_certificate
 from protocols.errors import PeerLost
 from tests.hostile.client import hello
+from tests.hostile.dealer import request
 from tests.hostile.identities import issued
-from tests.hostile.servers import Servers, serving
+from tests.hostile.servers import PATIENT, Servers, serving
 from tests.hostile.test_clients import until
 
 NO_WINDOW = [("grpc.http2.lookahead_bytes", 0), ("grpc.http2.bdp_probe", 0)]
@@ -104,6 +106,23 @@ def taking_nothing(servers: Servers, identity: Identity, request: dealer_pb2.Dea
         call = method(iter([request]))
         yield call
         call.cancel()
+
+
+@pytest.mark.parametrize("takes", [0, 1])
+def test_two_parties_that_take_nothing_are_given_up(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, takes: int
+) -> None:
+    """Neither the beginning nor, after it, a correction; and the owner does not mind."""
+    monkeypatch.setattr(dealing, "PATIENCE", 1.0 / PATIENT)
+    owner, client = (issued(servers.certificates, role) for role in ("owner", "client"))
+    with (
+        taking_nothing(servers, owner, request("owner")) as first,
+        taking_nothing(servers, client, request("client")) as second,
+    ):
+        for _ in range(takes):
+            next(second)  # type: ignore[call-overload]
+        until(lambda: first.done() and second.done(), "the dealer ends both calls")
+    assert len(list(servers.client())) == 2
 
 
 def test_corrections_that_nobody_takes_end_the_session() -> None:
