@@ -46,6 +46,7 @@ def _options(timeout: float, message_bytes: int = MESSAGE_BYTES) -> list[tuple[s
         ("grpc.server_handshake_timeout_ms", 10_000),
         ("grpc.max_connection_idle_ms", 30_000),  # without a call
         ("grpc.enable_retries", 0),
+        ("grpc.enable_http_proxy", 0),  # an address is where a connection goes, the first handshake's and this one's
         ("grpc.so_reuseport", 0),  # so that a port in use is an error
         ("grpc.use_local_subchannel_pool", 1),
     ]
@@ -126,9 +127,10 @@ def open_channel(
 def _connected(address: str, role: str, timeout: float) -> socket.socket:
     try:
         return socket.create_connection(split_address(address), timeout=timeout)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that is none
+        reason = getattr(error, "strerror", None) or error
         raise _unreachable(
-            role, f"nothing answers at {address} ({error.strerror or error}): is the {role} running there?"
+            role, f"nothing answers at {address} ({reason}): is the {role} running there?"
         ) from None
 
 
