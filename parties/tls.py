@@ -129,9 +129,7 @@ def _connected(address: str, role: str, timeout: float) -> socket.socket:
         return socket.create_connection(split_address(address), timeout=timeout)
     except (OSError, UnicodeError) as error:  # UnicodeError: of a name that is none
         reason = getattr(error, "strerror", None) or error
-        raise _unreachable(
-            role, f"nothing answers at {address} ({reason}): is the {role} running there?"
-        ) from None
+        raise _unreachable(role, f"nothing answers at {address} ({reason}): is the {role} running there?") from None
 
 
 def _unreachable(role: str, why: str) -> PeerLost:
@@ -150,9 +148,7 @@ def _server_certificate(address: str, identity: Identity, role: str, timeout: fl
         except ssl.SSLCertVerificationError as error:
             raise _unreachable(role, f"the certificate of {where} is refused: {error.verify_message}") from None
         except TimeoutError:
-            raise _unreachable(
-                role, f"{where} accepts connections, but said nothing for {timeout:g} seconds"
-            ) from None
+            raise _unreachable(role, f"{where} accepts connections, but said nothing for {timeout:g} seconds") from None
         except OSError as error:
             reason = getattr(error, "reason", None) or error
             raise _unreachable(
@@ -162,9 +158,7 @@ def _server_certificate(address: str, identity: Identity, role: str, timeout: fl
         raise _unreachable(role, f"{where} accepts connections, but ended this one")
     certificate = ssl.DER_cert_to_PEM_cert(shown).encode()
     if host_name(role) not in names_of(certificate):
-        raise _unreachable(
-            role, f"the certificate of {where} is refused: {host_name(role)} is none of its DNS names"
-        )
+        raise _unreachable(role, f"the certificate of {where} is refused: {host_name(role)} is none of its DNS names")
     return certificate
 
 

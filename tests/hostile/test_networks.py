@@ -66,9 +66,7 @@ def test_a_name_that_is_none_is_said(servers: Servers, address: str) -> None:
         list(servers.client(owner=address))
 
 
-def test_no_session_goes_through_a_proxy_of_the_environment(
-    servers: Servers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_session_goes_through_a_proxy_of_the_environment(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     """gRPC would tunnel what the first handshake does not; and in plaintext, which is for loopback alone."""
     for name in ("https_proxy", "http_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -78,9 +76,7 @@ def test_no_session_goes_through_a_proxy_of_the_environment(
 
 
 @pytest.mark.parametrize("lost", ["dealer", "dealer in the middle"])
-def test_a_peer_is_not_told_where_another_is(
-    servers: Servers, caplog: pytest.LogCaptureFixture, lost: str
-) -> None:
+def test_a_peer_is_not_told_where_another_is(servers: Servers, caplog: pytest.LogCaptureFixture, lost: str) -> None:
     with proxied(servers.connection.dealer) as proxy:
         address = "127.0.0.1:9" if lost == "dealer" else proxy.address
         generation = iter(servers.client(100, dealer=address))

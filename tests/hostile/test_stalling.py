@@ -54,9 +54,7 @@ def stalled(address: str, identity: Identity, role: str, count: int) -> Iterator
 
 @pytest.mark.parametrize("role", ["owner", "dealer"])
 @pytest.mark.parametrize("name", ["client", "nobody"])
-def test_calls_that_say_and_take_nothing_keep_nobody_waiting(
-    model: Path, tmp_path: Path, role: str, name: str
-) -> None:
+def test_calls_that_say_and_take_nothing_keep_nobody_waiting(model: Path, tmp_path: Path, role: str, name: str) -> None:
     """More of them than there are workers, of one certificate, whatever its role is."""
     one = {"max_sessions": 1, "hello_seconds": 1.0}
     with serving(model, tmp_path, one, one) as servers:
