@@ -10,9 +10,12 @@ from contextlib import contextmanager
 
 
 class Proxy:
-    """Between whoever connects to `address` and `target`."""
+    """Between whoever connects to `address` and `target`.
 
-    def __init__(self, target: str) -> None:
+    hold_after: the bytes from the target after which an outage begins by itself; None: never.
+    """
+
+    def __init__(self, target: str, hold_after: int | None = None) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -20,6 +23,8 @@ class Proxy:
         self._open = threading.Event()
         self._open.set()
         self._connections: list[socket.socket] = []
+        self._hold_after, self._forwarded = hold_after, 0
+        self.held = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -28,21 +33,30 @@ class Proxy:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(self._target)
                 self._connections += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+                for source, sink, count in ((near, far, False), (far, near, True)):
+                    threading.Thread(target=self._forward, args=(source, sink, count), daemon=True).start()
 
-    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, count: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
                 self._open.wait()
                 sink.sendall(data)
+                if count:
+                    self._count(len(data))
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
+    def _count(self, nbytes: int) -> None:
+        self._forwarded += nbytes
+        if self._hold_after is not None and self._forwarded >= self._hold_after:
+            self._hold_after = None
+            self.hold()
+
     def hold(self) -> None:
         """Forward nothing, as in an outage: connections stay, nothing is said."""
         self._open.clear()
+        self.held.set()
 
     def release(self) -> None:
         self._open.set()
@@ -61,8 +75,8 @@ class Proxy:
 
 
 @contextmanager
-def proxied(target: str) -> Iterator[Proxy]:
-    proxy = Proxy(target)
+def proxied(target: str, hold_after: int | None = None) -> Iterator[Proxy]:
+    proxy = Proxy(target, hold_after)
     try:
         yield proxy
     finally:

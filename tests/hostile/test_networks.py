@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import time
+from threading import Thread
 
 import pytest
 
 from protocols.errors import PeerLost
 from tests.hostile.proxy import Proxy, proxied
-from tests.hostile.servers import Servers
+from tests.hostile.servers import PATIENT, Servers
 from tests.hostile.test_clients import until
 
-OUTAGE = 18.0
-"""Longer than a keepalive's interval and the 5 seconds that it once had, shorter than the parties' time-out."""
+OUTAGE = 30.0
+"""Longer than two intervals of keepalive and the 5 seconds that it once had, shorter than the parties' time-out."""
+IN_THE_MIDDLE = 300_000
+"""Bytes from a peer after which an outage begins: more than a handshake, and far less than 30 tokens take."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", ["owner", "dealer"])
 def test_an_outage_shorter_than_the_time_out_ends_no_session(servers: Servers, peer: str) -> None:
-    with proxied(getattr(servers.connection, peer)) as proxy:
-        generation = iter(servers.client(30, **{peer: proxy.address}))
-        next(generation)
-        proxy.hold()
+    with proxied(getattr(servers.connection, peer), hold_after=IN_THE_MIDDLE) as proxy:
+        tokens: list[int] = []
+        reader = Thread(target=lambda: tokens.extend(servers.client(30, **{peer: proxy.address})))
+        reader.start()
+        assert proxy.held.wait(PATIENT)
         time.sleep(OUTAGE)
+        assert reader.is_alive(), "the outage came too late to be felt"
         proxy.release()
-        assert len(list(generation)) == 29
+        reader.join(PATIENT)
+        assert len(tokens) == 30
 
 
 def test_an_outage_longer_than_the_time_out_is_named(servers: Servers) -> None:
