@@ -32,12 +32,14 @@ def test_the_client_ends_in_words(
 
 
 def test_a_digest_writes_no_file_of_the_owners_choosing(servers: Servers, tmp_path: Path) -> None:
-    """Not beside the state, not above it, not anywhere."""
+    """Not beside the state, not above it, not anywhere, though all weights come: only the dealer is not there."""
     target = tmp_path / "victim.safetensors"
     target.write_text("mine")
     for digest in (str(tmp_path / "victim"), "../../victim", "../victim"):
         with owner_that(evil(model_digest=digest), issued(servers.certificates, "owner")) as address:
-            connection = replace(servers.connection, owner=address, state=tmp_path / "state")
+            connection = replace(
+                servers.connection, owner=address, dealer="127.0.0.1:9", state=tmp_path / "state"
+            )
             with pytest.raises(MpcacheError):
                 list(Generation(connection, REQUEST))
     assert target.read_text() == "mine"
