@@ -44,6 +44,21 @@ def test_a_contradiction_is_refused_with_its_reason(changes: dict[str, object], 
         replace(PolicySettings(), **changes)  # type: ignore[arg-type]
 
 
+def test_every_number_of_the_settings_has_a_bound() -> None:
+    """A peer chooses them, and they are looped over."""
+    numbers = {field.name for field in fields(PolicySettings) if str(field.type) in ("int", "float")}
+    for name in numbers:
+        with pytest.raises(ConfigError, match=f"(at most: {name} |{name} .* 1)"):
+            replace(PolicySettings(page=1 << 20), **{name: 10**30 + 1})
+    for changes, reason in (
+        ({"clusters": (10**30,)}, "clusters have at most"),
+        ({"clusters": tuple(2**i for i in range(9))[::-1]}, "at most 8 levels"),
+        ({"name": "x" * 65}, "more than 64 characters"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            replace(PolicySettings(), **changes)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
