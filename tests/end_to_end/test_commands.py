@@ -1,6 +1,7 @@
 """The command line, as a user meets it."""
 
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -130,6 +131,13 @@ def test_a_prompt_on_the_command_line_is_refused(command: tuple[str, ...]) -> No
     result = here(*command, "--prompt", "my secret")
     assert result.exit_code == 1 and "--prompt-file" in result.stderr and "secret" not in result.stderr
     assert "--prompt " not in here(command[0], "--help").stdout
+
+
+def test_no_sample_puts_a_prompt_on_a_command_line() -> None:
+    root = Path(__file__).resolve().parents[2]
+    samples = [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("docs/**/*.toml"), *root.glob("scripts/*")]
+    assert len(samples) > 10
+    assert not [path for path in samples if re.search(r"--prompt(?!-)", path.read_text())]
 
 
 def test_the_demo_needs_a_prompt_for_another_model(tmp_path: Path) -> None:
