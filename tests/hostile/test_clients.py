@@ -227,9 +227,11 @@ def test_a_message_travels_in_parts_of_a_megabyte(size: int) -> None:
 @pytest.mark.parametrize("role", ["owner", "client", "dealer"])
 def test_a_step_larger_than_a_role_allows_ends_the_session_in_words(model: Path, tmp_path: Path, role: str) -> None:
     limits = {role: {"max_step_gib": 1e-8}}  # 10 bytes
-    with serving(model, tmp_path, limits.get("owner"), limits.get("dealer")) as servers:
-        with pytest.raises(MpcacheError, match="a step of this computation takes .* GiB"):
-            list(servers.client(1, **limits.get("client", {})))
+    with (
+        serving(model, tmp_path, limits.get("owner"), limits.get("dealer")) as servers,
+        pytest.raises(MpcacheError, match=r"a step of this computation takes .* GiB"),
+    ):
+        list(servers.client(1, **limits.get("client", {})))
 
 
 class Random:
