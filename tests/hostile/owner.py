@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from mpcache.checkpoint import weight_shapes
 from mpcache.model_config import ModelConfig
 from mpcache.planning import PublicParameters, constants_digest, plan_digest
 from mpcache.policies import PolicySettings
@@ -18,6 +19,8 @@ from parties.certificates import Identity
 from parties.generated import owner_pb2, owner_pb2_grpc
 from parties.link import Frame
 from parties.tls import open_server, require_peer
+from protocols.backends.mpc import weight_bits
+from protocols.ring import packed_bytes
 
 Answers = Callable[[owner_pb2.Hello], Iterator[owner_pb2.Frame] | None]
 MODEL = ModelConfig("llama", 96, 32, 48, 2, 4, 2, 8, 128, 1e-6, "silu")
@@ -112,14 +115,14 @@ def after_the_welcome(payload: bytes, length: int | None = None) -> Answers:
 
 
 def evil(**changes: Any) -> Answers:
-    """A welcome that names the model by a path, and then what is to be written there."""
+    """A welcome that names the model by a path, and then all weights that are to be written there."""
 
     def answers(hello: owner_pb2.Hello) -> Iterator[owner_pb2.Frame]:
         yield welcome(hello, **changes)
-        for i, size in enumerate((32 * 96 * 4, 8 * 32 * 8)):
-            for start in range(0, size, 1 << 20):
-                part = os.urandom(min(1 << 20, size - start))
-                yield Frame(message=owner_pb2.Message(session=hello.session, sequence=i, length=size, payload=part))
+        for i, (name, shape) in enumerate(weight_shapes(MODEL).items()):
+            weight = os.urandom(packed_bytes(shape[0] * shape[1], weight_bits(name)))
+            message = owner_pb2.Message(session=hello.session, sequence=i, length=len(weight), payload=weight)
+            yield Frame(message=message)
 
     return answers
 
@@ -148,6 +151,8 @@ OWNERS: dict[str, tuple[Answers, str]] = {
     "a list for a number": (describing(layers=[2]), "model.layers: Input should be a valid integer"),
     "a norm's epsilon that is no number": (describing(norm_epsilon=float("nan")), "model.norm_epsilon: Input should"),
     "an infinite theta": (describing(rope_theta=float("inf")), "model.rope_theta: Input should"),
+    "a norm's epsilon of nothing": (describing(norm_epsilon=0.0), "a norm's epsilon lies above 0"),
+    "a theta of 10^300": (describing(rope_theta=1e300), "theta lies between 1 and 1e12"),
     "an unknown activation": (describing(activation="eval"), "the activation 'eval' is not supported"),
     "an unknown family": (describing(family="../../x"), "the model family"),
     "end tokens of its own": (describing(end_tokens=[198]), "end_tokens: Unexpected"),
