@@ -1,7 +1,7 @@
 """Identities: a development authority with a certificate for each role, and what is checked before one is used.
 
-A role is the certificate's DNS name, <role>.mpcache.internal: gRPC refuses a server of another name, and servers read
-the client's.
+A role is the certificate's DNS name, <role>.mpcache.internal: whoever connects refuses a server of another name
+(tls.py), and servers read the client's.
 """
 
 from __future__ import annotations

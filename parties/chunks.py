@@ -18,7 +18,7 @@ class BoundedChunks:
         self._limit, self._held = limit, 0
         self._chunks: deque[bytes] = deque()
         self._changed = threading.Condition()
-        self._finished = self._closed = False
+        self._closed = False
 
     def put(self, chunk: bytes, seconds: float) -> bool:
         """False if nobody wants it any more. Raises PeerLost if nothing is taken for so many seconds."""
@@ -33,8 +33,6 @@ class BoundedChunks:
     def finish(self, seconds: float) -> None:
         """All is made: return when all is taken, or nobody wants it. Raises PeerLost as `put`."""
         with self._changed:
-            self._finished = True
-            self._changed.notify_all()
             while self._held and not self._closed:
                 before = self._held
                 if not self._changed.wait_for(lambda: self._closed or self._held < before, seconds):  # noqa: B023
@@ -47,12 +45,11 @@ class BoundedChunks:
             self._held = 0
             self._changed.notify_all()
 
-    def get(self, ended: threading.Event) -> bytes | None:
-        """The next bytes; None at the end or when the session has ended."""
+    def get(self) -> bytes | None:
+        """The next bytes; None when it is closed."""
         with self._changed:
-            while not (self._chunks or self._finished or self._closed or ended.is_set()):
-                self._changed.wait(timeout=0.5)
-            if not self._chunks or ended.is_set():
+            self._changed.wait_for(lambda: self._chunks or self._closed)
+            if self._closed:
                 return None
             taken: list[bytes] = []
             size = 0

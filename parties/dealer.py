@@ -31,7 +31,8 @@ from mpcache.protocols.randomness import KEY_BYTES
 
 Corrections = dealer_pb2.Corrections
 PATIENCE = 10
-"""Time-outs for which a client may take no corrections: on a slow network a large message holds them up."""
+"""Time-outs for which a client may take no corrections, or not the last of them: on a slow network a large message
+holds them up."""
 WAITING = 32
 """Calls, beyond those of sessions, that may wait for their session's other party or their refusal."""
 log = logging.getLogger("mpcache.dealer")
@@ -90,11 +91,13 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             if not pairing.complete.wait(self._settings.timeout_seconds):
                 pairing.fail(f"the {other} did not come within {self._settings.timeout_seconds:g} seconds")
             if pairing.failure is None:
+                if peer.role == "client":  # at once, so that a client that takes not even a beginning is given up
+                    start_thread("dealer: corrections", self._make, pairing)
                 yield Corrections(started=True)
                 if peer.role == "client":
-                    yield from self._corrections(pairing)
-                else:
-                    pairing.ended.wait()
+                    while (chunk := pairing.ahead.get()) is not None:
+                        yield Corrections(chunk=chunk)
+                pairing.ended.wait()
             if pairing.failure is None:
                 yield Corrections(finished=True)
             else:
@@ -110,7 +113,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         with self._lock:
             if request.session not in self._pairings:
                 self._pairings[request.session] = Pairing(
-                    journal, BoundedChunks(self._settings.memory_mib << 20), self._settings.timeout_seconds
+                    journal, BoundedChunks(self._settings.memory_mib << 20), PATIENCE * self._settings.timeout_seconds
                 )
             pairing = self._pairings[request.session]
             pairing.calls.append(call)
@@ -125,18 +128,12 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 pairing.complete.set()
         return pairing
 
-    def _corrections(self, pairing: Pairing) -> Iterator[dealer_pb2.Corrections]:
-        """Chunks made by a thread that runs ahead by at most the allowed memory."""
-        start_thread("dealer: corrections", self._make, pairing)
-        while (chunk := pairing.ahead.get(pairing.ended)) is not None:
-            yield Corrections(chunk=chunk)
-        if pairing.failure is None:
-            pairing.end()
-
     def _make(self, pairing: Pairing) -> None:
+        """A session's corrections; ends it when all are taken."""
         try:
             with self._sessions.taken("any"):
                 self._deal(pairing, *self._planned(pairing))
+            pairing.end()
         except Exception as error:  # a thread of its own: whatever it was, the parties must hear of it
             if not isinstance(error, MpcacheError):
                 pairing.journal.exception("the dealer failed")
@@ -158,14 +155,13 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     def _deal(self, pairing: Pairing, model: ModelConfig, request: GenerationRequest) -> None:
         """Every correction, ahead of the client, until nobody wants them any more."""
         owner, client = pairing.requests["owner"], pairing.requests["client"]
-        patience = PATIENCE * self._settings.timeout_seconds
         dealer = Dealer((owner.seed, client.seed), owner.weight_key, int(self._settings.max_step_gib * 2**30))
         for correlation in correlations(model, request, self._program, pairing.check):
             data = dealer.correction(correlation)
             for start in range(0, len(data), CHUNK_BYTES):
-                if not pairing.ahead.put(data[start : start + CHUNK_BYTES], patience):
+                if not pairing.ahead.put(data[start : start + CHUNK_BYTES], pairing.patience):
                     return
-        pairing.ahead.finish(patience)
+        pairing.ahead.finish(pairing.patience)
 
     def _asked(self, wanted: dealer_pb2.DealRequest) -> tuple[ModelConfig, GenerationRequest]:
         """What both parties sent, checked before anything is planned. Raises HandshakeError, ModelError."""

@@ -1,7 +1,8 @@
 """The link between the two parties: one long-lived gRPC stream, one message a round, in order or not at all.
 
 A message travels in parts of PART_BYTES, so that no process accepts a large gRPC message; how many bytes are due is
-known before each message. Frames that come before they are due wait, and beyond AHEAD of them the peer does.
+known before each message. Frames that come before they are due wait, and beyond AHEAD of them the peer does. Frames
+that the peer does not take wait as well, and beyond AHEAD of them the next message does.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ REFUSALS = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 )
 AHEAD = 16
-"""Frames that wait here at most before the peer is made to wait."""
+"""Frames that wait here at most before the peer is made to wait, and for the peer before the next message is."""
 _END = object()
 _REASON_LENGTH = 300
 
@@ -72,11 +73,27 @@ class Link:
     def send(self, payload: bytes) -> None:
         if self._ended is not None:
             raise PeerLost(self._ended)
+        self._wait_until_taken()
         for start in range(0, max(1, len(payload)), PART_BYTES):
             part = payload if len(payload) <= PART_BYTES else payload[start : start + PART_BYTES]
             message = owner_pb2.Message(session=self.session, sequence=self._sent, length=len(payload), payload=part)
             self._outbox.put(Frame(message=message))
         self._sent += 1
+
+    def _wait_until_taken(self) -> None:
+        """Until no more than AHEAD frames of earlier messages wait here: a peer may send all that is due, and take
+        nothing. Two honest ends never wait so for each other: the one behind has all that it needs. Raises PeerLost."""
+        waiting, begun = self._outbox.qsize(), time.monotonic()
+        while waiting > AHEAD:
+            self.check_peer()
+            self.check()
+            time.sleep(0.002)
+            before, waiting = waiting, self._outbox.qsize()
+            if waiting < before:
+                begun = time.monotonic()
+            elif time.monotonic() - begun >= self.timeout:
+                self._ended = f"the {self.peer} took nothing for {self.timeout:g} seconds"
+                raise PeerLost(self._ended)
 
     def receive(self, expected: int) -> bytes:
         parts: list[bytes] = []

@@ -71,6 +71,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         on_end(context, lambda: self._connections.free(client.certificate))
         link, call = Link("owner", "client", b"", self._settings.timeout_seconds), Call("owner", context)
         on_end(context, lambda: link.lost("lost the client: its process ended or the connection broke"))
+        on_end(context, link.close)  # nobody takes frames any more, whatever the session still waits for
         start_thread("owner: frames from a client", link.feed, frames, _explain)
         start_thread("owner: a session", self._serve, link, call, client)
         yield from link.outgoing()

@@ -20,7 +20,7 @@ class Pairing:
 
     journal: SessionLog
     ahead: BoundedChunks
-    timeout: float
+    patience: float
     requests: dict[str, dealer_pb2.DealRequest] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -45,7 +45,7 @@ class Pairing:
         self.complete.set()  # whoever waits for the second party hears of it
         self.ahead.close()
         for call in self.calls:
-            call.finish(self.timeout if failure is None else LAST_WORD_SECONDS)
+            call.finish(self.patience if failure is None else LAST_WORD_SECONDS)
         if failure is None:
             self.journal.info("session ends")
         else:

@@ -46,6 +46,7 @@ def _options(timeout: float, message_bytes: int = MESSAGE_BYTES) -> list[tuple[s
         ("grpc.server_handshake_timeout_ms", 10_000),
         ("grpc.max_connection_idle_ms", 30_000),  # without a call
         ("grpc.enable_retries", 0),
+        ("grpc.enable_http_proxy", 0),  # an address is where a connection goes, the first handshake's and this one's
         ("grpc.so_reuseport", 0),  # so that a port in use is an error
         ("grpc.use_local_subchannel_pool", 1),
     ]
@@ -126,10 +127,9 @@ def open_channel(
 def _connected(address: str, role: str, timeout: float) -> socket.socket:
     try:
         return socket.create_connection(split_address(address), timeout=timeout)
-    except OSError as error:
-        raise _unreachable(
-            role, f"nothing answers at {address} ({error.strerror or error}): is the {role} running there?"
-        ) from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that is none
+        reason = getattr(error, "strerror", None) or error
+        raise _unreachable(role, f"nothing answers at {address} ({reason}): is the {role} running there?") from None
 
 
 def _unreachable(role: str, why: str) -> PeerLost:
@@ -148,9 +148,7 @@ def _server_certificate(address: str, identity: Identity, role: str, timeout: fl
         except ssl.SSLCertVerificationError as error:
             raise _unreachable(role, f"the certificate of {where} is refused: {error.verify_message}") from None
         except TimeoutError:
-            raise _unreachable(
-                role, f"{where} accepts connections, but said nothing for {timeout:g} seconds"
-            ) from None
+            raise _unreachable(role, f"{where} accepts connections, but said nothing for {timeout:g} seconds") from None
         except OSError as error:
             reason = getattr(error, "reason", None) or error
             raise _unreachable(
@@ -160,9 +158,7 @@ def _server_certificate(address: str, identity: Identity, role: str, timeout: fl
         raise _unreachable(role, f"{where} accepts connections, but ended this one")
     certificate = ssl.DER_cert_to_PEM_cert(shown).encode()
     if host_name(role) not in names_of(certificate):
-        raise _unreachable(
-            role, f"the certificate of {where} is refused: {host_name(role)} is none of its DNS names"
-        )
+        raise _unreachable(role, f"the certificate of {where} is refused: {host_name(role)} is none of its DNS names")
     return certificate
 
 

@@ -111,7 +111,7 @@ def save_masked_weights(
         _make_room(path)
         with written_whole(path) as partial:
             save_file(tensors, partial, {"fingerprint": fingerprint})
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk may be either
         raise ConfigError(f"the masked weights cannot be kept in {state}: {error}") from None
 
 

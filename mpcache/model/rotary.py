@@ -17,6 +17,8 @@ from mpcache.protocols.public import TABLE_BITS, correctly_rounded, rounded_powe
 Tables = tuple[torch.Tensor, torch.Tensor]
 """cos and sin, (positions, d) each."""
 CHUNK = 256
+KEPT_CHUNKS = 32
+"""Recent ones: a peer's descriptions fill no more than 128 MiB, with the largest heads."""
 
 
 def rotary_tables(theta: float, head_size: int, start: int, end: int) -> Tables:
@@ -33,7 +35,7 @@ def rotary_units(theta: float, head_size: int, start: int, end: int) -> torch.Te
     return torch.cat(chunks, 1)[:, start - first : end - first]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=KEPT_CHUNKS)
 def _chunk(theta: float, head_size: int, number: int) -> torch.Tensor:
     positions = np.arange(number * CHUNK, (number + 1) * CHUNK).astype(np.float32)
     angles = (positions[:, None] * _frequencies(theta, head_size)).astype(np.float64)

@@ -1,9 +1,11 @@
 """The command line, as a user meets it."""
 
 import json
+import re
 import stat
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import grpc
@@ -57,6 +59,58 @@ def test_three_commands_generate_from_three_files(stories: Path, tmp_path: Path)
     assert written["policy_settings"]["clusters"] == [8, 4] and written["policy_settings"]["budget"] == 80
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Connection, Request]]:
+    """What commands ask for, of nobody."""
+    found: list[tuple[Connection, Request]] = []
+
+    def generation(connection: Connection, request: Request, on_block: object) -> None:
+        found.append((connection, request))
+        raise PeerLost("nobody is there")
+
+    def gateway(listen: str, connection: Connection, tokenizer: object, defaults: Request) -> None:
+        generation(connection, defaults, None)
+
+    monkeypatch.setattr("mpcache.parties.client.Generation", generation)
+    monkeypatch.setattr("mpcache.parties.command.demo.Generation", generation)
+    monkeypatch.setattr("mpcache.parties.gateway.GatewayServer", gateway)
+    return found
+
+
+@pytest.mark.parametrize("command", ["client", "gateway"])
+def test_what_the_data_owner_sets_reaches_the_session(
+    command: str, tmp_path: Path, asked: list[tuple[Connection, Request]]
+) -> None:
+    path, prompt = tmp_path / "client.toml", tmp_path / "prompt.txt"
+    prompt.write_text("Q: Who?\n")
+    path.write_text(
+        f'owner = "127.0.0.1:1"\ndealer = "127.0.0.1:2"\ntokenizer = "{DEMO_MODEL}"\nstate = "kept"\ninsecure = true\n'
+        f'max_new_tokens = 7\ntemperature = 0.5\nmodel_digest = "{"0" * 64}"\nnetwork = "20ms,50mbit"\n'
+        'fixed_length = true\ntimeout_seconds = 9\nmax_model_gib = 3\nmax_step_gib = 1\n[policy]\nname = "tova"\n'
+    )
+    result = here(command, "--config", path, *(("--prompt-file", prompt) if command == "client" else ()))
+    assert result.exit_code == 1 and result.stderr.strip() == "mpcache: nobody is there"
+    tokens = load_tokenizer(DEMO_MODEL).encode("Q: Who?").ids if command == "client" else ()
+    own = {"model_digest": "0" * 64, "network": "20ms,50mbit", "fixed_length": True}
+    own |= {"end_tokens": (199,), "vocabulary": 842}  # of its own tokenizer's folder
+    request = Request(tokens, 7, 0.5, PolicySettings("tova"), **own)  # type: ignore[arg-type]
+    assert asked == [(Connection("127.0.0.1:1", "127.0.0.1:2", None, tmp_path / "kept", 9.0, 3.0, 1.0), request)]
+
+
+@pytest.mark.parametrize("command", ["client", "demo"])
+def test_a_fixed_length_is_asked_for_on_the_command_line(
+    command: str, tmp_path: Path, asked: list[tuple[Connection, Request]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpcache.parties.command.demo.local_parties", lambda folder: nullcontext(Connection("", "", None, tmp_path)))
+    path, prompt = tmp_path / "client.toml", tmp_path / "prompt.txt"
+    prompt.write_text("Q: Who?\n")
+    path.write_text(f'owner = "127.0.0.1:1"\ndealer = "127.0.0.1:2"\ntokenizer = "{DEMO_MODEL}"\ninsecure = true\n')
+    config = ("--config", path) if command == "client" else ()
+    for fixed in ((), ("--fixed-length",)):
+        assert here(command, *config, "--prompt-file", prompt, *fixed).exit_code == 1
+    assert [(request.fixed_length, request.end_tokens) for _, request in asked] == [(False, (199,)), (True, (199,))]
+
+
 @pytest.mark.parametrize("role", ["owner", "client", "dealer"])
 def test_a_users_mistake_gets_one_line_and_no_traceback(role: str, tmp_path: Path) -> None:
     for text, message in [
@@ -79,6 +133,13 @@ def test_a_prompt_on_the_command_line_is_refused(command: tuple[str, ...]) -> No
     result = here(*command, "--prompt", "my secret")
     assert result.exit_code == 1 and "--prompt-file" in result.stderr and "secret" not in result.stderr
     assert "--prompt " not in here(command[0], "--help").stdout
+
+
+def test_no_sample_puts_a_prompt_on_a_command_line() -> None:
+    root = Path(__file__).resolve().parents[2]
+    samples = [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("docs/**/*.toml"), *root.glob("scripts/*")]
+    assert len(samples) > 10
+    assert not [path for path in samples if re.search(r"--prompt(?!-)", path.read_text())]
 
 
 def test_the_demo_needs_a_prompt_for_another_model(tmp_path: Path) -> None:

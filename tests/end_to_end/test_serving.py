@@ -18,6 +18,7 @@ from mpcache.protocols.errors import PeerLost
 from tests.asking import asking
 from tests.end_to_end.test_answers import until
 from tests.end_to_end.test_generation import PROMPT
+from tests.hostile.client import HostileClient, hello, message
 from tests.hostile.dealer import HostileParty, request
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING) mpcache\.\w+: \[([0-9a-f]{8})\] ")
@@ -79,6 +80,24 @@ def test_a_second_signal_ends_what_runs(model: Path, tmp_path: Path) -> None:
         dealer.process.send_signal(signal.SIGTERM)
         assert dealer.process.wait(600) == 0
         half.leave()
+
+
+def test_an_owner_that_waits_for_a_silent_dealer_stops(model: Path, tmp_path: Path) -> None:
+    """Though its session waits for an hour: the call has ended."""
+    write_development_certificates(tmp_path / "certificates")
+    settings = {"model": str(model), "state": str(tmp_path / "owner-state"), "timeout_seconds": 3600.0}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        dealer = f"127.0.0.1:{silent.getsockname()[1]}"
+        with running("owner", tmp_path, dealer=dealer, **settings) as owner:
+            client = HostileClient(owner.address, load_identity(tmp_path / "certificates", "client"))
+            client.send(hello())
+            assert client.hear() == "welcome"
+            client.send(message(b"\x00"))
+            connection, _ = silent.accept()
+            owner.process.send_signal(signal.SIGINT)
+            assert owner.process.wait(600) == 0
+            connection.close()
+            client.leave()
 
 
 def test_refused_certificates_do_not_go_unlogged(model: Path, tmp_path: Path) -> None:

@@ -96,14 +96,14 @@ def after_the_welcome(payload: bytes, length: int | None = None) -> Answers:
 
 
 def evil(**changes: Any) -> Answers:
-    """A welcome that names the model by a path, and then what is to be written there."""
+    """A welcome that names the model by a path, and then all weights that are to be written there."""
 
     def answers(hello: owner_pb2.Hello) -> Iterator[owner_pb2.Frame]:
         yield welcome(hello, **changes)
-        for i, size in enumerate((32 * 96 * 4, 8 * 32 * 8)):
-            for start in range(0, size, 1 << 20):
-                part = os.urandom(min(1 << 20, size - start))
-                yield Frame(message=owner_pb2.Message(session=hello.session, sequence=i, length=size, payload=part))
+        for i, (name, shape) in enumerate(weight_shapes(MODEL).items()):
+            weight = os.urandom(packed_bytes(shape[0] * shape[1], weight_bits(name)))
+            message = owner_pb2.Message(session=hello.session, sequence=i, length=len(weight), payload=weight)
+            yield Frame(message=message)
 
     return answers
 

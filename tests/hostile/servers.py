@@ -47,13 +47,15 @@ def serving(
     dealer_settings: dict[str, Any] | None = None,
     program: Program | None = None,
     transport: Transport | None = None,
+    dealer_program: Program | None = None,
 ) -> Iterator[Servers]:
     """program, transport: the owner's."""
     certificates = folder / "certificates"
     write_development_certificates(certificates)
     identities = {role: load_identity(certificates, role) for role in ("owner", "client", "dealer")}
     patient = {"timeout_seconds": PATIENT}
-    dealer = DealerServer(DealerSettings("127.0.0.1:0", **{**patient, **(dealer_settings or {})}), identities["dealer"])
+    dealing = DealerSettings("127.0.0.1:0", **{**patient, **(dealer_settings or {})})
+    dealer = DealerServer(dealing, identities["dealer"], dealer_program)
     patient = {**patient, "hello_seconds": PATIENT, "state": folder / "owner-state"}
     settings = OwnerSettings(
         "127.0.0.1:0", f"127.0.0.1:{dealer.port}", model, **{**patient, **(owner_settings or {})}

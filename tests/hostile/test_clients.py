@@ -72,8 +72,10 @@ def test_a_certificate_whose_name_is_no_dns_name_has_no_role(
     servers: Servers, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = host_name("client")
-    for other in (x509.UniformResourceIdentifier(name), x509.RFC822Name(f"x@{name}"), x509.DNSName(f"x.{name}")):
+    mails = x509.RFC822Name(name), x509.RFC822Name(f"x@{name}")
+    for other in (x509.UniformResourceIdentifier(name), *mails, x509.DNSName(f"x.{name}")):
         client = HostileClient(servers.connection.owner, issued(servers.certificates, "client", [other]))
+        client.send(hello())
         assert "your certificate is not of the role client" in client.hear()
         client.leave()
     assert "its certificate is not of the role client" in caplog.text
@@ -82,7 +84,7 @@ def test_a_certificate_whose_name_is_no_dns_name_has_no_role(
 # ---------------------------------------------------------------- places
 
 
-def test_silence_takes_no_place(model: Path, tmp_path: Path) -> None:
+def test_silence_takes_no_place(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As many silent connections as one certificate may have: others are served meanwhile."""
     limits = {"hello_seconds": 600.0, "max_sessions": 1, "max_sessions_per_client": 1}
     with serving(model, tmp_path, limits) as servers:
@@ -92,6 +94,7 @@ def test_silence_takes_no_place(model: Path, tmp_path: Path) -> None:
         for client in silent:
             threading.Thread(target=lambda client=client: heard.put(client.hear()), daemon=True).start()  # type: ignore[misc]
         assert "allows 3 connections at a time for one certificate" in heard.get(timeout=600)
+        assert "refused client" in caplog.text and "allows 3 connections" in caplog.text
         assert len(list(servers.client())) == 2, "an honest client is served"
         for client in silent:
             client.leave()
@@ -220,6 +223,16 @@ def test_a_message_travels_in_parts_of_a_megabyte(size: int) -> None:
     assert max(frame.ByteSize() for frame in frames) < (1 << 20) + (1 << 12)
     threading.Thread(target=receiver.feed, args=(iter(frames), str), daemon=True).start()
     assert receiver.receive(size) == payload
+
+
+@pytest.mark.parametrize("role", ["owner", "client", "dealer"])
+def test_a_step_larger_than_a_role_allows_ends_the_session_in_words(model: Path, tmp_path: Path, role: str) -> None:
+    limits = {role: {"max_step_gib": 1e-8}}  # 10 bytes
+    with (
+        serving(model, tmp_path, limits.get("owner"), limits.get("dealer")) as servers,
+        pytest.raises(MpcacheError, match=r"a step of this computation takes .* GiB"),
+    ):
+        list(servers.client(1, **limits.get("client", {})))
 
 
 class Random:

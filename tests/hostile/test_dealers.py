@@ -19,7 +19,7 @@ from mpcache.protocols.errors import MpcacheError
 from tests.hostile.dealer import DEALERS, REQUESTS, Answers, HostileParty, dealer_that, noise, request
 from tests.hostile.identities import issued
 from tests.hostile.servers import Servers, serving
-from tests.hostile.test_clients import until
+from tests.hostile.test_clients import endless, until
 
 
 @pytest.fixture
@@ -118,6 +118,31 @@ def test_a_half_session_ends_with_the_time_out(model: Path, tmp_path: Path, capl
         assert "the client did not come within 1 seconds" in party.hear()
         party.leave()
     assert "session ends: the client did not come" in caplog.text
+
+
+def both(servers: Servers) -> list[HostileParty]:
+    """Both parties of a session."""
+    where = servers.connection.dealer
+    return [HostileParty(where, issued(servers.certificates, role), request(role)) for role in ("owner", "client")]
+
+
+def test_planning_ends_with_its_time_limit(model: Path, tmp_path: Path) -> None:
+    limit = {"planning_seconds": 0.5}
+    with serving(model, tmp_path, dealer_settings=limit, dealer_program=endless) as servers:
+        parties = both(servers)
+        for party in parties:
+            assert "planning this session takes longer than 0.5 seconds" in party.hear()
+            party.leave()
+
+
+def test_planning_ends_when_a_party_has_gone(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    limit = {"planning_seconds": 3600.0}
+    with caplog.at_level(logging.INFO), serving(model, tmp_path, None, limit, dealer_program=endless) as servers:
+        parties = both(servers)
+        until(lambda: "session begins" in caplog.text, "it plans")
+        for party in parties:
+            party.leave()
+        until(lambda: not [t for t in session_threads() if "dealer: corrections" in t.name], "it stops planning")
 
 
 def test_the_dealer_is_not_told_which_model_it_is(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,10 +66,23 @@ def test_an_address_where_nobody_is_is_said(servers: Servers) -> None:
         list(servers.client(owner="127.0.0.1:9"))
 
 
+@pytest.mark.parametrize("address", ["a" * 300 + ":1", "..:1"])
+def test_a_name_that_is_none_is_said(servers: Servers, address: str) -> None:
+    with pytest.raises(PeerLost, match="nothing answers at"):
+        list(servers.client(owner=address))
+
+
+def test_no_session_goes_through_a_proxy_of_the_environment(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC would tunnel what the first handshake does not; and in plaintext, which is for loopback alone."""
+    for name in ("https_proxy", "http_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert len(list(servers.client())) == 2
+
+
 @pytest.mark.parametrize("lost", ["dealer", "dealer in the middle"])
-def test_a_peer_is_not_told_where_another_is(
-    servers: Servers, caplog: pytest.LogCaptureFixture, lost: str
-) -> None:
+def test_a_peer_is_not_told_where_another_is(servers: Servers, caplog: pytest.LogCaptureFixture, lost: str) -> None:
     with proxied(servers.connection.dealer) as proxy:
         address = "127.0.0.1:9" if lost == "dealer" else proxy.address
         generation = iter(servers.client(100, dealer=address))

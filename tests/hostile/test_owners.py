@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +16,7 @@ from mpcache.parties.threads import session_threads
 from mpcache.protocols.errors import MpcacheError
 from tests.asking import asking
 from tests.hostile.identities import issued
-from tests.hostile.owner import OWNERS, Answers, evil, owner_that, welcome
+from tests.hostile.owner import OWNERS, Answers, evil, owner_that, welcome, welcoming
 from tests.hostile.servers import PROMPT, Servers
 
 REQUEST = asking(PROMPT, 2, vocabulary=96)
@@ -33,12 +36,14 @@ def test_the_client_ends_in_words(
 
 
 def test_a_digest_writes_no_file_of_the_owners_choosing(servers: Servers, tmp_path: Path) -> None:
-    """Not beside the state, not above it, not anywhere."""
+    """Not beside the state, not above it, not anywhere, though all weights come: only the dealer is not there."""
     target = tmp_path / "victim.safetensors"
     target.write_text("mine")
     for digest in (str(tmp_path / "victim"), "../../victim", "../victim"):
         with owner_that(evil(model_digest=digest), issued(servers.certificates, "owner")) as address:
-            connection = replace(servers.connection, owner=address, state=tmp_path / "state")
+            connection = replace(
+                servers.connection, owner=address, dealer="127.0.0.1:9", state=tmp_path / "state"
+            )
             with pytest.raises(MpcacheError):
                 list(Generation(connection, REQUEST))
     assert target.read_text() == "mine"
@@ -68,6 +73,36 @@ def test_a_silent_owner_is_an_error_after_the_time_out(servers: Servers, tmp_pat
         with pytest.raises(MpcacheError, match=r"(sent|said) nothing for 1 seconds"):
             list(Generation(connection, REQUEST))
         release.set()
+
+
+def planning(decoder: Any, plan: object, prompt: object, *others: object) -> Iterator[None]:
+    """A program whose plan has no end that is waited for."""
+    deadline = time.monotonic() + 300
+    while True:
+        decoder.backend.hold(None, decoder.backend.zeros((1, 1, 1)))
+        assert time.monotonic() < deadline, "it plans on"
+
+
+def test_planning_ends_when_the_owner_has_gone(servers: Servers, tmp_path: Path) -> None:
+    def leaving(hello: owner_pb2.Hello) -> Iterator[owner_pb2.Frame]:
+        yield welcome(hello)
+        yield Frame(abort=owner_pb2.Abort(reason="gone"))
+
+    with owner_that(leaving, issued(servers.certificates, "owner")) as address:
+        connection = replace(servers.connection, owner=address, state=tmp_path)
+        with pytest.raises(MpcacheError, match="the owner ended the session: gone"):
+            list(Generation(connection, REQUEST, program=planning))
+
+
+def test_planning_ends_with_its_time_limit(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of every wait, which is shortened for planning alone: a slow machine is given its time until then."""
+    monkeypatch.setattr("mpcache.parties.client.planning_check", lambda seconds, check: planning_check(seconds / 1200, check))
+    with owner_that(welcoming(), issued(servers.certificates, "owner")) as address:
+        connection = replace(servers.connection, owner=address, state=tmp_path)
+        with pytest.raises(MpcacheError, match=r"planning this session takes longer than 0\.5 seconds"):
+            list(Generation(connection, REQUEST, program=planning))
 
 
 def test_a_client_that_gives_up_leaves_no_thread(servers: Servers, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from mpcache.parties.tls import _options, _server_certificate
 from mpcache.protocols.errors import PeerLost
 from tests.hostile.client import hello, request
 from tests.hostile.identities import issued
-from tests.hostile.servers import Servers, serving
+from tests.hostile.servers import PATIENT, Servers, serving
 from tests.hostile.test_clients import until
 
 NO_WINDOW = [("grpc.http2.lookahead_bytes", 0), ("grpc.http2.bdp_probe", 0)]
@@ -52,9 +52,7 @@ def stalled(address: str, identity: Identity, role: str, count: int) -> Iterator
 
 @pytest.mark.parametrize("role", ["owner", "dealer"])
 @pytest.mark.parametrize("name", ["client", "nobody"])
-def test_calls_that_say_and_take_nothing_keep_nobody_waiting(
-    model: Path, tmp_path: Path, role: str, name: str
-) -> None:
+def test_calls_that_say_and_take_nothing_keep_nobody_waiting(model: Path, tmp_path: Path, role: str, name: str) -> None:
     """More of them than there are workers, of one certificate, whatever its role is."""
     one = {"max_sessions": 1, "hello_seconds": 1.0}
     with serving(model, tmp_path, one, one) as servers:
@@ -108,6 +106,23 @@ def taking_nothing(servers: Servers, identity: Identity, request: dealer_pb2.Dea
         call.cancel()
 
 
+@pytest.mark.parametrize("takes", [0, 1])
+def test_two_parties_that_take_nothing_are_given_up(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, takes: int
+) -> None:
+    """Neither the beginning nor, after it, a correction; and the owner does not mind."""
+    monkeypatch.setattr(dealing, "PATIENCE", 1.0 / PATIENT)
+    owner, client = (issued(servers.certificates, role) for role in ("owner", "client"))
+    with (
+        taking_nothing(servers, owner, request("owner")) as first,
+        taking_nothing(servers, client, request("client")) as second,
+    ):
+        for _ in range(takes):
+            next(second)  # type: ignore[call-overload]
+        until(lambda: first.done() and second.done(), "the dealer ends both calls")
+    assert len(list(servers.client())) == 2
+
+
 def test_corrections_that_nobody_takes_end_the_session() -> None:
     chunks = BoundedChunks(10)
     assert chunks.put(bytes(10), 600)
@@ -118,6 +133,56 @@ def test_corrections_that_nobody_takes_end_the_session() -> None:
     chunks.close()
     chunks.finish(600)
     assert not chunks.put(b"x", 600)
+
+
+def test_a_peer_that_takes_no_messages_lets_few_of_them_wait() -> None:
+    """Though it sends all that is due: what it does not take would else fill this process' memory."""
+    link = Link("owner", "client", bytes(16), 0.1)
+    with pytest.raises(PeerLost, match=r"the client took nothing for 0\.1 seconds"):
+        for _ in range(1000):
+            link.send(b"x")
+    assert link._outbox.qsize() == AHEAD + 1
+    with pytest.raises(PeerLost, match="took nothing"):
+        link.send(b"x")
+
+
+def test_messages_that_a_peer_takes_one_by_one_all_leave() -> None:
+    link, taken = Link("owner", "client", bytes(16), 600.0), 0
+
+    def take() -> None:
+        nonlocal taken
+        for _ in link.outgoing():
+            taken += 1
+            assert link._outbox.qsize() <= AHEAD + 5, "those before the message, and its own parts"
+
+    peer = threading.Thread(target=take, daemon=True)
+    peer.start()
+    for _ in range(20):
+        link.send(bytes((4 << 20) + 1))
+    link.close()
+    peer.join(600)
+    assert taken == 100
+
+
+def test_two_ends_that_send_large_messages_at_once_go_on() -> None:
+    """Neither reads before it has sent: what is large must leave without the peer's next word."""
+    ends = Link("owner", "client", bytes(16), 600.0), Link("client", "owner", bytes(16), 600.0)
+    size, heard = (AHEAD * 3) << 20, []
+
+    def run(link: Link, other: Link) -> None:
+        threading.Thread(target=link.feed, args=(other.outgoing(), str), daemon=True).start()
+        for _ in range(3):
+            link.send(bytes(size))
+            heard.append(len(link.receive(size)))
+
+    threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in (ends, ends[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(600)
+    assert heard == [size] * 6
+    for link in ends:
+        link.close()
 
 
 def test_a_peer_that_aborts_again_and_again_is_heard_once() -> None:

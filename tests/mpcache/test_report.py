@@ -24,15 +24,24 @@ def test_control_characters_do_not_reach_the_terminal(text: str, shown: str) -> 
     assert showable(text) == shown
 
 
+def test_what_plaintext_twins_answer_is_shown_without_them(capsys: pytest.CaptureFixture[str]) -> None:
+    result = Result("yes", 3, 1, Meter(Cost), 0, 0.0, plain_answer="\x07no")
+    result.full_cache = FullCache("planned", Phase(), Phase(), 1, plain_answer="may\rbe")
+    result.show()
+    shown = capsys.readouterr().out
+    assert "\ufffdno" in shown and "may\ufffdbe" in shown
+
+
+@pytest.mark.parametrize("end", ["", "\ufffd"], ids=["at once", "at the end, as half a character may be whole then"])
 def test_a_streamed_answer_is_shown_without_them_and_kept_with_them(
-    capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str], end: str
 ) -> None:
 
     class Painting:
         """Decodes to what would clear the screen."""
 
         def decode(self, tokens: list[int]) -> str:
-            return "\x1b[2J" * len(tokens)
+            return "\x1b[2J\x07" * len(tokens) + end
 
     class Answer:
         meter, setup_bytes, waited_for_dealer = Meter(Cost), 0, 0.0

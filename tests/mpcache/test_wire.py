@@ -37,6 +37,13 @@ def test_a_description_survives_its_journey(value: Any) -> None:
     assert from_wire(type(value), to_wire(value), "it") == value
 
 
+def test_a_description_has_no_more_than_its_characters() -> None:
+    text = PARAMETERS.to_json()
+    assert PublicParameters.from_json(text.ljust(LONGEST)) == PARAMETERS
+    with pytest.raises(HandshakeError, match=f"it has {LONGEST + 1} characters, more than {LONGEST}"):
+        PublicParameters.from_json(text.ljust(LONGEST + 1))
+
+
 def test_every_field_of_a_model_has_a_bound() -> None:
     numbers = {field.name for field in fields(ModelConfig) if str(field.type) == "int"}
     assert numbers == set(LIMITS)

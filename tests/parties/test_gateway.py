@@ -90,3 +90,29 @@ def test_a_session_ends_when_its_application_has_gone(monkeypatch: pytest.Monkey
         call.cancel()
         assert stopped.wait(600)
     server.stop()
+
+
+def test_a_gateway_that_drains_lets_what_runs_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, told = threading.Event(), threading.Event()
+
+    class Waiting:
+        def __init__(self, connection: Connection, request: Request) -> None: ...
+
+        def __iter__(self) -> Any:
+            begun.set()
+            told.wait(600)
+            raise PeerLost("it ends as it would have")
+
+        def stop(self) -> None: ...
+
+    monkeypatch.setattr("mpcache.parties.gateway.Generation", Waiting)
+    server = GatewayServer("127.0.0.1:0", WHERE, load_tokenizer(DEMO_MODEL), DEFAULTS)
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        call = client_pb2_grpc.ClientStub(channel).Generate(client_pb2.GenerateRequest(prompt="Q: Who?"))
+        assert begun.wait(600)
+        ended = server.drain(3600.0)
+        assert not ended.is_set()
+        told.set()
+        with pytest.raises(grpc.RpcError, match="it ends as it would have"):
+            list(call)
+        assert ended.wait(600)

@@ -62,6 +62,7 @@ def test_a_server_of_another_role_is_refused(identities: dict[str, Identity]) ->
     [
         x509.UniformResourceIdentifier(host_name("owner")),
         x509.UniformResourceIdentifier(f"spiffe://{host_name('owner')}"),
+        x509.RFC822Name(host_name("owner")),
         x509.RFC822Name(f"owner@{host_name('owner')}"),
         x509.DNSName("*.mpcache.internal"),
         x509.DNSName(f"{host_name('owner')}.example.org"),

@@ -1,4 +1,6 @@
 import os
+import resource
+import signal
 import stat
 from pathlib import Path
 
@@ -76,3 +78,16 @@ def test_a_client_keeps_the_latest_models_of_each_owner_alone(tmp_path: Path) ->
     assert load_masked_weights(tmp_path, first, f"{6:064x}"[::-1])[0] == "6"
     assert load_masked_weights(tmp_path, first, f"{0:064x}"[::-1]) == ("", {})
     assert load_masked_weights(tmp_path, second, "0" * 64)[0] == "f", "another owner's stay"
+
+
+def test_a_disk_without_room_is_said_and_keeps_no_half(tmp_path: Path) -> None:
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(ConfigError, match="cannot be kept"):
+            save_masked_weights(tmp_path, "f", "a" * 64, "0" * 64, {"x": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -34,6 +34,9 @@ from tests.mpcache.policies.matrix import SETTINGS
         ({"widening": 0.5}, "widening >= 1"),
         ({"representative": "median"}, "'median' is none of extremes, mean"),
         ({"alpha": 1.1}, "alpha lies between 0 and 1"),
+        ({"clusters": (10**30,)}, "clusters have at most 1,048,576 tokens"),
+        ({"clusters": tuple(2**i for i in range(9))[::-1]}, "at most 8 levels of clusters"),
+        ({"name": "x" * 65}, "more than 64 characters"),
         ({"kernel": 4}, "an odd number of tokens"),
         ({"page": 2}, "no more representatives than tokens"),
     ],
@@ -42,6 +45,13 @@ from tests.mpcache.policies.matrix import SETTINGS
 def test_a_contradiction_is_refused_with_its_reason(changes: dict[str, object], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         replace(PolicySettings(), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(PolicySettings) if str(f.type) in ("int", "float")])
+def test_every_number_of_the_settings_has_a_bound(name: str) -> None:
+    """A peer chooses them, and they are looped over."""
+    with pytest.raises(ConfigError, match=f"(at most: {name} |{name} .* 1)"):
+        replace(PolicySettings(page=1 << 20), **{name: 10**30 + 1})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
