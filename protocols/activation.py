@@ -8,13 +8,12 @@ ring. The sign is found up to 1/8: either way f(x) = x - h(x) = -h(-x), if h is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mpcache.protocols.comparison import sign
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.polynomial import Pieces, deal_tables, evaluate
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS
@@ -87,22 +86,35 @@ class ActivationMask(Correlation):
     def truncation(self) -> Truncation:
         return Truncation(self.shape, self.gate.ring_bits, self.pieces.scale_bits - FRACTION_BITS, self.out_bits)
 
-    def fields(self) -> Sequence[Random | Corrected]:
+    def fields(self) -> Fields:
         many = (*self.shape, 3)
-        own = [Random(self.shape, self.out_bits), Random(self.shape, _ARGUMENT_BITS), self.truncation().mask()]
-        table = [*self.pieces.fields(self.shape), *self.truncation().fields()]
         zero, outer = Corrected((*self.shape, 1), self.out_bits), Corrected((*self.shape, 2), _OUTER_BITS)
-        bits = [Corrected(many, 1, xor=True), zero, outer, zero, outer]
-        return [*own, Random(many, 1, xor=True), *table, *self.tables().fields(), *bits]
+        return {
+            "r": Random(self.shape, self.out_bits),
+            "argument_mask": Random(self.shape, _ARGUMENT_BITS),
+            "rho": self.truncation().mask(),
+            "d_xor": Random(many, 1, xor=True),
+            "table": self.pieces.fields(self.shape),
+            "truncated": self.truncation().fields(),
+            "digits": self.tables().fields(),
+            "top": Corrected(many, 1, xor=True),
+            "d": [zero, outer],
+            "d_r": [zero, outer],
+        }
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        r, argument, rho, d, *index_masks = randoms
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        r, d = randoms.r, randoms.d_xor
         coarse = (r >> _DROPPED) & ((1 << COMPARED_BITS) - 1)
         top = (coarse >> (COMPARED_BITS - 1)) & 1
-        table = [*deal_tables(self.pieces.coefficients(), argument, _ARGUMENT_BITS), *self.truncation().deal(rho)]
-        below = self.tables().deal(coarse, index_masks)
         d_r = d * r[..., None]
-        return [*table, *below, top[..., None].expand(d.shape), d[..., :1], d[..., 1:], d_r[..., :1], d_r[..., 1:]]
+        return {
+            "table": deal_tables(self.pieces.coefficients(), randoms.argument_mask, _ARGUMENT_BITS),
+            "truncated": self.truncation().deal(randoms.rho),
+            "digits": self.tables().deal(coarse, randoms.part("digits")),
+            "top": top[..., None].expand(d.shape),
+            "d": [d[..., :1], d[..., 1:]],
+            "d_r": [d_r[..., :1], d_r[..., 1:]],
+        }
 
 
 async def activation(session: Session, x: torch.Tensor, kind: str, out_bits: int = PRODUCT_BITS) -> torch.Tensor:
@@ -114,15 +126,13 @@ async def activation(session: Session, x: torch.Tensor, kind: str, out_bits: int
     """
     correlation = ActivationMask(tuple(x.shape), kind, out_bits)
     gate, pieces, truncation = correlation.gate, correlation.pieces, correlation.truncation()
-    r, argument_mask, rho, d_bits, *rest = session.take(correlation)
-    table, rest = rest[: pieces.degree + 1], rest[pieces.degree + 1 :]
-    truncated, rest = rest[: len(truncation.fields())], rest[len(truncation.fields()) :]
-    d, d_r = torch.cat(rest[-4:-2], -1), torch.cat(rest[-2:], -1)
+    shares = session.take(correlation)
+    d, d_r = torch.cat(shares.each("d"), -1), torch.cat(shares.each("d_r"), -1)
 
-    c = await session.open(x + r, out_bits)
+    c = await session.open(x + shares.r, out_bits)
     limit = round(gate.limit * 2**COMPARED_FRACTION)
     at = (c >> _DROPPED)[..., None] - torch.tensor([0, -limit, limit], device=session.device)
-    flips, d = await sign(session, correlation.tables(), iter([*rest[:-4], d]), at, d_bits)
+    flips = await sign(session, correlation.tables(), shares, at)
     # x [x < t] for each threshold t, where [x < t] = flip xor d: modulo 2^out_bits for 0, 2^_OUTER_BITS for -L and L
     parts = flips * x[..., None] + (1 - 2 * flips) * (c[..., None] * d - d_r)
     bits = session.constant(flips) + (1 - 2 * flips) * d
@@ -135,7 +145,7 @@ async def activation(session: Session, x: torch.Tensor, kind: str, out_bits: int
     unit = 1 << gate.dropped  # added, as dropping bits rounds down
     offset = session.constant(round(_BELOW * 2**FRACTION_BITS) * gate.multiplier + unit)
     argument = drop_low_bits(y * gate.multiplier + offset, gate.dropped, _OUTER_BITS)
-    opened = await session.open(argument + argument_mask, _ARGUMENT_BITS)
-    value = evaluate(table, opened, _ARGUMENT_BITS, pieces.power_bits)
-    value = await session.open(value + rho + session.constant(truncation.offset), gate.ring_bits)
-    return positive - truncation.result(session, value, truncated)
+    opened = await session.open(argument + shares.argument_mask, _ARGUMENT_BITS)
+    value = evaluate(shares.each("table"), opened, _ARGUMENT_BITS, pieces.power_bits)
+    value = await session.open(value + shares.rho + session.constant(truncation.offset), gate.ring_bits)
+    return positive - truncation.result(session, value, shares.part("truncated"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
 from mpcache.protocols.growing import Growing
 from mpcache.protocols.ring import PRODUCT_BITS
 from mpcache.protocols.session import Session, together
@@ -27,17 +27,13 @@ class Mask(Correlation):
     handle: int
     append: int | None = None
 
-    def fields(self) -> Sequence[Random]:
-        return [Random(self.shape, self.bits)]
+    def fields(self) -> Fields:
+        return {"a": Random(self.shape, self.bits)}
 
-    def deal(
-        self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer
-    ) -> Sequence[torch.Tensor]:
-        mask = randoms[0]
-        if self.append is not None:
-            mask = dealer.grow(self.handle, mask, self.append)
-        kept[self.handle] = mask
-        return ()
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        a = randoms.a if self.append is None else dealer.grow(self.handle, randoms.a, self.append)
+        dealer.keep(self.handle, a)
+        return {}
 
 
 def _matmul_transposed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -66,16 +62,14 @@ class MaskProduct(Correlation):
     bits: int
     forget: tuple[int, ...] = ()
 
-    def fields(self) -> Sequence[Corrected]:
-        return [Corrected(self.shape, self.bits)]
+    def fields(self) -> Fields:
+        return {"a_b": Corrected(self.shape, self.bits)}
 
-    def deal(
-        self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer
-    ) -> list[torch.Tensor]:
-        product = PRODUCTS[self.operation](kept[self.left], kept[self.right])
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        a_b = PRODUCTS[self.operation](dealer.kept(self.left), dealer.kept(self.right))
         for handle in self.forget:
             dealer.forget(handle)
-        return [product]
+        return {"a_b": a_b}
 
 
 @dataclass(frozen=True)
@@ -88,14 +82,13 @@ class MaskRows(Correlation):
     new_handle: int
     parts: tuple[tuple[int, int, int], ...]
 
-    def fields(self) -> Sequence[Random]:
-        return []
+    def fields(self) -> Fields:
+        return {}
 
-    def deal(
-        self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer
-    ) -> Sequence[torch.Tensor]:
-        kept[self.new_handle] = torch.cat([kept[h][..., start:end, :] for h, start, end in self.parts], -2)
-        return ()
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        joined = torch.cat([dealer.kept(h)[..., start:end, :] for h, start, end in self.parts], -2)
+        dealer.keep(self.new_handle, joined)
+        return {}
 
 
 @dataclass(frozen=True)
@@ -104,15 +97,13 @@ class Forget(Correlation):
 
     handles: tuple[int, ...]
 
-    def fields(self) -> Sequence[Random]:
-        return []
+    def fields(self) -> Fields:
+        return {}
 
-    def deal(
-        self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer
-    ) -> Sequence[torch.Tensor]:
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         for handle in self.handles:
             dealer.forget(handle)
-        return ()
+        return {}
 
 
 @dataclass(frozen=True)
@@ -122,14 +113,12 @@ class SquareSum(Correlation):
     handle: int
     shape: Shape
 
-    def fields(self) -> Sequence[Corrected]:
-        return [Corrected(self.shape)]
+    def fields(self) -> Fields:
+        return {"a_squared": Corrected(self.shape)}
 
-    def deal(
-        self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer
-    ) -> list[torch.Tensor]:
-        mask = kept[self.handle]
-        return [(mask * mask).sum(-1, keepdim=True)]
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        a = dealer.kept(self.handle)
+        return {"a_squared": (a * a).sum(-1, keepdim=True)}
 
 
 @dataclass
@@ -154,7 +143,7 @@ async def mask(session: Session, x: torch.Tensor, bits: int = PRODUCT_BITS) -> M
     Opened: x - a with a uniform modulo 2^bits, from both parties' seeds, never used for another opening.
     """
     handle = session.new_handle()
-    (a,) = session.take(Mask(tuple(x.shape), bits, handle))
+    a = session.take(Mask(tuple(x.shape), bits, handle)).a
     return Masked(await session.open(x - a, bits), a, handle, bits)
 
 
@@ -164,7 +153,7 @@ async def extend(
     """Append rows to a masked value along `dim`, for good: only the new rows are opened, under new masks. Costs as
     `mask`."""
     handle = masked.handle if masked else session.new_handle()
-    (a,) = session.take(Mask(tuple(x.shape), bits, handle, dim if dim >= 0 else x.dim() + dim))
+    a = session.take(Mask(tuple(x.shape), bits, handle, dim if dim >= 0 else x.dim() + dim)).a
     opened = await session.open(x - a, bits)
     if masked is None:
         return Masked(opened, a, handle, bits)
@@ -207,8 +196,7 @@ def multiply_masked(
     if session.party == 0:
         result = product(x.opened, y.opened + y.mask) + product(x.mask, y.opened)
     handles = tuple(m.handle for m in forget)
-    (c,) = session.take(MaskProduct(operation, x.handle, y.handle, tuple(result.shape), bits, handles))
-    return result + c
+    return result + session.take(MaskProduct(operation, x.handle, y.handle, tuple(result.shape), bits, handles)).a_b
 
 
 async def multiply(
@@ -222,5 +210,5 @@ async def multiply(
 def square_sum(session: Session, x: Masked) -> torch.Tensor:
     """Shares of the sum of squares over the last dimension (kept, of size 1). Rounds: 0. Correction: 8 bytes a row."""
     result = 2 * (x.opened * x.mask).sum(-1, keepdim=True)
-    (c,) = session.take(SquareSum(x.handle, tuple(result.shape)))
-    return result + c + session.constant((x.opened * x.opened).sum(-1, keepdim=True))
+    a_squared = session.take(SquareSum(x.handle, tuple(result.shape))).a_squared
+    return result + a_squared + session.constant((x.opened * x.opened).sum(-1, keepdim=True))

@@ -8,12 +8,12 @@ ring as well, it becomes arithmetic: bit = f + (1 - 2 f) d, f public.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.ring import RING_BITS, reduce_bits
 from mpcache.protocols.session import Session, together
@@ -38,21 +38,29 @@ class ComparisonMask(Correlation):
     def tables(self) -> LessThan:
         return LessThan(self.shape, self.bits - 1, self.thresholds, self.flat)
 
-    def fields(self) -> Sequence[Random | Corrected]:
-        many = (*self.shape, self.thresholds)
-        out: list[Random | Corrected] = [Random(self.shape, self.bits), Random(many, 1, xor=True)]
-        out += [Random(self.shape, self.payload_bits)] if self.payload_bits else []
-        out += [*self.tables().fields(), Corrected(many, 1, xor=True), Corrected(many, self.out_bits)]
-        out += [Corrected(many, self.bits)] if self.select else []
-        return [*out, Corrected(many, self.payload_bits)] if self.payload_bits else out
+    def fields(self) -> Fields:
+        many, payload_bits = (*self.shape, self.thresholds), self.payload_bits
+        return {
+            "r": Random(self.shape, self.bits),
+            "d_xor": Random(many, 1, xor=True),
+            **({"payload_mask": Random(self.shape, payload_bits)} if payload_bits else {}),
+            "digits": self.tables().fields(),
+            "top": Corrected(many, 1, xor=True),
+            "d": Corrected(many, self.out_bits),
+            **({"d_r": Corrected(many, self.bits)} if self.select else {}),
+            **({"d_payload_mask": Corrected(many, payload_bits)} if payload_bits else {}),
+        }
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        r, d, *rest = randoms
-        payload_masks, index_masks = (rest[:1], rest[1:]) if self.payload_bits else ([], rest)
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        r, d = randoms.r, randoms.d_xor
         top = (r >> (self.bits - 1)) & 1
-        values = [*self.tables().deal(r, index_masks), top[..., None].expand(d.shape), d]
-        values += [r[..., None] * d] if self.select else []
-        return [*values, *(mask[..., None] * d for mask in payload_masks)]
+        return {
+            "digits": self.tables().deal(r, randoms.part("digits")),
+            "top": top[..., None].expand(d.shape),
+            "d": d,
+            **({"d_r": r[..., None] * d} if self.select else {}),
+            **({"d_payload_mask": randoms.payload_mask[..., None] * d} if self.payload_bits else {}),
+        }
 
 
 def from_flip(session: Session, flip: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
@@ -60,15 +68,15 @@ def from_flip(session: Session, flip: torch.Tensor, d: torch.Tensor) -> torch.Te
     return session.constant(flip) + (1 - 2 * flip) * d
 
 
-async def sign(
-    session: Session, tables: LessThan, material: Iterator[torch.Tensor], at: torch.Tensor, d_bit: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(flip, d in the ring) with [at - r negative] = flip xor d; at: (..., thresholds), opened minus thresholds."""
+async def sign(session: Session, tables: LessThan, shares: Tensors, at: torch.Tensor) -> torch.Tensor:
+    """flip with [at - r negative] = flip xor d; at: (..., thresholds), opened minus thresholds.
+
+    shares: the digit tables of r (`digits`), r's top bit (`top`) and the random bit d (`d_xor`), both shared by xor.
+    """
     low = tables.low_bits
-    less = await tables.evaluate(session, material, reduce_bits(at, low))
-    top, d = next(material), next(material)
-    sign = less ^ top ^ session.constant((at >> low) & 1)
-    return await session.open((sign ^ d_bit) & 1, 1, xor=True), d
+    less = await tables.evaluate(session, shares.part("digits"), reduce_bits(at, low))
+    negative = less ^ shares.top ^ session.constant((at >> low) & 1)
+    return await session.open((negative ^ shares.d_xor) & 1, 1, xor=True)
 
 
 async def less_than(
@@ -86,10 +94,10 @@ async def less_than(
     Opened: x + r, and table indices and the result's bit, each under fresh uniform bits.
     """
     correlation = ComparisonMask(tuple(x.shape), bits, len(thresholds), flat=flat, out_bits=out_bits)
-    r, d_bit, *rest = session.take(correlation)
-    z = (await session.open(x + r, bits))[..., None]
+    shares = session.take(correlation)
+    z = (await session.open(x + shares.r, bits))[..., None]
     at = z if tuple(thresholds) == (0,) else z - torch.tensor(thresholds, device=session.device)
-    return from_flip(session, *await sign(session, correlation.tables(), iter(rest), at, d_bit))
+    return from_flip(session, await sign(session, correlation.tables(), shares, at), shares.d)
 
 
 async def is_negative(session: Session, x: torch.Tensor, bits: int) -> torch.Tensor:
@@ -116,14 +124,19 @@ async def negative_part(
     correlation = ComparisonMask(
         tuple(x.shape), bits, select=True, out_bits=out_bits, payload_bits=0 if payload is None else payload_bits
     )
-    r, d_bit, *rest = session.take(correlation)
-    openings, masks = [session.open(x + r, bits)], [r]
+    shares = session.take(correlation)
+    openings = [session.open(x + shares.r, bits)]
     if payload is not None:
-        masks.append(rest.pop(0))
-        openings.append(session.open(payload + masks[1], payload_bits))
-    opened, material = await together(*openings), iter(rest)
-    flip, d = await sign(session, correlation.tables(), material, opened[0][..., None], d_bit)
-    flip, bit = flip[..., 0], from_flip(session, flip, d)[..., 0]
-    # bit value = bit opened - bit mask, and bit mask = flip mask + (1 - 2 flip) (d mask)
-    parts = [z * bit - flip * m - (1 - 2 * flip) * next(material)[..., 0] for z, m in zip(opened, masks, strict=True)]
-    return bit, parts[0], parts[1] if payload is not None else None
+        openings.append(session.open(payload + shares.payload_mask, payload_bits))
+    opened = await together(*openings)
+    flips = await sign(session, correlation.tables(), shares, opened[0][..., None])
+    flip, bit = flips[..., 0], from_flip(session, flips, shares.d)[..., 0]
+
+    def times_bit(z: torch.Tensor, mask: torch.Tensor, d_mask: torch.Tensor) -> torch.Tensor:
+        # bit value = bit opened - bit mask, and bit mask = flip mask + (1 - 2 flip) (d mask)
+        return z * bit - flip * mask - (1 - 2 * flip) * d_mask[..., 0]
+
+    negative = times_bit(opened[0], shares.r, shares.d_r)
+    if payload is None:
+        return bit, negative, None
+    return bit, negative, times_bit(opened[1], shares.payload_mask, shares.d_payload_mask)

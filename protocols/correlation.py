@@ -1,12 +1,12 @@
 """Correlated randomness: what the dealer makes, what each party expands from its own seed, what must be sent.
 
-A correlation is a frozen dataclass of public parameters. It declares its fields in order:
+A correlation is a frozen dataclass of public parameters. It declares its fields by name, in the order of drawing:
   - Random: uniform, shared between the parties; each party draws its share from its own seed, nothing is sent.
     With `holder` set, that party draws the whole value and the other has nothing.
   - Corrected: a function of the random values. Party 0 draws its share from its seed; the dealer sends party 1 the
     difference. (So party 0 is never sent anything, and party 1's share is uniform because party 0's is.)
-and computes the corrected values from the random ones in `deal`. Dealer's and parties' half thus stand side by side,
-and the plan (protocols/plan.py) knows every correction's size from the declaration alone.
+and computes the corrected values from the random ones in `deal`, by the same names. Dealer's and parties' half thus
+stand side by side, and the plan (protocols/plan.py) knows every correction's size from the declaration alone.
 
 Each correlation draws from the streams numbered by its place in the session, so a party and the dealer agree
 whatever order they work in. Masks that later correlations refer to are kept by the dealer under a number (see
@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-from mpcache.protocols.errors import TooLarge
+from mpcache.protocols.errors import PlanError, TooLarge
 from mpcache.protocols.growing import Growing
 from mpcache.protocols.randomness import Stream, derive_key
 from mpcache.protocols.ring import pack, packed_bytes, reduce_bits, stored, unpack
@@ -56,28 +56,120 @@ class Corrected:
 
 
 Field = Random | Corrected
+Fields: TypeAlias = "Mapping[str, Field | Sequence[Field] | Fields | Sequence[Fields]]"
+"""Fields by name. Those of a kind are a list; those of a part of a correlation have names of their own."""
+Dealt: TypeAlias = "Mapping[str, torch.Tensor | Sequence[torch.Tensor] | Dealt | Sequence[Dealt]]"
+"""Values of the Corrected fields, by the names of `Fields`."""
+
+
+class Tensors:
+    """Tensors by the names of their fields: `shares.r` is one, `shares.each("table")` a list. `shares.part("digits")`
+    has those of a part, with names of their own, and `shares.parts("combinations")` is a list of such.
+
+    Raises PlanError for a name that was not declared, and for a value that the other party holds alone.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        value = self._value(name)
+        if not isinstance(value, torch.Tensor):
+            raise PlanError(f"{name} is no tensor here")
+        return value
+
+    def each(self, name: str) -> list[torch.Tensor]:
+        return list(self._value(name))
+
+    def part(self, name: str) -> Tensors:
+        return Tensors(self._value(name))
+
+    def parts(self, name: str) -> list[Tensors]:
+        return [Tensors(values) for values in self._value(name)]
+
+    def _value(self, name: str) -> Any:
+        if name not in self._values:
+            raise PlanError(f"the correlation has no field {name}, but {', '.join(self._values) or 'none'}")
+        return self._values[name]
 
 
 class Correlation(ABC):
     """Base of all correlations. Subclasses are frozen dataclasses of public values."""
 
     @abstractmethod
-    def fields(self) -> Sequence[Field]:
+    def fields(self) -> Fields:
         """The fields in order; their shapes and widths follow from public values alone."""
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: dict[int, torch.Tensor], dealer: Dealer) -> Sequence[Any]:
-        """The values of the Corrected fields, from the reconstructed Random ones and the masks kept so far."""
-        return ()
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        """The values of the Corrected fields, from the reconstructed Random ones and the masks that the dealer kept."""
+        return {}
 
     def correction_bytes(self) -> int:
         """Bytes that the dealer sends to party 1."""
-        return sum(f.nbytes() for f in self.fields() if isinstance(f, Corrected))
+        return sum(f.nbytes() for f in leaves(self.fields()) if isinstance(f, Corrected))
 
 
-def _fitting(correlation: Correlation, largest_bytes: int) -> Sequence[Field]:
+def leaves(fields: Fields) -> Iterator[Field]:
+    """All fields in the order of drawing."""
+    for field in fields.values():
+        yield from _leaves_of(field)
+
+
+def _leaves_of(field: Field | Fields | Sequence[Field] | Sequence[Fields]) -> Iterator[Field]:
+    if isinstance(field, _FIELD):
+        yield field
+    elif isinstance(field, Mapping):
+        yield from leaves(field)
+    else:
+        for item in field:
+            yield from _leaves_of(item)
+
+
+_FIELD = (Random, Corrected)
+
+
+def tensors(fields: Fields, draw: Callable[[Field], torch.Tensor | None]) -> Tensors:
+    """What `draw` gives for each field, in order, by the fields' names; None for a value that is not there."""
+    return Tensors({name: _drawn(field, draw) for name, field in fields.items()})
+
+
+def _drawn(field: Field | Fields | Sequence[Field] | Sequence[Fields], draw: Callable[[Field], Any]) -> Any:
+    if isinstance(field, _FIELD):
+        return draw(field)
+    if isinstance(field, Mapping):
+        return {name: _drawn(item, draw) for name, item in field.items()}
+    return [_drawn(item, draw) for item in field]
+
+
+def _is_random(field: Field | Fields | Sequence[Field] | Sequence[Fields]) -> bool:
+    found = list(_leaves_of(field))
+    return bool(found) and all(isinstance(f, Random) for f in found)
+
+
+def _in_order(fields: Any, dealt: Any, name: str = "") -> Iterator[torch.Tensor]:
+    """The dealt values of the Corrected fields, in the order of drawing. Raises PlanError if names differ."""
+    if isinstance(fields, Corrected):
+        if not isinstance(dealt, torch.Tensor):
+            raise PlanError(f"no value was dealt for the field{name}")
+        yield dealt
+    elif isinstance(fields, Mapping):
+        declared = [key for key, field in fields.items() if not _is_random(field)]
+        given = list(dealt) if isinstance(dealt, Mapping) else []
+        if set(given) != set(declared):
+            raise PlanError(f"declared{name}: {', '.join(declared)}; dealt: {', '.join(given) or 'nothing'}")
+        for key in declared:
+            yield from _in_order(fields[key], dealt[key], f"{name} {key}")
+    else:
+        if not isinstance(dealt, Sequence) or len(dealt) != len(fields):
+            raise PlanError(f"declared{name}: {len(fields)} of them; another number was dealt")
+        for field, value in zip(fields, dealt, strict=True):
+            yield from _in_order(field, value, name)
+
+
+def _fitting(correlation: Correlation, largest_bytes: int) -> Fields:
     """The fields, before anything of them is drawn. Raises TooLarge."""
     fields = correlation.fields()
-    check_bytes(8 * sum(math.prod(field.shape) for field in fields), largest_bytes)
+    check_bytes(8 * sum(math.prod(field.shape) for field in leaves(fields)), largest_bytes)
     return fields
 
 
@@ -90,10 +182,23 @@ def check_bytes(needed: int, largest_bytes: int) -> None:
         )
 
 
+def held_by(party: int, field: Field) -> bool:
+    """Whether that party alone has it."""
+    return isinstance(field, Random) and field.holder == party
+
+
 def _draw(field: Field, party: int, stream: Stream) -> torch.Tensor | None:
-    if isinstance(field, Random) and field.holder not in (None, party):
+    if held_by(1 - party, field):
         return None
     return stream.elements(field.shape, field.bits)
+
+
+def _total(field: Random, shares: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """The random value of which these are the parties' shares; None: the other party holds it alone."""
+    total, *others = [share for share in shares if share is not None]
+    for other in others:
+        total = total ^ other if field.xor else total + other
+    return reduce_bits(total, field.bits)
 
 
 class Dealer:
@@ -120,27 +225,34 @@ class Dealer:
         """What party 1 must be sent for the next correlation of the session. Raises TooLarge."""
         fields = _fitting(correlation, self._largest_bytes)
         streams = [Stream(key, self._number) for key in self._keys]
-        totals: list[torch.Tensor] = []
         masks: list[tuple[Corrected, torch.Tensor]] = []
-        for field in fields:
-            shares = [_draw(field, party, streams[party]) for party in (0, 1)] if isinstance(field, Random) else []
-            if isinstance(field, Corrected):
-                masks.append((field, streams[0].elements(field.shape, field.bits)))
-            elif shares[0] is None or shares[1] is None:
-                totals.append(reduce_bits(next(s for s in shares if s is not None), field.bits))
-            else:
-                total = shares[0] ^ shares[1] if field.xor else shares[0] + shares[1]
-                totals.append(reduce_bits(total, field.bits))
-        values = correlation.deal(totals, self._kept, self)
-        self._number += 1
-        return b"".join(
+
+        def draw(field: Field) -> torch.Tensor | None:
+            if isinstance(field, Random):
+                return _total(field, [_draw(field, party, streams[party]) for party in (0, 1)])
+            masks.append((field, streams[0].elements(field.shape, field.bits)))
+            return None
+
+        randoms = tensors(fields, draw)
+        values = _in_order(fields, correlation.deal(randoms, self))
+        data = [
             pack(value ^ mask if field.xor else value - mask, field.bits)
             for value, (field, mask) in zip(values, masks, strict=True)
-        )
+        ]
+        self._number += 1
+        return b"".join(data)
 
     def own_stream(self) -> Stream:
         """Randomness of the dealer's own for the correlation being made (noise that neither party may know)."""
         return Stream(self._own_key, self._number)
+
+    def keep(self, handle: int, mask: torch.Tensor) -> None:
+        """Later correlations will refer to this mask."""
+        self._kept[handle] = mask
+
+    def kept(self, handle: int) -> torch.Tensor:
+        """The mask kept under `handle`."""
+        return self._kept[handle]
 
     def grow(self, handle: int, rows: torch.Tensor, dim: int) -> torch.Tensor:
         """The mask kept under `handle` with more rows, or these as its first."""
@@ -194,20 +306,19 @@ class PartyCorrelations:
         self._number = 0
         self.correction_bytes = 0
 
-    def take(self, correlation: Correlation) -> list[torch.Tensor | None]:
-        """This party's shares of the fields; None for a value that the other party holds alone. Raises TooLarge."""
+    def take(self, correlation: Correlation) -> Tensors:
+        """This party's shares of the fields, by name. Raises TooLarge."""
         fields = _fitting(correlation, self._largest_bytes)
         stream = Stream(self._key, self._number)
         self._number += 1
-        out: list[torch.Tensor | None] = []
-        for field in fields:
-            if self._party == 1 and isinstance(field, Corrected):
-                nbytes = field.nbytes()
-                self.correction_bytes += nbytes
-                out.append(unpack(self._read(nbytes), field.shape, field.bits))
-            else:
-                out.append(_draw(field, self._party, stream))
-        return out
+        return tensors(fields, lambda field: self._share(field, stream))
+
+    def _share(self, field: Field, stream: Stream) -> torch.Tensor | None:
+        if self._party == 0 or isinstance(field, Random):
+            return _draw(field, self._party, stream)
+        nbytes = field.nbytes()
+        self.correction_bytes += nbytes
+        return unpack(self._read(nbytes), field.shape, field.bits)
 
 
 def corrections(dealer: Dealer, plan: Iterable[Correlation]) -> Iterator[bytes]:

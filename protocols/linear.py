@@ -8,12 +8,11 @@ Mohassel & Zhang, S&P 2017, section IV; with one operand known to a party as in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
 from mpcache.protocols.ring import PRODUCT_BITS
 from mpcache.protocols.session import Session
 
@@ -28,12 +27,13 @@ class LinearMask(Correlation):
     output_shape: Shape
     bits: int
 
-    def fields(self) -> Sequence[Random | Corrected]:
-        return [Random(self.input_shape, self.bits, holder=1), Corrected(self.output_shape, self.bits)]
+    def fields(self) -> Fields:
+        a = Random(self.input_shape, self.bits, holder=1)
+        return {"a": a, "a_b": Corrected(self.output_shape, self.bits)}
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         b = dealer.weight_mask(self.weight, self.weight_shape, self.bits)
-        return [times_rows(randoms[0], b)]
+        return {"a_b": times_rows(randoms.a, b)}
 
 
 @dataclass
@@ -60,12 +60,12 @@ async def linear(session: Session, x: torch.Tensor, weight: MaskedWeight) -> tor
     sees nothing.
     """
     shape, bits = (*x.shape[:-1], weight.shape[0]), weight.bits
-    a, c = session.take(LinearMask(weight.name, weight.shape, tuple(x.shape), shape, bits))
+    shares = session.take(LinearMask(weight.name, weight.shape, tuple(x.shape), shape, bits))
     if session.party == 1:
-        await session.transfer(x - a, x.shape, bits, receiver=0)
-        return times_rows(a, weight.tensor) + c
+        await session.transfer(x - shares.a, x.shape, bits, receiver=0)
+        return times_rows(shares.a, weight.tensor) + shares.a_b
     masked = await session.transfer(None, x.shape, bits, receiver=0)
-    return times_rows(x + masked, weight.tensor) + c
+    return times_rows(x + masked, weight.tensor) + shares.a_b
 
 
 def times_rows(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

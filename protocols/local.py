@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from mpcache.protocols.correlation import Correlation, Dealer, PartyCorrelations
+from mpcache.protocols.correlation import Correlation, Dealer, PartyCorrelations, Tensors
 from mpcache.protocols.randomness import new_key
 from mpcache.protocols.session import Session
 from mpcache.protocols.transport import channel_pair
@@ -29,7 +29,7 @@ class InlineCorrelations:
         head, self._pending = self._pending[:nbytes], self._pending[nbytes:]
         return head
 
-    def take(self, correlation: Correlation) -> list[Any]:
+    def take(self, correlation: Correlation) -> Tensors:
         self._pending = self._dealer.correction(correlation)
         return self._party.take(correlation)
 

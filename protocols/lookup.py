@@ -13,14 +13,13 @@ be used once alone is an index mask, as its opened index says which entry of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Random, Shape
-from mpcache.protocols.session import Session, together
+from mpcache.protocols.correlation import Corrected, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.session import Opening, Session, together
 
 WORD_BITS = 6
 """log2 of the bits of a word: the widest digit whose table is one word."""
@@ -104,7 +103,7 @@ def _combination(size: int, with_equal: bool) -> tuple[torch.Tensor, torch.Tenso
     Input bit 2 i is 'less' and bit 2 i + 1 'equal' of digit i, the most significant first; the last digit's 'equal' is
     there only if `with_equal`.
     """
-    bits = 2 * size if with_equal else 2 * size - 1
+    bits = _index_bits(size, with_equal)
     inputs = torch.arange(1 << bits)
     less, equal = torch.zeros_like(inputs), torch.ones_like(inputs)
     for i in range(size):
@@ -121,13 +120,25 @@ def _packed(bits: torch.Tensor) -> torch.Tensor:
     return (bits.unflatten(1, (-1, 64)) << torch.arange(64)).sum(2)
 
 
+def _index_bits(size: int, with_equal: bool) -> int:
+    """Of a combining table: 'less' and 'equal' of each digit, but for the last one's 'equal' if it is not needed."""
+    return 2 * size if with_equal else 2 * size - 1
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Xor shares of what is known of a digit, or of a group of them. equal: None if nobody needs it."""
+
+    less: torch.Tensor
+    equal: torch.Tensor | None
+
+
 @dataclass(frozen=True)
 class LessThan:
     """The part of a correlation that tells [at < rho].
 
     shape: of rho. low_bits: of rho and at, 1 or more. many: how many `at` for each rho (their last dimension).
-    flat: one combination whatever its tables cost, so one round. A correlation has its own random fields first, then
-    these `fields`, and passes what is left of its randoms to `deal`.
+    flat: one combination whatever its tables cost, so one round. `fields` and `deal` are a part of a correlation's.
     """
 
     shape: Shape
@@ -152,68 +163,89 @@ class LessThan:
         """(size, with_equal) of every combining table, level by level, most significant first."""
         return [(size, i < len(level) - 1) for level in self._levels for i, size in enumerate(level)]
 
-    def fields(self) -> list[Random | Corrected]:
+    def fields(self) -> Fields:
         many = (*self.shape, self.many)
-        out: list[Random | Corrected] = [_words(self.shape, w) for w in (*self._widths, *self._widths[:-1])]
-        for size, with_equal in self._combinations():
-            index_bits = 2 * size if with_equal else 2 * size - 1
-            out += [Random(many, index_bits, xor=True), _words(many, index_bits)]
-            out += [_words(many, index_bits)] if with_equal else []
-        return out
+        return {
+            "less": [_words(self.shape, width) for width in self._widths],
+            "equal": [_words(self.shape, width) for width in self._widths[:-1]],
+            "combinations": [self._combining_fields(many, *combination) for combination in self._combinations()],
+        }
 
-    def deal(self, rho: torch.Tensor, index_masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    @staticmethod
+    def _combining_fields(many: Shape, size: int, with_equal: bool) -> Fields:
+        bits = _index_bits(size, with_equal)
+        less: Fields = {"index_mask": Random(many, bits, xor=True), "less": _words(many, bits)}
+        return {**less, "equal": _words(many, bits)} if with_equal else less
+
+    def deal(self, rho: torch.Tensor, randoms: Tensors) -> Dealt:
         """rho: its low_bits count."""
-        less, equal, low = [], [], self.low_bits
+        digits = list(zip(self._digits(rho), self._widths, strict=True))
+        combinations = zip(self._combinations(), randoms.parts("combinations"), strict=True)
+        return {
+            "less": [_ones_below(digit, width) for digit, width in digits],
+            "equal": [_one_at(digit, width) for digit, width in digits[:-1]],
+            "combinations": [self._combining_tables(*c, masks.index_mask) for c, masks in combinations],
+        }
+
+    @staticmethod
+    def _combining_tables(size: int, with_equal: bool, index_mask: torch.Tensor) -> Dealt:
+        less, equal = _combination(size, with_equal)
+        return {"less": less[index_mask], "equal": equal[index_mask]} if with_equal else {"less": less[index_mask]}
+
+    def _digits(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The most significant first."""
+        out, low = [], self.low_bits
         for width in self._widths:
             low -= width
-            digit = (rho >> low) & ((1 << width) - 1)
-            less.append(_ones_below(digit, width))
-            equal.append(_one_at(digit, width))
-        values = less + equal[:-1]
-        for (size, with_equal), index_mask in zip(self._combinations(), index_masks, strict=True):
-            less_words, equal_words = _combination(size, with_equal)
-            values.append(less_words[index_mask])
-            values += [equal_words[index_mask]] if with_equal else []
-        return values
+            out.append((x >> low) & ((1 << width) - 1))
+        return out
 
-    async def evaluate(self, session: Session, material: Iterator[torch.Tensor], at: torch.Tensor) -> torch.Tensor:
+    async def evaluate(self, session: Session, shares: Tensors, at: torch.Tensor) -> torch.Tensor:
         """Xor shares of [at < rho]; at: (*shape, many), public, its low_bits count. Bits above the lowest are 0.
 
         Opened: the looked-up bits under random bits.
         """
-        tables = [next(material) for _ in range(2 * len(self._widths) - 1)]
-        widths = self._widths + self._widths[:-1]
-        tables = [t if w > WORD_BITS else t[..., None] for t, w in zip(tables, widths, strict=True)]
-        less, equal = tables[: len(self._widths)], tables[len(self._widths) :]
-        items: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        low = self.low_bits
-        for i, width in enumerate(self._widths):
-            low -= width
-            digit = (at >> low) & ((1 << width) - 1)
-            is_equal = _lookup(equal[i], digit, width) if i < len(equal) else None
-            items.append((_lookup(less[i], digit, width), is_equal))
+        less, equal = shares.each("less"), shares.each("equal")
+        items = []
+        for i, (digit, width) in enumerate(zip(self._digits(at), self._widths, strict=True)):
+            is_equal = _lookup(_for_many(equal[i], width), digit, width) if i < len(equal) else None
+            items.append(_Compared(_lookup(_for_many(less[i], width), digit, width), is_equal))
+        combinations = shares.parts("combinations")
         for level in self._levels:
-            items = await self._combine(session, material, level, items)
-        return items[0][0]
+            items = await self._combine(session, combinations[: len(level)], level, items)
+            combinations = combinations[len(level) :]
+        return items[0].less
 
     async def _combine(
-        self,
-        session: Session,
-        material: Iterator[torch.Tensor],
-        level: list[int],
-        items: list[tuple[torch.Tensor, torch.Tensor | None]],
-    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        pending, tables, start = [], [], 0
+        self, session: Session, combinations: list[Tensors], level: list[int], items: list[_Compared]
+    ) -> list[_Compared]:
+        groups, start = [], 0
         for size in level:
-            group, start = items[start : start + size], start + size
-            index = next(material)
-            for i, (l, e) in enumerate(group):
-                index = index ^ (l << (2 * i)) ^ (e << (2 * i + 1) if e is not None else 0)
-            bits = 2 * size if group[-1][1] is not None else 2 * size - 1
-            tables.append(([next(material) for _ in range(bits - 2 * size + 2)], bits))
-            pending.append(session.open(index, bits, xor=True))
-        opened = await together(*pending)
+            groups.append(items[start : start + size])
+            start += size
+        opened = await together(
+            *[self._open_index(session, c.index_mask, g) for c, g in zip(combinations, groups, strict=True)]
+        )
         return [
-            (_lookup(words[0], index, bits), _lookup(words[1], index, bits) if len(words) == 2 else None)
-            for (words, bits), index in zip(tables, opened, strict=True)
+            _combined(shares, index, len(group), group[-1].equal is not None)
+            for shares, index, group in zip(combinations, opened, groups, strict=True)
         ]
+
+    @staticmethod
+    def _open_index(session: Session, mask: torch.Tensor, group: list[_Compared]) -> Opening:
+        index = mask
+        for i, item in enumerate(group):
+            index = index ^ (item.less << (2 * i))
+            if item.equal is not None:
+                index = index ^ (item.equal << (2 * i + 1))
+        return session.open(index, _index_bits(len(group), group[-1].equal is not None), xor=True)
+
+
+def _combined(shares: Tensors, index: torch.Tensor, size: int, with_equal: bool) -> _Compared:
+    bits = _index_bits(size, with_equal)
+    return _Compared(_lookup(shares.less, index, bits), _lookup(shares.equal, index, bits) if with_equal else None)
+
+
+def _for_many(table: torch.Tensor, width: int) -> torch.Tensor:
+    """A table of one word, with a dimension for the `at` that are looked up in it."""
+    return table if width > WORD_BITS else table[..., None]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mpcache.protocols.correlation import Corrected, Correlation, Random
+from mpcache.protocols.correlation import Correlation, Tensors, held_by, tensors
 from mpcache.protocols.public import Constants, Factor
 from mpcache.protocols.ring import FRACTION_BITS
 from mpcache.protocols.session import Cost, Opening, Session
@@ -158,15 +158,11 @@ class PlanSession(Session):
         self._handles = 0
         self.plan = Plan()
 
-    def take(self, correlation: Correlation) -> list[torch.Tensor | None]:
+    def take(self, correlation: Correlation) -> Tensors:
         self._check()
         self.plan.correlations.append(correlation)
         self.cost.correction_bytes += correlation.correction_bytes()
-        return [
-            None if isinstance(f, Random) and f.holder == 1 else _shaped(f.shape)
-            for f in correlation.fields()
-            if isinstance(f, Random | Corrected)
-        ]
+        return tensors(correlation.fields(), lambda field: None if held_by(1, field) else _shaped(field.shape))
 
     def public(self, x: Factor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
         if self.constants is not None:

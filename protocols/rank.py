@@ -8,14 +8,14 @@ with the one-hot, without a product. The cost is quadratic in the block, so a lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import torch
 
 from mpcache.protocols.comparison import ComparisonMask, from_flip, negative_part, sign
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.ring import RING_BITS, packed_bytes, reduce_bits
 from mpcache.protocols.session import Session, together
@@ -32,12 +32,12 @@ class OneHotMask(Correlation):
     size: int
     bits: int
 
-    def fields(self) -> Sequence[Random | Corrected]:
-        return [Random(self.shape, self.size.bit_length() - 1), Corrected((*self.shape, self.size), self.bits)]
+    def fields(self) -> Fields:
+        position = Random(self.shape, self.size.bit_length() - 1)
+        return {"position": position, "one_hot": Corrected((*self.shape, self.size), self.bits)}
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        (position,) = randoms
-        return [_one_hot_of(position, self.size)]
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        return {"one_hot": _one_hot_of(randoms.position, self.size)}
 
 
 def _one_hot_of(position: torch.Tensor, size: int) -> torch.Tensor:
@@ -57,11 +57,11 @@ async def one_hot(session: Session, index: torch.Tensor, size: int, bits: int = 
     Opened: the index under a mask that is uniform modulo the padded size.
     """
     padded = _padded(size)
-    position, table = session.take(OneHotMask(tuple(index.shape), padded, bits))
-    opened = await session.open(index - position, padded.bit_length() - 1)
+    shares = session.take(OneHotMask(tuple(index.shape), padded, bits))
+    opened = await session.open(index - shares.position, padded.bit_length() - 1)
     # one-hot of index at k = one-hot of position at k - (index - position)
     at = (torch.arange(size, device=session.device) - opened[..., None]) % padded
-    return table.gather(-1, at)
+    return shares.one_hot.gather(-1, at)
 
 
 # ---------------------------------------------------------------- ranks from one opening of the scores
@@ -91,31 +91,36 @@ class RankMask(Correlation):
     def tables(self) -> LessThan:
         return LessThan(self.pairs, self.bits - 1)
 
-    def _own_randoms(self) -> list[Random]:
-        out = [Random(self.shape, self.bits), Random((*self.pairs, 1), 1, xor=True)]
-        out += [Random(self.shape, self.rank_bits)] if self.maximum_bits else []
-        return [*out, Random(self.shape, self.payload_bits)] if self.payload_bits else out
+    def fields(self) -> Fields:
+        pairs, table, payload_bits = (*self.pairs, 1), (*self.shape, 1 << self.rank_bits), self.payload_bits
+        of_maximum = {"one_hot": Corrected(table, self.maximum_bits), "one_hot_r": Corrected(table, self.bits)}
+        return {
+            "r": Random(self.shape, self.bits),
+            "d_xor": Random(pairs, 1, xor=True),
+            **({"position": Random(self.shape, self.rank_bits)} if self.maximum_bits else {}),
+            **({"payload_mask": Random(self.shape, payload_bits)} if payload_bits else {}),
+            "digits": self.tables().fields(),
+            "top": Corrected(pairs, 1, xor=True),
+            "d": Corrected(pairs, self.rank_bits),
+            **(of_maximum if self.maximum_bits else {}),
+            **({"one_hot_payload_mask": Corrected(table, payload_bits)} if payload_bits else {}),
+        }
 
-    def fields(self) -> Sequence[Random | Corrected]:
-        out = [*self._own_randoms(), *self.tables().fields()]
-        out += [Corrected((*self.pairs, 1), 1, xor=True), Corrected((*self.pairs, 1), self.rank_bits)]
-        if self.maximum_bits:
-            table = (*self.shape, 1 << self.rank_bits)
-            out += [Corrected(table, self.maximum_bits), Corrected(table, self.bits)]
-            out += [Corrected(table, self.payload_bits)] if self.payload_bits else []
-        return out
-
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        own, index_masks = randoms[: len(self._own_randoms())], randoms[len(self._own_randoms()) :]
-        r, d = own[0], own[1]
-        rho = _differences(r)
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        rho = _differences(randoms.r)
         top = (rho >> (self.bits - 1)) & 1
-        values = [*self.tables().deal(rho, index_masks), top[..., None], d]
-        if self.maximum_bits:
-            at_position = _one_hot_of(own[2], 1 << self.rank_bits)
-            values += [at_position, at_position * r[..., None]]
-            values += [at_position * own[3][..., None]] if self.payload_bits else []
-        return values
+        of_pairs: Dealt = {
+            "digits": self.tables().deal(rho, randoms.part("digits")),
+            "top": top[..., None],
+            "d": randoms.d_xor,
+        }
+        if not self.maximum_bits:
+            return of_pairs
+        one_hot = _one_hot_of(randoms.position, 1 << self.rank_bits)
+        of_maximum = {"one_hot": one_hot, "one_hot_r": one_hot * randoms.r[..., None]}
+        if self.payload_bits:
+            of_maximum["one_hot_payload_mask"] = one_hot * randoms.payload_mask[..., None]
+        return {**of_pairs, **of_maximum}
 
 
 def _pair_indices(n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,12 +143,10 @@ def _differences(x: torch.Tensor) -> torch.Tensor:
     return x[..., first] - x[..., second]
 
 
-async def _ranks(
-    session: Session, correlation: RankMask, material: Iterator[torch.Tensor], z: torch.Tensor, d_bit: torch.Tensor
-) -> torch.Tensor:
+async def _ranks(session: Session, tables: LessThan, shares: Tensors, z: torch.Tensor) -> torch.Tensor:
     """Ranks modulo 2^rank_bits from scores opened under their masks."""
-    at = _differences(z)[..., None]
-    loses = from_flip(session, *await sign(session, correlation.tables(), material, at, d_bit))[..., 0]
+    flip = await sign(session, tables, shares, _differences(z)[..., None])
+    loses = from_flip(session, flip, shares.d)[..., 0]
     wins = session.constant(torch.ones_like(loses)) - loses  # of a pair, the first loses if it is smaller
     first, second = _pair_indices(z.shape[-1], z.device)
     return torch.zeros_like(z).index_add(-1, first, loses).index_add(-1, second, wins)
@@ -159,8 +162,9 @@ async def ranks(session: Session, scores: torch.Tensor, bits: int, rank_bits: in
     if scores.shape[-1] == 1:
         return torch.zeros_like(scores)
     correlation = RankMask(tuple(scores.shape), bits, rank_bits)
-    r, d_bit, *rest = session.take(correlation)
-    return await _ranks(session, correlation, iter(rest), await session.open(scores + r, bits), d_bit)
+    shares = session.take(correlation)
+    z = await session.open(scores + shares.r, bits)
+    return await _ranks(session, correlation.tables(), shares, z)
 
 
 async def top_k(session: Session, scores: torch.Tensor, k: int, bits: int, out_bits: int = RING_BITS) -> torch.Tensor:
@@ -214,19 +218,24 @@ async def _block_maximum(
     """
     shared = payload is not None and not payload.public
     correlation = _block_mask(tuple(values.shape), bits, payload.bits if payload else 0, shared)
-    r, d_bit, position, *rest = session.take(correlation)
-    openings = [session.open(values + r, bits)]
+    shares, rank_bits = session.take(correlation), correlation.rank_bits
+    openings = [session.open(values + shares.r, bits)]
     if payload is not None and shared:
-        openings.append(session.open(payload.values + rest.pop(0), payload.bits))
-    opened, material = await together(*openings), iter(rest)
-    rank_bits = correlation.rank_bits
-    rank = await _ranks(session, correlation, material, opened[0], d_bit)
-    at = reduce_bits(-(await session.open(rank - position, rank_bits)), rank_bits)[..., None]
-    largest = next(material).gather(-1, at)[..., 0]
-    sums = [(largest * z - next(material).gather(-1, at)[..., 0]).sum(-1) for z in opened]
+        openings.append(session.open(payload.values + shares.payload_mask, payload.bits))
+    opened = await together(*openings)
+    rank = await _ranks(session, correlation.tables(), shares, opened[0])
+    at = reduce_bits(-(await session.open(rank - shares.position, rank_bits)), rank_bits)[..., None]
+    is_largest = shares.one_hot.gather(-1, at)[..., 0]
+
+    def of_largest(z: torch.Tensor, one_hot_mask: torch.Tensor) -> torch.Tensor:
+        return (is_largest * z - one_hot_mask.gather(-1, at)[..., 0]).sum(-1)
+
+    largest = of_largest(opened[0], shares.one_hot_r)
     if payload is None:
-        return sums[0], None
-    return sums[0], sums[1] if shared else (largest * payload.values).sum(-1)
+        return largest, None
+    if payload.public:
+        return largest, (is_largest * payload.values).sum(-1)
+    return largest, of_largest(opened[1], shares.one_hot_payload_mask)
 
 
 def _block_mask(shape: Shape, bits: int, payload_bits: int, shared: bool) -> RankMask:

@@ -11,13 +11,12 @@ Outside [2^low, 2^high) the result saturates: below, it is that of some value up
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mpcache.protocols.comparison import sign
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.polynomial import Pieces, deal_tables, evaluate
 from mpcache.protocols.ring import FRACTION_BITS, RING_BITS
@@ -78,19 +77,31 @@ class RangedTable(Correlation):
         out[:begin, 0], out[:begin, 1:] = out[begin, 0], 0
         return out
 
-    def fields(self) -> Sequence[Random | Corrected]:
+    def fields(self) -> Fields:
         ranges, many = (*self.shape, len(self.end_bits)), (*self.shape, len(self.end_bits) - 1)
-        own = [Random(self.shape, self.bits), Random(many), Random(many, 1, xor=True)]
-        tables = [*self.pieces(self.high).fields(ranges), Corrected(many)]
-        return [*own, *tables, *self.tables().fields(), Corrected(many, 1, xor=True), Corrected(many)]
+        return {
+            "r": Random(self.shape, self.bits),
+            "a": Random(many),
+            "d_xor": Random(many, 1, xor=True),
+            "table": self.pieces(self.high).fields(ranges),
+            "d_a": Corrected(many),
+            "digits": self.tables().fields(),
+            "top": Corrected(many, 1, xor=True),
+            "d": Corrected(many),
+        }
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        r, a, d, *index_masks = randoms
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        r, d = randoms.r, randoms.d_xor
         coefficients = torch.stack([self.coefficients(end) for end in self.end_bits])
         ranges = r[..., None].expand(*self.shape, len(self.end_bits))
-        values = deal_tables(coefficients, ranges, torch.tensor(self.end_bits))
         top = (r >> (self.bits - 1)) & 1
-        return [*values, d * a, *self.tables().deal(r, index_masks), top[..., None].expand(d.shape), d]
+        return {
+            "table": deal_tables(coefficients, ranges, torch.tensor(self.end_bits)),
+            "d_a": d * randoms.a,
+            "digits": self.tables().deal(r, randoms.part("digits")),
+            "top": top[..., None].expand(d.shape),
+            "d": d,
+        }
 
 
 async def _inverse(session: Session, x: torch.Tensor, correlation: RangedTable) -> torch.Tensor:
@@ -98,18 +109,17 @@ async def _inverse(session: Session, x: torch.Tensor, correlation: RangedTable) 
 
     Opened: X, the differences of the ranges' values, and what a comparison opens, each under fresh masks.
     """
-    r, a, d_bit, *rest = session.take(correlation)
-    tables, d_a, material = rest[: _DEGREE + 1], rest[_DEGREE + 1], iter(rest[_DEGREE + 2 :])
+    shares = session.take(correlation)
     end_bits = torch.tensor(correlation.end_bits, device=session.device)
-    c = (await session.open(x + r, correlation.bits))[..., None]
-    values = evaluate(tables, c - (1 << (end_bits - _INDEX_BITS)), end_bits, _POWER_BITS)  # (..., ranges)
+    c = (await session.open(x + shares.r, correlation.bits))[..., None]
+    values = evaluate(shares.each("table"), c - (1 << (end_bits - _INDEX_BITS)), end_bits, _POWER_BITS)  # (..., ranges)
     steps = values[..., 1:] - values[..., :-1]
     at = c - torch.tensor(correlation.thresholds(), device=session.device)
-    (flip, d), opened = await together(
-        sign(session, correlation.tables(), material, at, d_bit), session.open(steps + a, RING_BITS)
+    flip, opened = await together(
+        sign(session, correlation.tables(), shares, at), session.open(steps + shares.a, RING_BITS)
     )
     reached = 1 - flip  # not below the threshold: reached xor d
-    products = reached * steps + (1 - 2 * reached) * (opened * d - d_a)
+    products = reached * steps + (1 - 2 * reached) * (opened * shares.d - shares.d_a)
     return values[..., 0] + products.sum(-1)
 
 

@@ -6,12 +6,11 @@ softmax(logits / T). The dealer shares g, so neither party knows the noise and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Shape
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Shape, Tensors
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,11 @@ class GumbelNoise(Correlation):
     temperature: float
     fraction_bits: int
 
-    def fields(self) -> Sequence[Corrected]:
-        return [Corrected(self.shape)]
+    def fields(self) -> Fields:
+        return {"noise": Corrected(self.shape)}
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         words = dealer.own_stream().elements(self.shape)
         uniform = (((words >> 12) & ((1 << 52) - 1)).double() + 0.5) / 2.0**52
         noise = -torch.log(-torch.log(uniform)) * self.temperature
-        return [(noise * 2.0**self.fraction_bits).round().to(torch.int64)]
+        return {"noise": (noise * 2.0**self.fraction_bits).round().to(torch.int64)}

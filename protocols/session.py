@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from mpcache.protocols.correlation import LARGEST_BYTES, Correlation, check_bytes
+from mpcache.protocols.correlation import LARGEST_BYTES, Correlation, Tensors, check_bytes
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.public import Factor, fixed_point
 from mpcache.protocols.ring import FRACTION_BITS, pack, packed_bytes, reduce_bits, unpack
@@ -127,7 +127,7 @@ class together:
 
 
 class Correlations(Protocol):
-    def take(self, correlation: Correlation) -> list[torch.Tensor | None]: ...
+    def take(self, correlation: Correlation) -> Tensors: ...
 
 
 class Session:
@@ -153,8 +153,8 @@ class Session:
 
     # ------------------------------------------------------------ what protocols call
 
-    def take(self, correlation: Correlation) -> list[Any]:
-        """This party's shares of the next correlation of the plan."""
+    def take(self, correlation: Correlation) -> Tensors:
+        """This party's shares of the next correlation of the plan, by the names of its fields."""
         self.cost.correction_bytes += correlation.correction_bytes()
         return self._correlations.take(correlation)
 

@@ -8,13 +8,12 @@ knows the order of the rows, so their destinations may be revealed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mpcache.protocols.beaver import multiply
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
 from mpcache.protocols.ring import RING_BITS
 from mpcache.protocols.session import Session
 
@@ -30,13 +29,15 @@ class PermutedMask(Correlation):
     shape: Shape
     permuter: int
 
-    def fields(self) -> Sequence[Random | Corrected]:
-        words = Random(self.shape[:2], holder=self.permuter)
-        return [words, Random(self.shape, holder=1 - self.permuter), Corrected(self.shape)]
+    def fields(self) -> Fields:
+        return {
+            "words": Random(self.shape[:2], holder=self.permuter),
+            "mask": Random(self.shape, holder=1 - self.permuter),
+            "permuted": Corrected(self.shape),
+        }
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        words, mask = randoms
-        return [_take_rows(mask, _permutation(words))]
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        return {"permuted": _take_rows(randoms.mask, _permutation(randoms.words))}
 
 
 def _permutation(words: torch.Tensor) -> torch.Tensor:
@@ -55,13 +56,13 @@ async def shuffle(session: Session, x: torch.Tensor) -> torch.Tensor:
     The permuter sees the other's share under that party's own mask, used once: uniform.
     """
     for permuter in (0, 1):
-        words, mask, permuted = session.take(PermutedMask(tuple(x.shape), permuter))
+        shares = session.take(PermutedMask(tuple(x.shape), permuter))
         if session.party == permuter:
             theirs = await session.transfer(None, x.shape, RING_BITS, receiver=permuter)
-            x = _take_rows(x + theirs, _permutation(words)) + permuted
+            x = _take_rows(x + theirs, _permutation(shares.words)) + shares.permuted
         else:
-            await session.transfer(x - mask, x.shape, RING_BITS, receiver=permuter)
-            x = permuted
+            await session.transfer(x - shares.mask, x.shape, RING_BITS, receiver=permuter)
+            x = shares.permuted
     return x
 
 

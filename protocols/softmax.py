@@ -15,7 +15,6 @@ says, and the dealer rounds the table's entries likewise, by randomness of its o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,7 +23,7 @@ import torch
 
 from mpcache.protocols.beaver import multiply
 from mpcache.protocols.comparison import sign
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.public import correctly_rounded
 from mpcache.protocols.randomness import Stream
@@ -84,7 +83,7 @@ def domain(scores: int) -> Domain:
 @dataclass(frozen=True)
 class ExponentialMask(Correlation):
     """For exponentials in rows of `scores`: r modulo 2^31; the table over c_hi of exp(2 u - 2 R) at scale 2^18, modulo
-    2^32; a truncation modulo 2^out_bits, also times a random bit b; digit tables of r's upper bits; b in both forms."""
+    2^32; a truncation modulo 2^out_bits, also times a random bit d; digit tables of r's upper bits; d in both forms."""
 
     shape: Shape
     out_bits: int
@@ -96,22 +95,33 @@ class ExponentialMask(Correlation):
     def truncation(self) -> Truncation:
         return Truncation(self.shape, EXP_BITS, EXP_VALUE_BITS + EXP_POWER_BITS - FRACTION_BITS, self.out_bits)
 
-    def fields(self) -> Sequence[Random | Corrected]:
-        many, truncated = (*self.shape, 1), self.truncation().fields()
-        own = [Random(self.shape, DIFFERENCE_BITS), self.truncation().mask(), Random(many, 1, xor=True)]
-        table = Corrected((*self.shape, domain(self.scores).segments), EXP_BITS)
-        bit = [Corrected(many, 1, xor=True), Corrected(many, self.out_bits)]
-        return [*own, table, *truncated, *truncated, *self.tables().fields(), *bit]
+    def fields(self) -> Fields:
+        many = (*self.shape, 1)
+        return {
+            "r": Random(self.shape, DIFFERENCE_BITS),
+            "rho": self.truncation().mask(),
+            "d_xor": Random(many, 1, xor=True),
+            "table": Corrected((*self.shape, domain(self.scores).segments), EXP_BITS),
+            "truncated": self.truncation().fields(),
+            "d_truncated": self.truncation().fields(),
+            "digits": self.tables().fields(),
+            "top": Corrected(many, 1, xor=True),
+            "d": Corrected(many, self.out_bits),
+        }
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        r, rho, b, *index_masks = randoms
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        r, d = randoms.r, randoms.d_xor
         coarse = shift_right(r, _LOWEST_DROPPED, DIFFERENCE_BITS)
         top = (coarse >> self.tables().low_bits) & 1
-        truncated = self.truncation().deal(rho)
-        times_b = [b[..., 0] * value for value in truncated]
-        below = self.tables().deal(coarse, index_masks)
-        table = _exponential_table(r, domain(self.scores), dealer.own_stream())
-        return [table, *truncated, *times_b, *below, top[..., None], b]
+        truncated = self.truncation().deal(randoms.rho)
+        return {
+            "table": _exponential_table(r, domain(self.scores), dealer.own_stream()),
+            "truncated": truncated,
+            "d_truncated": {name: d[..., 0] * value for name, value in truncated.items()},
+            "digits": self.tables().deal(coarse, randoms.part("digits")),
+            "top": top[..., None],
+            "d": d,
+        }
 
 
 def _exponential_table(r: torch.Tensor, within: Domain, own: Stream) -> torch.Tensor:
@@ -162,23 +172,22 @@ async def _exponentials(session: Session, d: torch.Tensor, scores: int, out_bits
     """exp(d), and 0 for d below the lowest. Rounds: 3."""
     correlation, within = ExponentialMask(tuple(d.shape), out_bits, scores), domain(scores)
     truncation, tables = correlation.truncation(), correlation.tables()
-    r, rho, bit_mask, table, *rest = session.take(correlation)
-    count = len(truncation.fields())
-    truncated, times_b, material = rest[:count], rest[count : 2 * count], iter(rest[2 * count :])
+    shares = session.take(correlation)
 
-    c = await session.open(d + r - session.constant(round(within.first * 2**FRACTION_BITS)), DIFFERENCE_BITS)
+    c = await session.open(d + shares.r - session.constant(round(within.first * 2**FRACTION_BITS)), DIFFERENCE_BITS)
     power = session.public(exponential_powers(), 0).take(c & ((1 << WIDTH_BITS) - 1)).to(torch.int64)
     index = shift_right(c, WIDTH_BITS, WIDTH_BITS + within.index_bits)[..., None]
-    e = table.gather(-1, index)[..., 0] * power
+    e = shares.table.gather(-1, index)[..., 0] * power
     lowest = round((within.lowest - within.first) * 2**FRACTION_BITS)
     from_lowest = shift_right(c - lowest, _LOWEST_DROPPED, DIFFERENCE_BITS)
-    (flip, b), opened = await together(
-        sign(session, tables, material, from_lowest[..., None], bit_mask),
-        session.open(e + rho + session.constant(truncation.offset), EXP_BITS),
+    flip, opened = await together(
+        sign(session, tables, shares, from_lowest[..., None]),
+        session.open(e + shares.rho + session.constant(truncation.offset), EXP_BITS),
     )
-    kept = 1 - flip[..., 0]  # not below: kept xor b
-    value = truncation.result(session, opened, truncated)
-    return kept * value + (1 - 2 * kept) * truncation.product(opened, b[..., 0], times_b)
+    kept = 1 - flip[..., 0]  # not below: kept xor d
+    value = truncation.result(session, opened, shares.part("truncated"))
+    d_value = truncation.product(opened, shares.d[..., 0], shares.part("d_truncated"))
+    return kept * value + (1 - 2 * kept) * d_value
 
 
 async def inverse_of_sum(session: Session, total: torch.Tensor, n: int) -> torch.Tensor:

@@ -11,12 +11,11 @@ times the dealer's values shared as well, a truncated value is multiplied by bit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, shift_right
 from mpcache.protocols.session import Session
 
@@ -34,35 +33,39 @@ class Truncation:
     def mask(self) -> Random:
         return Random(self.shape, self.bits)
 
-    def fields(self) -> list[Corrected]:
-        top_bits = self.out_bits - self.bits + self.shift  # top * 2^(bits - shift) modulo 2^out_bits
-        top = [Corrected(self.shape, top_bits)] if top_bits > 0 else []
-        return [Corrected(self.shape, self.out_bits), *top]
+    @property
+    def top_bits(self) -> int:
+        """Ring of the top bit, as top * 2^(bits - shift) counts modulo 2^out_bits; 0 or less: it does not count."""
+        return self.out_bits - self.bits + self.shift
 
-    def deal(self, r: torch.Tensor) -> list[torch.Tensor]:
-        return [shift_right(r, self.shift, self.bits), (r >> (self.bits - 1)) & 1][: len(self.fields())]
+    def fields(self) -> Fields:
+        high = {"high": Corrected(self.shape, self.out_bits)}
+        return {**high, "top": Corrected(self.shape, self.top_bits)} if self.top_bits > 0 else high
+
+    def deal(self, r: torch.Tensor) -> dict[str, torch.Tensor]:
+        high = {"high": shift_right(r, self.shift, self.bits)}
+        return {**high, "top": (r >> (self.bits - 1)) & 1} if self.top_bits > 0 else high
 
     @property
     def offset(self) -> int:
         return 1 << (self.bits - 2)
 
-    def result(self, session: Session, c: torch.Tensor, material: Sequence[torch.Tensor]) -> torch.Tensor:
+    def result(self, session: Session, c: torch.Tensor, shares: Tensors) -> torch.Tensor:
         """Shares of the truncated value from the opened c = z + offset + r. Local."""
-        return session.constant(self._known(c)) + self._shared(c, material)
+        return session.constant(self._known(c)) + self._shared(c, shares)
 
-    def product(self, c: torch.Tensor, d: torch.Tensor, material_times_d: Sequence[torch.Tensor]) -> torch.Tensor:
+    def product(self, c: torch.Tensor, d: torch.Tensor, shares_times_d: Tensors) -> torch.Tensor:
         """Shares of d times the truncated value; d: shares of it. Local."""
-        return self._known(c) * d + self._shared(c, material_times_d)
+        return self._known(c) * d + self._shared(c, shares_times_d)
 
     def _known(self, c: torch.Tensor) -> torch.Tensor:
         return shift_right(c, self.shift, self.bits) - (self.offset >> self.shift)
 
-    def _shared(self, c: torch.Tensor, material: Sequence[torch.Tensor]) -> torch.Tensor:
-        high, *top = material
-        if not top:
-            return -high
+    def _shared(self, c: torch.Tensor, shares: Tensors) -> torch.Tensor:
+        if self.top_bits <= 0:
+            return -shares.high
         unwrapped = 1 - ((c >> (self.bits - 1)) & 1)
-        return ((top[0] * unwrapped) << (self.bits - self.shift)) - high
+        return ((shares.top * unwrapped) << (self.bits - self.shift)) - shares.high
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,11 @@ class TruncationMask(Correlation):
     def truncation(self) -> Truncation:
         return Truncation(self.shape, self.bits, self.shift, self.out_bits)
 
-    def fields(self) -> Sequence[Random | Corrected]:
-        return [self.truncation().mask(), *self.truncation().fields()]
+    def fields(self) -> Fields:
+        return {"r": self.truncation().mask(), "truncated": self.truncation().fields()}
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        return self.truncation().deal(randoms[0])
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        return {"truncated": self.truncation().deal(randoms.r)}
 
 
 async def truncate(
@@ -100,9 +103,9 @@ async def truncate(
     """
     correlation = TruncationMask(tuple(z.shape), bits, shift, out_bits)
     truncation = correlation.truncation()
-    r, *material = session.take(correlation)
-    c = await session.open(z + r + session.constant(truncation.offset), bits)
-    return truncation.result(session, c, material)
+    shares = session.take(correlation)
+    c = await session.open(z + shares.r + session.constant(truncation.offset), bits)
+    return truncation.result(session, c, shares.part("truncated"))
 
 
 def drop_low_bits(share: torch.Tensor, shift: int, bits: int = RING_BITS) -> torch.Tensor:

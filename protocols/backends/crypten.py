@@ -269,7 +269,7 @@ class CryptenBackend:
         """
         logits = self.linear(x, head, bias)
         if temperature > 0:
-            (noise,) = self.session.take(GumbelNoise(tuple(logits.shape), temperature, FRACTION_BITS))
+            noise = self.session.take(GumbelNoise(tuple(logits.shape), temperature, FRACTION_BITS)).noise
             logits = Secret(logits.share + noise, self.session.party)
         token = self._run(lambda a: a.argmax(-1, one_hot=False).get_plain_text(dst=1), logits)
         return None if token is None else int(token) % vocabulary

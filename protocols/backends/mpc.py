@@ -374,7 +374,7 @@ class MpcBackend:
             z = z + encode(bias, 2 * FRACTION_BITS).to(z.device)
         logits = drop_low_bits(z, 2 * FRACTION_BITS - LOGIT_FRACTION_BITS, PRODUCT_BITS)
         if temperature > 0:
-            (noise,) = session.take(GumbelNoise(tuple(logits.shape), temperature, LOGIT_FRACTION_BITS))
+            noise = session.take(GumbelNoise(tuple(logits.shape), temperature, LOGIT_FRACTION_BITS)).noise
             logits = logits + noise
         position = await argmax(session, logits, LOGIT_WIDTH)
         return await session.reveal(position, position_bits(logits.shape[-1]), to=1)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from mpcache.protocols.correlation import Correlation
+from mpcache.protocols.correlation import Correlation, Shape, Tensors, held_by, tensors
 from mpcache.protocols.plan import PlanSession
 from mpcache.protocols.public import Factor
 from mpcache.protocols.ring import FRACTION_BITS
@@ -28,8 +28,9 @@ class DryRunSession(PlanSession):
     def run(self, protocol: Awaitable[T], part: str = "other") -> T:
         return Session.run(self, protocol, part)
 
-    def take(self, correlation: Correlation) -> list[torch.Tensor | None]:
-        return [None if f is None else torch.zeros(f.shape, dtype=torch.int64) for f in super().take(correlation)]
+    def take(self, correlation: Correlation) -> Tensors:
+        super().take(correlation)
+        return tensors(correlation.fields(), lambda field: None if held_by(1, field) else _zeros(field.shape))
 
     def public(self, x: Factor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
         super().public(x, fraction_bits)
@@ -39,4 +40,8 @@ class DryRunSession(PlanSession):
         super()._round(requests)
         for request in requests:
             if request.result is not None:
-                request.result = torch.zeros(request.shape, dtype=torch.int64)
+                request.result = _zeros(request.shape)
+
+
+def _zeros(shape: Shape) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int64)

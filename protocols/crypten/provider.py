@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Random, Shape
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
 from mpcache.protocols.crypten.session import current_session, require_cpu, unsupported
 
 PROVIDER = "mpcache"
@@ -31,11 +31,11 @@ class Triple(Correlation):
     right: Shape
     product: Shape
 
-    def fields(self) -> Sequence[Random | Corrected]:
-        return [Random(self.left), Random(self.right), Corrected(self.product)]
+    def fields(self) -> Fields:
+        return {"a": Random(self.left), "b": Random(self.right), "c": Corrected(self.product)}
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        return [_PRODUCTS[self.operation](*randoms)]
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        return {"c": _PRODUCTS[self.operation](randoms.a, randoms.b)}
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class SquarePair(Correlation):
 
     shape: Shape
 
-    def fields(self) -> Sequence[Random | Corrected]:
-        return [Random(self.shape), Corrected(self.shape)]
+    def fields(self) -> Fields:
+        return {"r": Random(self.shape), "r_squared": Corrected(self.shape)}
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        return [randoms[0] * randoms[0]]
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        return {"r_squared": randoms.r * randoms.r}
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,12 @@ class BinaryTriple(Correlation):
     right: Shape
     product: Shape
 
-    def fields(self) -> Sequence[Random | Corrected]:
-        return [Random(self.left, xor=True), Random(self.right, xor=True), Corrected(self.product, xor=True)]
+    def fields(self) -> Fields:
+        a, b = Random(self.left, xor=True), Random(self.right, xor=True)
+        return {"a": a, "b": b, "c": Corrected(self.product, xor=True)}
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        return [randoms[0] & randoms[1]]
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        return {"c": randoms.a & randoms.b}
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ class BitPair(Correlation):
 
     shape: Shape
 
-    def fields(self) -> Sequence[Random | Corrected]:
-        return [Random(self.shape, bits=1, xor=True), Corrected(self.shape)]
+    def fields(self) -> Fields:
+        return {"bit": Random(self.shape, bits=1, xor=True), "in_ring": Corrected(self.shape)}
 
-    def deal(self, randoms: Sequence[torch.Tensor], kept: object, dealer: Dealer) -> list[torch.Tensor]:
-        return [randoms[0]]
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        return {"in_ring": randoms.bit}
 
 
 class DealerProvider:
@@ -92,26 +93,26 @@ class DealerProvider:
             raise unsupported(f"a triple for {op}")
         left, right = tuple(size0), tuple(size1)
         product = _PRODUCTS[op](torch.empty(left, device="meta"), torch.empty(right, device="meta"))
-        a, b, c = self._take(Triple(op, left, right, tuple(product.shape)))
-        return _arithmetic(a), _arithmetic(b), _arithmetic(c)
+        triple = self._take(Triple(op, left, right, tuple(product.shape)))
+        return _arithmetic(triple.a), _arithmetic(triple.b), _arithmetic(triple.c)
 
     def square(self, size: Sequence[int], device: Any = None) -> tuple[Any, Any]:
         require_cpu(device)
-        r, squared = self._take(SquarePair(tuple(size)))
-        return _arithmetic(r), _arithmetic(squared)
+        pair = self._take(SquarePair(tuple(size)))
+        return _arithmetic(pair.r), _arithmetic(pair.r_squared)
 
     def generate_binary_triple(
         self, size0: Sequence[int], size1: Sequence[int], device: Any = None
     ) -> tuple[Any, Any, Any]:
         require_cpu(device)
         left, right = tuple(size0), tuple(size1)
-        a, b, c = self._take(BinaryTriple(left, right, tuple(torch.broadcast_shapes(left, right))))
-        return _binary(a), _binary(b), _binary(c)
+        triple = self._take(BinaryTriple(left, right, tuple(torch.broadcast_shapes(left, right))))
+        return _binary(triple.a), _binary(triple.b), _binary(triple.c)
 
     def B2A_rng(self, size: Sequence[int], device: Any = None) -> tuple[Any, Any]:
         require_cpu(device)
-        bit, in_ring = self._take(BitPair(tuple(size)))
-        return _arithmetic(in_ring), _binary(bit & 1)  # a stream's bits above the width mean nothing
+        pair = self._take(BitPair(tuple(size)))
+        return _arithmetic(pair.in_ring), _binary(pair.bit & 1)  # a stream's bits above the width mean nothing
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -119,7 +120,7 @@ class DealerProvider:
         raise unsupported(f"provider.{name}")
 
     @staticmethod
-    def _take(correlation: Correlation) -> list[torch.Tensor]:
+    def _take(correlation: Correlation) -> Tensors:
         return current_session().session.take(correlation)
 
 

@@ -6,7 +6,7 @@ sessions in one process, in threads or interleaved in one thread, do not meet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.distributed import ReduceOp
 
-from mpcache.protocols.correlation import Correlation, Random
+from mpcache.protocols.correlation import Correlation, Fields, Random
 from mpcache.protocols.errors import ProtocolError
 from mpcache.protocols.randomness import Stream, derive_key
 from mpcache.protocols.ring import RING_BITS, pack
@@ -29,9 +29,9 @@ _KEY_WORDS = 2
 class SessionKeys(Correlation):
     """Seeds of a CrypTen session: one that the parties open to each other, and one for each party alone."""
 
-    def fields(self) -> Sequence[Random]:
+    def fields(self) -> Fields:
         seed = (_KEY_WORDS,)
-        return [Random(seed), Random(seed, holder=0), Random(seed, holder=1)]
+        return {"common": Random(seed), "of_party_0": Random(seed, holder=0), "of_party_1": Random(seed, holder=1)}
 
 
 class CryptenSession:
@@ -44,12 +44,13 @@ class CryptenSession:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.communicator = TwoPartyCommunicator(session)
-        common, *own = session.take(SessionKeys())
-        seed = pack(session.run(session.reveal(common, RING_BITS)), RING_BITS)
+        keys = session.take(SessionKeys())
+        own = keys.of_party_0 if session.party == 0 else keys.of_party_1
+        seed = pack(session.run(session.reveal(keys.common, RING_BITS)), RING_BITS)
         # a party's "next" stream is the other one's "prev": their difference is a sharing of zero
         around = [Stream(derive_key(seed, "crypten", "zero sharing", f"from party {p}")) for p in (0, 1)]
         self.next, self.prev = around[session.party], around[1 - session.party]
-        self.local = Stream(derive_key(pack(own[session.party], RING_BITS), "crypten", "local"))
+        self.local = Stream(derive_key(pack(own, RING_BITS), "crypten", "local"))
 
 
 _current: ContextVar[CryptenSession] = ContextVar("crypten_session")
