@@ -61,8 +61,7 @@ def wheel(checkout: Path, sdist: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel in it, installed by pip. It sees the wheel's dependencies, but not CrypTen, which is
-    none."""
+    """An environment with the wheel in it, installed by pip. It sees what the wheel depends on, and so not CrypTen."""
     folder = tmp_path_factory.mktemp("installed") / "environment"
     run(sys.executable, "-m", "venv", folder, cwd=wheel.parent)
     run(folder / "bin" / "pip", "install", "--no-deps", "--no-index", "--quiet", wheel, cwd=folder)
