@@ -51,8 +51,15 @@ def canonical(settings: Record) -> str:
 @cache
 def versions() -> dict[str, str | None]:
     """Of this package (and its commit, where it is a checkout) and of what its figures depend on."""
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "grpcio", "crypten")}
+    packages = {name: _installed(name) for name in ("torch", "numpy", "grpcio", "crypten")}
     return {"mpcache": __version__, "commit": _commit(), "python": platform.python_version(), **packages}
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # CrypTen, where nobody compares with it
+        return None
 
 
 def _commit() -> str | None:

@@ -37,12 +37,13 @@ import torch
 from mpcache.protocols.backends.interface import KeyValues, Stage
 from mpcache.protocols.crypten.importing import import_crypten
 from mpcache.protocols.crypten.session import CryptenSession, active
-from mpcache.protocols.crypten.shares import ArithmeticSharedTensor, Secret, cat, from_crypten, to_mpc_tensor
+from mpcache.protocols.crypten.shares import ArithmeticSharedTensor, from_crypten, to_mpc_tensor
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.public import Factor
 from mpcache.protocols.ring import FRACTION_BITS, decode, encode
 from mpcache.protocols.sampling import GumbelNoise
 from mpcache.protocols.session import Session
+from mpcache.protocols.shares import Secret, cat
 
 _crypten = import_crypten()
 

@@ -11,7 +11,6 @@ from mpcache.protocols.backends.interface import KeyValues, Stage
 from mpcache.protocols.beaver import Masked, extend, forget, mask, multiply, multiply_masked, rows, unmask
 from mpcache.protocols.comparison import negative_part
 from mpcache.protocols.correlation import weight_mask
-from mpcache.protocols.crypten.shares import Secret, cat
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.normalisation import rms_norm
@@ -21,6 +20,7 @@ from mpcache.protocols.reciprocal import RECIPROCAL_BITS
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, stored
 from mpcache.protocols.sampling import GumbelNoise
 from mpcache.protocols.session import Session, together
+from mpcache.protocols.shares import Secret, cat
 from mpcache.protocols.shuffle import compact
 from mpcache.protocols.softmax import divide, exponentials, inverse_of_sum
 from mpcache.protocols.threshold import keep_largest, score_bits

@@ -1,1 +1,1 @@
-"""CrypTen on our sessions, with our dealer and our randomness; and its sharing, which our secrets are made of."""
+"""CrypTen on our sessions, with our dealer and our randomness: what its backend needs, and no other."""

@@ -145,7 +145,7 @@ def import_crypten() -> Any:
 
 
 def _import() -> Any:
-    if "crypten" in sys.modules:
+    if sys.modules.get("crypten"):
         raise ConfigError("crypten was imported before MPCache could give it its sessions: import protocols first")
     modules = {
         "crypten.nn": _Absent("crypten.nn"),
@@ -163,7 +163,10 @@ def _import() -> Any:
         for name in [name for name in sys.modules if name.split(".")[0] == "crypten"]:
             del sys.modules[name]  # nothing half-made stays behind
         if isinstance(error, ImportError):
-            raise ConfigError(f"crypten {PROVED_ON} cannot be imported: {error}") from error
+            raise ConfigError(
+                f"the crypten backend needs crypten {PROVED_ON}, which cannot be imported ({error}): "
+                f"pip install --no-deps crypten=={PROVED_ON}"
+            ) from error
         raise
     for name, module in modules.items():
         setattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2], module)

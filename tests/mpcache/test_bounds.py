@@ -14,11 +14,11 @@ from mpcache.inspection import bounds
 from mpcache.inspection.bounds import BOUNDS, Bound, Reading, Sizes
 from mpcache.inspection.watched import WatchedBackend
 from mpcache.protocols.backends.mpc import MpcBackend, masked_weight
-from mpcache.protocols.crypten.shares import Secret
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.randomness import new_key
 from mpcache.protocols.ring import FRACTION_BITS, decode
 from mpcache.protocols.session import Session
+from mpcache.protocols.shares import Secret
 from tests.mpcache.policies.private import sharing
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocols.md"

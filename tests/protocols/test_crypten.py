@@ -383,6 +383,25 @@ def test_the_import_needs_torch_and_numpy_alone() -> None:
     assert run_python(code) == "[] True"
 
 
+def test_the_mpc_backend_and_its_plan_do_without_it() -> None:
+    code = (
+        "import sys; sys.modules['crypten'] = None\n"
+        "from mpcache.generation.backends import plan_session, private_backend\n"
+        "with private_backend('mpc', plan_session('mpc')) as backend: print(backend.zeros((2,)) + 1)"
+    )
+    assert run_python(code) == "Secret(shape=(2,), party=0)"
+
+
+def test_where_it_is_missing_the_error_says_how_to_install_it() -> None:
+    code = (
+        "import sys; sys.modules['crypten'] = None\n"
+        "try: import mpcache.protocols.backends.crypten\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    told = run_python(code)
+    assert told.startswith("ConfigError") and told.endswith("pip install --no-deps crypten==0.4.1")
+
+
 def test_another_version_or_an_earlier_import_is_refused(tmp_path: Any) -> None:
     (tmp_path / "crypten").mkdir()
     (tmp_path / "crypten" / "__init__.py").write_text("__version__ = '9.9'\n")

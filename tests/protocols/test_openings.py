@@ -20,7 +20,6 @@ from mpcache.protocols.backends.mpc import LOGIT_FRACTION_BITS, LOGIT_WIDTH, SEL
 from mpcache.protocols.beaver import extend, mask, multiply
 from mpcache.protocols.comparison import is_negative, less_than, negative_part
 from mpcache.protocols.correlation import weight_mask
-from mpcache.protocols.crypten.shares import Secret
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.normalisation import rms_norm
@@ -29,6 +28,7 @@ from mpcache.protocols.rank import argmax, maximum, one_hot, ranks, top_k
 from mpcache.protocols.reciprocal import reciprocal, rsqrt
 from mpcache.protocols.ring import FRACTION_BITS, RING_BITS, encode, reduce_bits
 from mpcache.protocols.session import Opening, Session
+from mpcache.protocols.shares import Secret
 from mpcache.protocols.shuffle import compact, shuffle
 from mpcache.protocols.softmax import DIFFERENCE_BITS, softmax
 from mpcache.protocols.threshold import keep_largest

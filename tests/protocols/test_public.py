@@ -14,7 +14,6 @@ from mpcache.protocols import polynomial, public, softmax
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.crypten.dry_run import DryRunSession
-from mpcache.protocols.crypten.shares import Secret
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.plan import PlanSession
 from mpcache.protocols.public import (
@@ -27,6 +26,7 @@ from mpcache.protocols.public import (
     table,
 )
 from mpcache.protocols.ring import decode
+from mpcache.protocols.shares import Secret
 
 ANGLES = np.random.default_rng(5).uniform(0, 2048, 1 << 18).astype(np.float32).astype(np.float64)
 

@@ -4,10 +4,10 @@ import torch
 
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.backends.plain import PlainBackend
-from mpcache.protocols.crypten.shares import Secret
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.ring import decode, encode
 from mpcache.protocols.session import Session
+from mpcache.protocols.shares import Secret
 from tests.protocols.sharing import shares_of
 
 

@@ -14,11 +14,11 @@ from mpcache.model.checkpoint import Checkpoint, weight_shapes
 from mpcache.model.decoder import Decoder
 from mpcache.protocols.backends.mpc import MpcBackend, masked_weight
 from mpcache.protocols.backends.plain import PlainBackend
-from mpcache.protocols.crypten.shares import Secret
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.randomness import new_key
 from mpcache.protocols.ring import RING_BITS, encode
 from mpcache.protocols.session import Cost, Session
+from mpcache.protocols.shares import Secret
 
 LOGIT_ERROR = 0.02
 """See docs/protocols.md."""

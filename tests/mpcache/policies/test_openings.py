@@ -14,9 +14,9 @@ import torch
 
 from mpcache.policies import PolicySettings, policies, policy_class
 from mpcache.protocols.backends.mpc import MpcBackend
-from mpcache.protocols.crypten.shares import Secret
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.session import Session
+from mpcache.protocols.shares import Secret
 from mpcache.protocols.softmax import DIFFERENCE_BITS
 from tests.mpcache.policies.driving import small_config
 from tests.protocols.noise import FAR_OUT, Seen, assert_noise, cyclic, destinations, watch

@@ -13,11 +13,11 @@ from mpcache.model.checkpoint import Checkpoint, weight_shapes
 from mpcache.model.decoder import Decoder
 from mpcache.policies import PolicySettings, policies
 from mpcache.protocols.backends.mpc import MpcBackend
-from mpcache.protocols.crypten.shares import Secret
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.plan import PlanSession
 from mpcache.protocols.ring import RING_BITS, decode
 from mpcache.protocols.session import Cost, Session
+from mpcache.protocols.shares import Secret
 from tests.asking import asked
 from tests.mpcache.policies.driving import attention, random_case, small_config
 from tests.mpcache.policies.matrix import SETTINGS, small
