@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mpcache.benchmarks.measure.runner import Case
-from mpcache.benchmarks.peers.cases import Case as PeerCase
-from mpcache.benchmarks.peers.measure import SYSTEMS, measure_case
+from mpcache.benchmarks.peers.case import Case as PeerCase
+from mpcache.benchmarks.peers.systems import SYSTEMS, measure_case
 from mpcache.benchmarks.records.record import Record
 
 LIMIT_SECONDS = {"attention": 300, "selection": 300, "block": 300, "model": 900}

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from mpcache.benchmarks.peers import spu_peer
-from mpcache.benchmarks.peers.cases import POLICIES, WHATS, Case, Record, cases
-from mpcache.benchmarks.peers.measure import SYSTEMS, measure_case
+from mpcache.benchmarks.peers.case import POLICIES, WHATS, Case, Record, cases
+from mpcache.benchmarks.peers.systems import SYSTEMS, measure_case
 from mpcache.protocols.errors import ConfigError, MpcacheError
 
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mpcache.benchmarks.peers.cases import Case, Figures
+from mpcache.benchmarks.peers.case import Case, Figures
 from mpcache.benchmarks.peers.processes import run_together
 from mpcache.parties.certificates import write_development_certificates
 from mpcache.protocols.crypten.importing import PROVED_ON

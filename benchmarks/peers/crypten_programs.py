@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mpcache.benchmarks.peers.cases import Case, selection_layout
+from mpcache.benchmarks.peers.case import Case, selection_layout
 from mpcache.protocols.backends.interface import Stage, Value
 from mpcache.protocols.backends.plain import PlainBackend
 

@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 import torch
 
-from mpcache.benchmarks.peers.cases import Case
+from mpcache.benchmarks.peers.case import Case
 from mpcache.benchmarks.peers.crypten_programs import prepare
 from mpcache.parties.certificates import Identity, load_identity
 from mpcache.parties.chunks import CHUNK_BYTES

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mpcache.benchmarks.peers.cases import Case, Figures
+from mpcache.benchmarks.peers.case import Case, Figures
 from mpcache.benchmarks.peers.processes import CaseFailed, free_addresses, run_together
 
 SYSTEM = "spu"

@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from mpcache.benchmarks.peers import processes, spu_peer
 from mpcache.benchmarks.peers.__main__ import main
-from mpcache.benchmarks.peers.cases import BUDGET, Case, cases, selection_layout
+from mpcache.benchmarks.peers.case import BUDGET, Case, cases, selection_layout
 from mpcache.benchmarks.peers.crypten_roles import plans
-from mpcache.benchmarks.peers.measure import measure_case
 from mpcache.benchmarks.peers.processes import CaseFailed, run_together
+from mpcache.benchmarks.peers.systems import measure_case
 from mpcache.model.config import ModelConfig
 from mpcache.policies import PolicySettings, policy_class
 from mpcache.policies.clusters import ClusterPolicy

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mpcache.benchmarks.peers import crypten_peer, spu_peer
-from mpcache.benchmarks.peers.cases import Case, Figures, Record, measured, not_measured
+from mpcache.benchmarks.peers.case import Case, Figures, Record, measured, not_measured
 from mpcache.protocols.errors import MpcacheError
 
 
