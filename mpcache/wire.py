@@ -21,7 +21,8 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 """`__pydantic_config__` of every class that is read from the wire, and of those within it."""
 LONGEST = 1 << 14
 """Characters of a description."""
-_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+"""Of a class, or of an annotated one."""
 
 
 def to_wire(value: Any) -> str:
@@ -37,7 +38,7 @@ def from_wire(kind: type[T], text: str, what: str) -> T:
     if len(text) > LONGEST:
         raise HandshakeError(f"{what} cannot be read: it has {len(text)} characters, more than {LONGEST}")
     try:
-        value: T = _adapter(kind).validate_json(text)
+        value: T = adapter(kind).validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part)[:40] for part in first["loc"])

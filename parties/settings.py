@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from mpcache.generation.backends import PRIVATE_BACKENDS
 from mpcache.generation.network import LOOPBACK, parse_network
 from mpcache.parties.tls import DEFAULT_TIMEOUT
-from mpcache.policies import PolicySettings, check_policy, policy_class, policy_settings
+from mpcache.policies import PolicySettings, check_policy, policy_class, policy_from_table, policy_settings
 from mpcache.protocols.errors import ConfigError
+from mpcache.suggest import suggestion
+from mpcache.typed_fields import field_types, typed_fields
 
-S = TypeVar("S")
-DEFAULT_POLICY = PolicySettings()
+DEFAULT_POLICY = policy_settings()
 
 
 @dataclass(frozen=True)
-class OwnerSettings:
+class RoleSettings:
+    """What every role has. Numbers are above zero and finite; a temperature may be zero."""
+
+    def __post_init__(self) -> None:
+        for name, kind in field_types(type(self)).items():
+            value = getattr(self, name)
+            if kind in (int, float) and not (0 < value < math.inf or (value == 0 and name == "temperature")):
+                raise ConfigError(f"{name} must be above zero and finite, not {value!r}")
+
+
+S = TypeVar("S", bound=RoleSettings)
+
+
+@dataclass(frozen=True)
+class OwnerSettings(RoleSettings):
     """The model owner. listen: host:port; model: folder; state: where weight-mask keys are kept.
 
     max_step_gib: of one correlation or message. policies: the cache policies that clients may ask for, all if there are
@@ -47,15 +62,16 @@ class OwnerSettings:
     backends: tuple[str, ...] = ("mpc",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.policies:
             policy_class(name)
         _check_backends(self.backends)
 
 
 @dataclass(frozen=True)
-class ClientSettings:
+class ClientSettings(RoleSettings):
     """The data owner. tokenizer: folder with tokenizer.json, and what says which tokens end an answer; model_digest:
-    accept this model alone; policy: a name, or a table of settings (mpcache/policies/settings.py); network: what
+    accept this model alone; policy: 'name:key=value', or a table of settings (mpcache policies); network: what
     protocols are chosen for; max_model_gib: of masked weights and cache that are accepted; max_step_gib: of one
     correlation or message; fixed_length: generate max_new_tokens, whatever they are, so that the answer's length says
     nothing."""
@@ -77,11 +93,12 @@ class ClientSettings:
     policy: PolicySettings = DEFAULT_POLICY
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parse_network(self.network)
 
 
 @dataclass(frozen=True)
-class DealerSettings:
+class DealerSettings(RoleSettings):
     """The dealer. memory_mib: what it may make ahead, per session; max_calls_per_certificate: sessions that one party
     takes part in or waits for; max_model_gib: of masks of weights and cache, for each session; max_step_gib: of one
     correlation; backends: as the owner's."""
@@ -103,13 +120,14 @@ class DealerSettings:
     backends: tuple[str, ...] = ("mpc",)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_backends(self.backends)
 
 
 def _check_backends(names: tuple[str, ...]) -> None:
     for name in names:
         if name not in PRIVATE_BACKENDS:
-            raise ConfigError(f"unknown backend {name[:40]!r} (known: {', '.join(PRIVATE_BACKENDS)})")
+            raise ConfigError(f"unknown backend {name[:40]!r} ({suggestion(name[:40], PRIVATE_BACKENDS)})")
     if not names:
         raise ConfigError(f"backends names at least one of {', '.join(PRIVATE_BACKENDS)}")
 
@@ -124,43 +142,12 @@ def load_settings(path: Path, kind: type[S]) -> S:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for key in raw:
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, 1)
-            hint = f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(fields)})"
-            raise ConfigError(f"{path}: unknown key {key!r}{hint}")
-    for name, f in fields.items():
-        if name not in raw and f.default is dataclasses.MISSING:
-            raise ConfigError(f"{path}: the key {name!r} is required")
-    defaults = {n: f.default for n, f in fields.items() if f.default is not dataclasses.MISSING}
-    values = {n: _typed(path, n, str(fields[n].type), v) for n, v in {**defaults, **raw}.items()}
+    defaults = {f.name: f.default for f in dataclasses.fields(kind) if isinstance(f.default, Path)}
     try:
-        return kind(**values)
+        values = typed_fields(kind, {**defaults, **raw}, _READERS)
+        return kind(**{name: path.parent / v if isinstance(v, Path) else v for name, v in values.items()})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _typed(path: Path, name: str, kind: str, value: Any) -> Any:
-    if kind == "PolicySettings":
-        try:
-            return value if isinstance(value, PolicySettings) else check_policy(policy_settings(value))
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-    if kind == "Path" and isinstance(value, str | Path):
-        return path.parent / value
-    if kind.startswith("tuple"):
-        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-            return tuple(value)
-        raise ConfigError(f"{path}: {name} must be a list of names in quotes, not {value!r}")
-    accepted: tuple[type, ...] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}.get(kind, ())
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
-        wanted = {"Path": "a path in quotes", "str": "text in quotes", "bool": "true or false"}.get(kind, "a number")
-        raise ConfigError(f"{path}: {name} must be {wanted}, not {value!r}")
-    if (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and not (0 < value < float("inf") or (value == 0 and name == "temperature"))
-    ):
-        raise ConfigError(f"{path}: {name} must be above zero and finite, not {value!r}")
-    return float(value) if kind == "float" and isinstance(value, int | float) else value
+_READERS = {PolicySettings: lambda raw: check_policy(policy_from_table(raw))}

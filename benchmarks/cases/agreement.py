@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from mpcache.benchmarks.cases.policies import Contender
 from mpcache.benchmarks.cases.tasks import TASKS, Sample
 from mpcache.benchmarks.measure.runner import Case
 from mpcache.benchmarks.records.ranges import RANGES
@@ -28,7 +27,7 @@ from mpcache.inspection.watched import WatchedBackend
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint, weight_shapes
 from mpcache.model.decoder import Decoder
 from mpcache.model.tokenizer import load_tokenizer
-from mpcache.policies import PolicySettings
+from mpcache.policies import LabelledPolicy, PolicySettings
 from mpcache.protocols.backends.interface import Value
 from mpcache.protocols.backends.mpc import MpcBackend, masked_weight
 from mpcache.protocols.local import run_parties
@@ -54,9 +53,9 @@ TIMEOUT = 600.0
 
 
 def agreement_cases(
-    model: Path, tasks: Sequence[str], tokens: Sequence[int], contenders: Sequence[Contender], documents: int
+    model: Path, tasks: Sequence[str], tokens: Sequence[int], policies: Sequence[LabelledPolicy], documents: int
 ) -> list[Case]:
-    def case(task: str, count: int, contender: Contender) -> Case:
+    def case(task: str, count: int, policy: LabelledPolicy) -> Case:
         settings = {
             "bench": "agreement",
             "model": model.name,
@@ -64,27 +63,27 @@ def agreement_cases(
             "tokens": count,
             "placement": PLACEMENT,
             "documents": documents,
-            "policy": asdict(contender.settings),
-            "label": contender.label,
+            "policy": asdict(policy.settings),
+            "label": policy.label,
         }
-        name = f"agreement {task} {contender.label} {count} tokens"
-        return Case(name, settings, lambda: _measure(model, task, count, contender, documents))
+        name = f"agreement {task} {policy.label} {count} tokens"
+        return Case(name, settings, lambda: _measure(model, task, count, policy, documents))
 
-    return [case(t, n, c) for t in tasks for n in tokens for c in contenders]
+    return [case(t, n, c) for t in tasks for n in tokens for c in policies]
 
 
-def _measure(model: Path, task: str, tokens: int, contender: Contender, documents: int) -> Record:
+def _measure(model: Path, task: str, tokens: int, policy: LabelledPolicy, documents: int) -> Record:
     checkpoint, tokenizer = load_checkpoint(model), load_tokenizer(model)
     cases, watched = [], WatchedBackend()
     decoder = Decoder(checkpoint.config, watched, checkpoint.tensors)
     for seed in range(documents):
         sample = TASKS[task].generate(tokenizer, tokens, seed)[0]
-        plain, private = answers(checkpoint, decoder, sample, contender.settings)
+        plain, private = answers(checkpoint, decoder, sample, policy.settings)
         expected = list(sample.turns[0][1])
         cases.append({"seed": seed, "expected": expected, "plain": plain, "mpc": private})
     same = sum(c["plain"] == c["mpc"] for c in cases)
     return {
-        "policy": contender.label,
+        "policy": policy.label,
         "task": task,
         "tokens": tokens,
         "same": same,

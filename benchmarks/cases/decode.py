@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from mpcache.benchmarks.cases.policies import Contender
 from mpcache.benchmarks.measure.model import checkpoint
 from mpcache.benchmarks.measure.namespace import Namespace
 from mpcache.benchmarks.measure.plaintext import run_in_plaintext
@@ -21,6 +20,7 @@ from mpcache.benchmarks.measure.runner import Case
 from mpcache.benchmarks.records.record import Record, cost_figures
 from mpcache.generation.network import Network
 from mpcache.model.shapes import model_shape
+from mpcache.policies import LabelledPolicy
 from mpcache.protocols.session import Cost, Part
 
 CONTAINS = {
@@ -72,7 +72,7 @@ class Workload:
 def decode_cases(
     workload: Workload,
     tokens: Sequence[int],
-    contenders: Sequence[Contender],
+    policies: Sequence[LabelledPolicy],
     backends: Sequence[str],
     repeat: int,
     pool: ProcessPool,
@@ -80,33 +80,33 @@ def decode_cases(
 ) -> list[Case]:
     longest = max(tokens)
 
-    def case(count: int, contender: Contender, backend: str) -> Case:
+    def case(count: int, policy: LabelledPolicy, backend: str) -> Case:
         settings = {
             "bench": bench,
             **workload.settings(count),
-            "policy": asdict(contender.settings),
-            "label": contender.label,
+            "policy": asdict(policy.settings),
+            "label": policy.label,
             "backend": backend,
             "repeat": repeat,
         }
         setup = workload.setup(longest)
         return Case(
-            f"{bench} {contender.label} {count} tokens {backend}",
+            f"{bench} {policy.label} {count} tokens {backend}",
             settings,
-            lambda: _measure(setup, count, contender, backend, repeat, pool),
+            lambda: _measure(setup, count, policy, backend, repeat, pool),
         )
 
-    return [case(n, c, b) for n in tokens for b in backends for c in contenders]
+    return [case(n, c, b) for n in tokens for b in backends for c in policies]
 
 
-def _measure(setup: Setup, tokens: int, contender: Contender, backend: str, repeat: int, pool: ProcessPool) -> Record:
+def _measure(setup: Setup, tokens: int, policy: LabelledPolicy, backend: str, repeat: int, pool: ProcessPool) -> Record:
     if backend == "plain":
-        return _plain(setup, tokens, contender, repeat)
+        return _plain(setup, tokens, policy, repeat)
     with pool.processes(setup) as processes:
-        run = processes.run([0] * tokens, WARM_UP + repeat, contender.settings, backend)
+        run = processes.run([0] * tokens, WARM_UP + repeat, policy.settings, backend)
     _, eviction, *steps = run.spans
     return {
-        "policy": contender.label,
+        "policy": policy.label,
         "tokens": tokens,
         "backend": backend,
         **summary(steps[WARM_UP:]),
@@ -161,13 +161,13 @@ def costs(span: Span) -> Record:
 
 
 @torch.no_grad()
-def _plain(setup: Setup, tokens: int, contender: Contender, repeat: int) -> Record:
+def _plain(setup: Setup, tokens: int, policy: LabelledPolicy, repeat: int) -> Record:
     """The same program in the clear, in this process alone."""
     model = checkpoint(setup.config, setup.model)
-    _, eviction, *steps = run_in_plaintext(setup.program, model, tokens, WARM_UP + repeat, contender.settings)
+    _, eviction, *steps = run_in_plaintext(setup.program, model, tokens, WARM_UP + repeat, policy.settings)
     steps = steps[WARM_UP:]
     figures: dict[str, Any] = {
-        "policy": contender.label,
+        "policy": policy.label,
         "tokens": tokens,
         "backend": "plain",
         "seconds": statistics.median(s.seconds for s in steps),

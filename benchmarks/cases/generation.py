@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mpcache.benchmarks.cases.policies import Contender
 from mpcache.benchmarks.measure.runner import Case
 from mpcache.benchmarks.measure.usage import forget_peak, peak_memory, peak_memory_of_roles
 from mpcache.benchmarks.records.ranges import RANGES
@@ -22,7 +21,7 @@ from mpcache.inspection.watched import plain_twin
 from mpcache.model.tokenizer import end_tokens, load_tokenizer
 from mpcache.parties.client import Connection, Generation
 from mpcache.parties.launcher import local_parties
-from mpcache.policies import PolicySettings
+from mpcache.policies import LabelledPolicy, PolicySettings
 
 PROMPT = "daysheet_512.txt"
 """The day sheet that the demo asks about, packaged with its model."""
@@ -46,27 +45,27 @@ CONTAINS = {
 }
 
 
-def generation_cases(model: Path, contenders: Sequence[Contender], max_new_tokens: int, repeat: int) -> list[Case]:
+def generation_cases(model: Path, policies: Sequence[LabelledPolicy], max_new_tokens: int, repeat: int) -> list[Case]:
     """A case for each policy, with processes and a client of its own."""
 
-    def measure(contender: Contender) -> Record:
-        figures = generate(model, prompt_tokens(model), contender.settings, max_new_tokens, repeat)
-        return {"policy": contender.label, **figures}
+    def measure(policy: LabelledPolicy) -> Record:
+        figures = generate(model, prompt_tokens(model), policy.settings, max_new_tokens, repeat)
+        return {"policy": policy.label, **figures}
 
-    def case(contender: Contender) -> Case:
+    def case(policy: LabelledPolicy) -> Case:
         settings = {
             "bench": "generate",
             "model": model.name,
             "prompt": PROMPT,
             "max_new_tokens": max_new_tokens,
-            "policy": asdict(contender.settings),
-            "label": contender.label,
+            "policy": asdict(policy.settings),
+            "label": policy.label,
             "backend": "mpc",
             "repeat": repeat,
         }
-        return Case(f"generate {contender.label}", settings, lambda: measure(contender))
+        return Case(f"generate {policy.label}", settings, lambda: measure(policy))
 
-    return [case(contender) for contender in contenders]
+    return [case(policy) for policy in policies]
 
 
 def prompt_tokens(model: Path) -> list[int]:

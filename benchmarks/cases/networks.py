@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mpcache.benchmarks.cases.decode import Workload, decode_cases
-from mpcache.benchmarks.cases.policies import Contender
 from mpcache.benchmarks.measure.processes import ProcessPool
 from mpcache.benchmarks.measure.runner import Case
 from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.selection import done
 from mpcache.benchmarks.records.tables import Rows, megabytes, seconds
 from mpcache.generation.network import LOOPBACK, Network
+from mpcache.policies import LabelledPolicy
 
 
 def network_cases(
     workload: Workload,
     networks: Sequence[Network],
     tokens: Sequence[int],
-    contenders: Sequence[Contender],
+    policies: Sequence[LabelledPolicy],
     repeat: int,
     pool: ProcessPool,
 ) -> list[Case]:
@@ -28,7 +28,7 @@ def network_cases(
     cases = []
     for network in networks:
         delayed = replace(workload, network=None if network == LOOPBACK else network)
-        cases += decode_cases(delayed, tokens, contenders, ("mpc",), repeat, pool, "network")
+        cases += decode_cases(delayed, tokens, policies, ("mpc",), repeat, pool, "network")
     return cases
 
 

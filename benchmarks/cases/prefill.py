@@ -9,7 +9,6 @@ import torch
 
 from mpcache.benchmarks.cases.decode import CONTAINS as STEP
 from mpcache.benchmarks.cases.decode import Workload, costs
-from mpcache.benchmarks.cases.policies import Contender
 from mpcache.benchmarks.measure.model import checkpoint
 from mpcache.benchmarks.measure.plaintext import run_in_plaintext
 from mpcache.benchmarks.measure.processes import ProcessPool, Span
@@ -18,6 +17,7 @@ from mpcache.benchmarks.measure.runner import Case
 from mpcache.benchmarks.records.record import Record, cost_figures
 from mpcache.benchmarks.records.selection import done
 from mpcache.benchmarks.records.tables import PEAKS, Rows, cost_cells, peak_cells, seconds
+from mpcache.policies import LabelledPolicy
 from mpcache.protocols.session import Cost, Part
 
 CONTAINS = {
@@ -31,45 +31,45 @@ CONTAINS = {
 def prefill_cases(
     workload: Workload,
     tokens: Sequence[int],
-    contenders: Sequence[Contender],
+    policies: Sequence[LabelledPolicy],
     backends: Sequence[str],
     pool: ProcessPool,
     repeat: int = 1,
 ) -> list[Case]:
-    def case(count: int, contender: Contender, backend: str) -> Case:
+    def case(count: int, policy: LabelledPolicy, backend: str) -> Case:
         settings = {
             "bench": "prefill",
             **workload.settings(count),
-            "policy": asdict(contender.settings),
-            "label": contender.label,
+            "policy": asdict(policy.settings),
+            "label": policy.label,
             "backend": backend,
             "repeat": repeat,
         }
         setup = workload.setup(count)
-        name = f"prefill {contender.label} {count} tokens {backend}"
-        return Case(name, settings, lambda: _measure(setup, count, contender, backend, pool, repeat))
+        name = f"prefill {policy.label} {count} tokens {backend}"
+        return Case(name, settings, lambda: _measure(setup, count, policy, backend, pool, repeat))
 
-    return [case(n, c, b) for n in tokens for b in backends for c in contenders]
+    return [case(n, c, b) for n in tokens for b in backends for c in policies]
 
 
-def _measure(setup: Setup, tokens: int, contender: Contender, backend: str, pool: ProcessPool, repeat: int) -> Record:
+def _measure(setup: Setup, tokens: int, policy: LabelledPolicy, backend: str, pool: ProcessPool, repeat: int) -> Record:
     """The prefill of median seconds, and how long each took."""
-    runs = [_once(setup, tokens, contender, backend, pool) for _ in range(repeat)]
+    runs = [_once(setup, tokens, policy, backend, pool) for _ in range(repeat)]
     middle = sorted(runs, key=lambda run: run["seconds"])[repeat // 2]
     return {**middle, "all_seconds": [run["seconds"] for run in runs]} if repeat > 1 else middle
 
 
-def _once(setup: Setup, tokens: int, contender: Contender, backend: str, pool: ProcessPool) -> Record:
-    figures = {"policy": contender.label, "tokens": tokens, "backend": backend, "contains": CONTAINS}
+def _once(setup: Setup, tokens: int, policy: LabelledPolicy, backend: str, pool: ProcessPool) -> Record:
+    figures = {"policy": policy.label, "tokens": tokens, "backend": backend, "contains": CONTAINS}
     if backend == "plain":
         with torch.no_grad():
             model = checkpoint(setup.config, setup.model)
-            blocks = run_in_plaintext(setup.program, model, tokens, 1, contender.settings)
+            blocks = run_in_plaintext(setup.program, model, tokens, 1, policy.settings)
         wall, cpu = sum(b.seconds for b in blocks), sum(b.cpu_seconds for b in blocks)
         none = {**cost_figures(Cost()), "parts": {}}
         return {**figures, "seconds": wall, "cpu_seconds": cpu, **none}
     with pool.processes(setup) as processes:
-        run = processes.run([0] * tokens, 1, contender.settings, backend)
+        run = processes.run([0] * tokens, 1, policy.settings, backend)
     whole = total(run.spans)
     return {
         **figures,

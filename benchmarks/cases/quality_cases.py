@@ -9,7 +9,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mpcache.benchmarks.cases.policies import Contender
 from mpcache.benchmarks.cases.quality import Score, score
 from mpcache.benchmarks.cases.tasks import TASKS, Sample
 from mpcache.benchmarks.records.ranges import RANGES
@@ -21,6 +20,7 @@ from mpcache.inspection.watched import WatchedBackend
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
 from mpcache.model.decoder import Decoder
 from mpcache.model.tokenizer import load_tokenizer
+from mpcache.policies import LabelledPolicy
 from mpcache.protocols.errors import MpcacheError
 
 CONTAINS = {
@@ -40,7 +40,7 @@ class QualityOptions:
     model: Path
     tasks: Sequence[str]
     tokens: Sequence[int]
-    contenders: Sequence[Contender]
+    policies: Sequence[LabelledPolicy]
     budgets: Sequence[float]
     placements: Sequence[str]
     documents: int
@@ -48,9 +48,9 @@ class QualityOptions:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A contender at a budget."""
+    """A policy at a budget."""
 
-    contender: Contender
+    policy: LabelledPolicy
     budget: float | None
 
     def settings(self, options: QualityOptions, task: str, tokens: int, placement: str) -> Record:
@@ -61,8 +61,8 @@ class _Entry:
             "tokens": tokens,
             "placement": placement,
             "documents": options.documents,
-            "policy": asdict(self.contender.settings),
-            "label": self.contender.label,
+            "policy": asdict(self.policy.settings),
+            "label": self.policy.label,
             "backend": "plain",
         }
 
@@ -112,11 +112,11 @@ class _Group:
     def _entries(self) -> list[_Entry]:
         """The full cache has no budget."""
         out = []
-        for contender in self.options.contenders:
-            if contender.settings.name == "full":
-                out.append(_Entry(contender, None))
+        for policy in self.options.policies:
+            if policy.settings.name == "full":
+                out.append(_Entry(policy, None))
             else:
-                out += [_Entry(contender.with_budget(budget), budget) for budget in self.options.budgets]
+                out += [_Entry(policy.with_budget(budget), budget) for budget in self.options.budgets]
         return out
 
     def _settings(self, entry: _Entry) -> Record:
@@ -129,7 +129,7 @@ class _Group:
         """One policy's failure is its own: then each is measured alone."""
         watched = WatchedBackend()
         decoder = Decoder(checkpoint.config, watched, checkpoint.tensors)
-        policies = {entry: entry.contender.settings for entry in entries}
+        policies = {entry: entry.policy.settings for entry in entries}
         try:
             results = score(decoder, self.samples, policies, (self.placement,), on_document)
         except (MpcacheError, RuntimeError, ValueError, IndexError) as error:
@@ -145,7 +145,7 @@ class _Group:
 
     def _figures(self, entry: _Entry, result: Score, ranges: Record) -> Record:
         figures: Record = {
-            "policy": entry.contender.label,
+            "policy": entry.policy.label,
             "task": self.task,
             "tokens": self.tokens,
             "placement": self.placement,

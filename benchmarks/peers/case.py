@@ -8,7 +8,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mpcache.policies import PolicySettings, policy_class
+from mpcache.policies.mpcache import MPCacheSettings
 from mpcache.protocols.errors import ConfigError
 
 POLICIES_OF = {
@@ -91,8 +91,8 @@ def selection_layout(policy: str, tokens: int) -> dict[str, Any]:
     cached: tokens in the cache, [sinks | clustered | tail]; levels: (tokens of a cluster, clusters picked), coarse to
     fine. Raises ConfigError if there are so few tokens that everything would be picked.
     """
-    s = PolicySettings(name="mpcache", budget=BUDGET)
-    budget = policy_class("mpcache").budget_tokens(s, tokens)
+    s = MPCacheSettings(budget=BUDGET)
+    budget = s.budget_tokens(tokens)
     if policy == "top-k":
         cached = inside = tokens // CLUSTER * CLUSTER
         sinks, wanted = 0, math.ceil(BUDGET * tokens)

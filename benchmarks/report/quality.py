@@ -10,9 +10,9 @@ from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.report.figure import COMPARED, Figure
 from mpcache.benchmarks.report.html import table
 from mpcache.benchmarks.report.svg import Axis, Legend, Point, Series, line_plot
-from mpcache.policies import PolicySettings
+from mpcache.policies import policy_settings
 
-BUDGET = PolicySettings().budget
+BUDGET = policy_settings().budget
 """The share of the prompt that policies attend to by default."""
 
 

@@ -11,7 +11,7 @@ from mpcache.benchmarks.cases.decode import decode_cases
 from mpcache.benchmarks.cases.generation import MAX_NEW_TOKENS, generation_cases
 from mpcache.benchmarks.cases.networks import network_cases
 from mpcache.benchmarks.cases.ops import OPERATIONS, operation_cases
-from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.cases.prefill import prefill_cases
 from mpcache.benchmarks.measure.namespace import parse_namespace
 from mpcache.benchmarks.measure.processes import ProcessPool
@@ -52,7 +52,7 @@ def generate(
     """
     from mpcache.demo import DEMO_MODEL
 
-    cases = generation_cases(model or DEMO_MODEL, parse_contenders(policy), max_new_tokens, repeat)
+    cases = generation_cases(model or DEMO_MODEL, compared_policies(policy), max_new_tokens, repeat)
     run_and_show(cases, out, json_path)
 
 
@@ -80,7 +80,7 @@ def decode(options: StepOptions, backend: str, network: str) -> None:
     pool = ProcessPool()
     backends = words(backend, BACKENDS, "backend")
     work = options.workload("decode", parse_network(network))
-    cases = decode_cases(work, options.lengths, options.contenders, backends, options.repeat, pool)
+    cases = decode_cases(work, options.lengths, options.policies, backends, options.repeat, pool)
     run_and_show(cases, options.out, options.json_path, pool)
 
 
@@ -93,7 +93,7 @@ def prefill(options: StepOptions, backend: str, network: str) -> None:
     pool = ProcessPool()
     backends = words(backend, BACKENDS, "backend")
     work = options.workload("prefill", parse_network(network))
-    cases = prefill_cases(work, options.lengths, options.contenders, backends, pool, options.repeat)
+    cases = prefill_cases(work, options.lengths, options.policies, backends, pool, options.repeat)
     run_and_show(cases, options.out, options.json_path, pool)
 
 
@@ -121,5 +121,5 @@ def network(options: StepOptions, network: str, namespace: str | None) -> None:
         if len(networks) != 1:
             raise ConfigError("the link to a namespace is one network: say with --network which, e.g. 20ms,400mbit")
         work = replace(work, namespace=parse_namespace(namespace))
-    cases = network_cases(work, networks, options.lengths, options.contenders, options.repeat, pool)
+    cases = network_cases(work, networks, options.lengths, options.policies, options.repeat, pool)
     run_and_show(cases, options.out, options.json_path, pool)

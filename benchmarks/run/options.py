@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from mpcache.benchmarks.cases.decode import Workload
-from mpcache.benchmarks.cases.policies import Contender, parse_contenders
+from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.measure.program import Program
 from mpcache.generation.network import LOOPBACK, Network
+from mpcache.policies import LabelledPolicy
 from mpcache.protocols.errors import ConfigError
 
 Command = Callable[..., None]
@@ -74,8 +75,8 @@ class StepOptions:
         return numbers(self.tokens)
 
     @property
-    def contenders(self) -> list[Contender]:
-        return parse_contenders(self.policy)
+    def policies(self) -> list[LabelledPolicy]:
+        return compared_policies(self.policy)
 
 
 def step_options(policy: str, repeat: int, what: str) -> Callable[[Callable[..., None]], Command]:

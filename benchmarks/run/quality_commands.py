@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mpcache.benchmarks.cases.agreement import ANSWERED, agreement_cases
-from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.cases.quality import PLACEMENTS
 from mpcache.benchmarks.cases.quality_cases import QualityOptions, quality_tables, run_quality
 from mpcache.benchmarks.cases.tasks import TASKS
@@ -69,7 +69,7 @@ def quality(
         model or DEMO_MODEL,
         list(TASKS) if task == "all" else words(task, tuple(TASKS), "task"),
         numbers(tokens),
-        parse_contenders(policy),
+        compared_policies(policy),
         shares(budget),
         words(placement, PLACEMENTS, "placement"),
         documents,
@@ -93,5 +93,5 @@ def agreement(task: str, tokens: str, policy: str, documents: int, out: Path | N
     from mpcache.demo import DEMO_MODEL
 
     tasks = words(task, ANSWERED, "task with an answer")
-    cases = agreement_cases(DEMO_MODEL, tasks, numbers(tokens), parse_contenders(policy), documents)
+    cases = agreement_cases(DEMO_MODEL, tasks, numbers(tokens), compared_policies(policy), documents)
     run_and_show(cases, out, json_path)

@@ -12,7 +12,7 @@ from mpcache.benchmarks.cases.generation import MAX_NEW_TOKENS, generation_cases
 from mpcache.benchmarks.cases.networks import network_cases
 from mpcache.benchmarks.cases.ops import operation_cases
 from mpcache.benchmarks.cases.peer_cases import peer_cases
-from mpcache.benchmarks.cases.policies import Contender, parse_contenders
+from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.cases.prefill import prefill_cases
 from mpcache.benchmarks.cases.quality import PLACEMENTS
 from mpcache.benchmarks.cases.quality_cases import QualityOptions, run_quality
@@ -23,6 +23,7 @@ from mpcache.benchmarks.measure.runner import Case, run_cases
 from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.store import Records
 from mpcache.generation.network import NETWORKS
+from mpcache.policies import LabelledPolicy
 
 
 @dataclass(frozen=True)
@@ -118,21 +119,21 @@ def run_suite(suite: Suite, model: Path, records: Records, announce: Callable[[s
 
 
 def quality_options(suite: Suite, model: Path) -> QualityOptions:
-    contenders = parse_contenders(suite.quality_policies)
+    policies = compared_policies(suite.quality_policies)
     return QualityOptions(
-        model, suite.tasks, suite.quality_tokens, contenders, suite.budgets, PLACEMENTS, suite.documents
+        model, suite.tasks, suite.quality_tokens, policies, suite.budgets, PLACEMENTS, suite.documents
     )
 
 
 def suite_parts(suite: Suite, model: Path, pool: ProcessPool) -> list[tuple[str, list[Case]]]:
     """All but quality. Whole generations come first, as long as no other benchmark's process runs, nor has this one
     grown: they tell peak memory. Agreement, which runs all parties in this process, comes last."""
-    contenders, few = parse_contenders(suite.policies), parse_contenders(FEW)
+    policies, few = compared_policies(suite.policies), compared_policies(FEW)
     block = Workload("gpt2", 1, Program("decode"))
     parts = [
         ("generate", generation_cases(model, few, MAX_NEW_TOKENS, suite.generations)),
         ("ops", operation_cases(suite.repeat)),
-        ("decode", decode_cases(block, suite.decode_tokens, contenders, ("mpc",), suite.repeat, pool)),
+        ("decode", decode_cases(block, suite.decode_tokens, policies, ("mpc",), suite.repeat, pool)),
         ("decode, crypten", _crypten(block, suite, pool)),
         ("peers", peer_cases("block", suite.peer_tokens, ("full", "mpcache"), suite.peer_repeat)),
         ("peers, parts of a block", _peer_parts(suite)),
@@ -154,17 +155,17 @@ def _peer_parts(suite: Suite) -> list[Case]:
 
 
 def _crypten(block: Workload, suite: Suite, pool: ProcessPool) -> list[Case]:
-    full: Sequence[Contender] = parse_contenders("full")
+    full: Sequence[LabelledPolicy] = compared_policies("full")
     return decode_cases(block, suite.crypten_tokens, full, ("crypten",), suite.repeat, pool)
 
 
 def _prefill(suite: Suite, pool: ProcessPool) -> list[Case]:
     whole = suite.whole_model
     prompt = Workload("gpt2", None if whole else 1, Program("prefill", embedding=whole, head=whole))
-    return prefill_cases(prompt, suite.prefill_tokens, parse_contenders("full"), ("mpc",), pool)
+    return prefill_cases(prompt, suite.prefill_tokens, compared_policies("full"), ("mpc",), pool)
 
 
 def sample(suite: Suite, model: Path) -> list[Case]:
     """Cases that the quality part runs in plaintext (question after eviction, default budget), under mpc."""
-    contenders = parse_contenders(suite.agreement_policies)
-    return agreement_cases(model, suite.agreement_tasks, suite.agreement_tokens, contenders, suite.agreement_documents)
+    policies = compared_policies(suite.agreement_policies)
+    return agreement_cases(model, suite.agreement_tasks, suite.agreement_tokens, policies, suite.agreement_documents)

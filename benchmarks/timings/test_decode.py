@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mpcache.benchmarks.cases.decode import Workload
-from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.cases.prefill import total
 from mpcache.benchmarks.measure.processes import Processes, ProcessPool, Span
 from mpcache.benchmarks.measure.program import Program
@@ -36,17 +36,17 @@ def note(benchmark: Any, span: Span) -> None:
 @pytest.mark.parametrize("policy", policies())
 def test_decode_steps(benchmark: Any, pool: ProcessPool, policy: str) -> None:
     """A session of 5 steps, its start and the filling of its cache included; a step alone is in the extra info."""
-    (contender,) = parse_contenders(policy)
+    (named,) = compared_policies(policy)
     with pool.processes(BLOCK.setup(TOKENS)) as processes:
-        run = benchmark.pedantic(_session, args=(processes, contender.settings, 5), rounds=3)
+        run = benchmark.pedantic(_session, args=(processes, named.settings, 5), rounds=3)
     note(benchmark, run.spans[-1])
     benchmark.extra_info["seconds_per_step"] = min(s.seconds for s in run.spans[3:])
 
 
 def test_prefill(benchmark: Any, pool: ProcessPool) -> None:
-    (contender,) = parse_contenders("full")
+    (named,) = compared_policies("full")
     with pool.processes(PROMPT.setup(128)) as processes:
-        run = benchmark.pedantic(_session, args=(processes, contender.settings, 1, 128), rounds=1)
+        run = benchmark.pedantic(_session, args=(processes, named.settings, 1, 128), rounds=1)
     note(benchmark, total(run.spans))
 
 

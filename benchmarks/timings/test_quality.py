@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.cases.quality import PLACEMENTS, score
 from mpcache.benchmarks.cases.tasks import TASKS
 from mpcache.demo import DEMO_MODEL
@@ -21,6 +21,6 @@ DOCUMENTS = [TASKS["day-sheet"].generate(TOKENIZER, 512, seed) for seed in range
 @pytest.mark.parametrize("policy", policies())
 def test_quality(benchmark: Any, policy: str) -> None:
     decoder = Decoder(CHECKPOINT.config, PlainBackend(), CHECKPOINT.tensors)
-    (contender,) = parse_contenders(policy)
-    results = benchmark.pedantic(score, args=(decoder, DOCUMENTS, {policy: contender.settings}), rounds=1)
+    (named,) = compared_policies(policy)
+    results = benchmark.pedantic(score, args=(decoder, DOCUMENTS, {policy: named.settings}), rounds=1)
     benchmark.extra_info.update({placement: results[policy, placement].exact_match for placement in PLACEMENTS})

@@ -16,7 +16,7 @@ from mpcache.generation.prefilled import prefilled_cache
 from mpcache.generation.request import GenerationRequest
 from mpcache.model.config import ModelConfig
 from mpcache.model.decoder import Decoder
-from mpcache.policies import Policy, new_cache, policy_class
+from mpcache.policies import Policy, new_cache
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.errors import ConfigError
 from mpcache.protocols.plan import PlanSession, ShapeArithmetic
@@ -80,7 +80,7 @@ def price(model: ModelConfig, request: GenerationRequest) -> Prices:
     """
     if request.backend != "mpc":
         raise ConfigError(f"only the backend 'mpc' has prices, not {request.backend!r}")
-    offset, period = policy_class(request.policy.name).layer_pattern(request.policy)
+    offset, period = request.policy.layer_pattern()
     return Prices(
         _scaled(model, request, 0, 1, _prefill)[0],
         _planned(model, request, _eviction)[0],

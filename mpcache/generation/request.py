@@ -13,7 +13,7 @@ from typing import Any
 from mpcache.generation.backends import PRIVATE_BACKENDS
 from mpcache.generation.network import LOOPBACK, parse_network
 from mpcache.model.config import ModelConfig
-from mpcache.policies import PolicySettings, check_policy
+from mpcache.policies import AnySettings, PolicySettings, check_policy
 from mpcache.protocols.errors import ConfigError, HandshakeError
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS
 from mpcache.wire import STRICT, from_wire, to_wire
@@ -36,7 +36,7 @@ class GenerationRequest:
     prompt_tokens: int
     max_new_tokens: int
     temperature: float = 0.0
-    policy: PolicySettings = FULL
+    policy: AnySettings = FULL
     backend: str = "mpc"
     network: str = LOOPBACK.name
     block: int = PREFILL_BLOCK
@@ -67,7 +67,7 @@ class GenerationRequest:
         """What a peer sent; `check` it before use. Raises HandshakeError."""
         try:
             return from_wire(GenerationRequest, text, "the request")
-        except ConfigError as error:  # the policy's settings contradict each other
+        except ConfigError as error:  # of the policy: there is none, or its settings contradict each other
             raise HandshakeError(str(error)) from None
 
     def check(self, role: str, model: ModelConfig, most_prompt_tokens: int, most_new_tokens: int) -> None:

@@ -22,7 +22,7 @@ from mpcache.inspection.bounds import BOUNDS, Reading, Sizes
 from mpcache.inspection.watched import WatchedBackend
 from mpcache.model.checkpoint import Checkpoint
 from mpcache.model.decoder import Decoder
-from mpcache.policies import Policy
+from mpcache.policies.full import Full
 from mpcache.protocols.backends.interface import KeyValues, Value
 from mpcache.protocols.errors import ModelError
 
@@ -80,7 +80,7 @@ def _order(reading: Reading) -> tuple[float, int]:
 # ---------------------------------------------------------------- certain
 
 
-class _Alone(Policy):
+class _Alone(Full):
     """Every token sees itself alone, as a prompt's first one does; those after it are masked."""
 
     def attend(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:

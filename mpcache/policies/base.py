@@ -7,67 +7,50 @@ follows from public values alone: lengths and settings.
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
 
 from mpcache.model.config import ModelConfig
-from mpcache.policies.settings import PolicySettings
+from mpcache.policies.settings import LONGEST_NAME, PolicySettings
 from mpcache.protocols.backends.interface import Backend, KeyValues, Masked, Value
 from mpcache.protocols.errors import ConfigError
 
 
-class Policy:
-    """The whole cache, attended to in full; base of all policies.
+class Policy(ABC):
+    """Base of all policies: a cache that every token joins, attended to in full; what leaves it, a subclass says.
 
     Shapes: G key/value heads, each for r query heads, of size d; m tokens at hand; n prompt tokens; T cached ones.
-    A subclass gives its `name`, and changes what it needs to: `observed_queries` (whose attention is added up in
-    `received`), `observe` (sees every block of the prompt), `evict` (once, after the prompt), `step` (each new token).
+    A subclass gives `name`, `summary` and `mpc_cost` (what it adds to attention), its `settings_class` if it has
+    settings of its own, and what it does: `observed_queries` (whose attention is added up in `received`), `observe`
+    (sees every block of the prompt), `evict` (once, after the prompt), `step` (each new token).
     """
 
-    name: ClassVar[str] = "full"
-    summary: ClassVar[str] = "keeps and attends to everything"
-    mpc_cost: ClassVar[str] = "attention to the whole cache at every step"
-
-    @classmethod
-    def layer_pattern(cls, settings: PolicySettings) -> tuple[int, int]:
-        """(offset, period): layers from the offset on repeat what they do with this period: generation/price.py."""
-        return 0, 1
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    mpc_cost: ClassVar[str]
+    settings_class: ClassVar[type[PolicySettings]] = PolicySettings
+    settings: PolicySettings
 
     def __init__(self, settings: PolicySettings, config: ModelConfig, backend: Backend, prompt_tokens: int) -> None:
         self.check(settings)
         self.settings, self.config, self.backend = settings, config, backend
         self.prompt_tokens = prompt_tokens
-        self.budget = self.budget_tokens(settings, prompt_tokens)
+        self.budget = settings.budget_tokens(prompt_tokens)
         self.past = 0
         self._layers: list[KeyValues | None] = [None] * config.layers
         self.received: list[Value] = [None] * config.layers
 
-    # ------------------------------------------------------------ the budget
-
-    @classmethod
-    def always(cls, settings: PolicySettings) -> dict[str, int]:
-        """What the policy cannot do without, by name, in tokens."""
-        return {"new token": 1}
-
     @classmethod
     def check(cls, settings: PolicySettings) -> None:
-        """Raises ConfigError if the budget, in tokens, is below what the policy cannot do without."""
-        always = cls.always(settings)
-        if 1 <= settings.budget < sum(always.values()):
-            parts = " + ".join(f"{count} {name}" for name, count in always.items())
+        """Raises ConfigError if the settings are another policy's, or their budget is below what this one needs."""
+        if settings.name != cls.name or type(settings) is not cls.settings_class:
             raise ConfigError(
-                f"cache policy {cls.name!r}: a budget of {settings.budget:g} tokens is below the "
-                f"{sum(always.values())} that it needs with these settings ({parts})"
+                f"cache policy {cls.name!r}: its settings are made by policy_settings({cls.name!r}, ...), not by "
+                f"{type(settings).__name__}({settings.name[:LONGEST_NAME]!r}, ...)"
             )
-
-    @classmethod
-    def budget_tokens(cls, settings: PolicySettings, prompt_tokens: int) -> int:
-        """The budget in tokens; a fraction never gives less than the policy needs."""
-        if settings.budget >= 1:
-            return int(settings.budget)
-        return max(math.ceil(settings.budget * prompt_tokens), sum(cls.always(settings).values()))
+        settings.check_budget()
 
     # ------------------------------------------------------------ what the decoder calls
 
@@ -100,11 +83,12 @@ class Policy:
         """How many of the prompt's last queries are observed: `received` sums the attention that they give."""
         return 0
 
-    def observe(self, layer: int, queries: Value, keys: Value, values: Value) -> None:
+    def observe(self, layer: int, queries: Value, keys: Value, values: Value) -> None:  # noqa: B027, most need none
         """A block of the prompt comes by."""
 
+    @abstractmethod
     def evict(self) -> None:
-        """The prompt is done."""
+        """The prompt is done: some of its tokens leave the cache, or none."""
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
         """Attention of one new token."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mpcache.policies.base import Policy
-from mpcache.policies.settings import PolicySettings
+from mpcache.policies.settings import MOST_TOKENS, SinkSettings, setting
 from mpcache.protocols.backends.interface import Masked, Scores, Stage, Value
 
 
@@ -26,21 +26,47 @@ class _Clusters:
     representatives: list[list[Masked]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class ClusterSettings(SinkSettings):
+    """What all that select have. A subclass says how many tokens its clusters have."""
+
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens of a cluster at each level, coarse to fine; empty: no selection."""
+        raise NotImplementedError
+
+    def next_level(self, picked: int) -> int:
+        """How many tokens a level picks of which the next, finer one picks so many."""
+        return picked
+
+    def always(self) -> dict[str, int]:
+        ends, sizes = super().always(), self.sizes()
+        if not sizes:
+            return ends
+        return {**ends, "waiting to fill a cluster": sizes[0] - 1, "in the picked cluster": sizes[-1]}
+
+
+@dataclass(frozen=True)
+class PageSettings(ClusterSettings):
+    """page: tokens of a page or block, the one level of clusters."""
+
+    page: int = setting(16, least=1, most=MOST_TOKENS)
+
+    def sizes(self) -> tuple[int, ...]:
+        return (self.page,)
+
+
 class ClusterPolicy(Policy):
     """Base of the policies that select. A subclass says what stands for a cluster and how a query is compared to it."""
 
+    settings: ClusterSettings
+
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
-        self._sizes = self.sizes(self.settings)
+        self._sizes = self.settings.sizes()
         self._clusters = [_Clusters() for _ in range(self.config.layers)]
         self._stages: list[Stage] = []
 
     # ------------------------------------------------------------ what selecting policies change
-
-    @classmethod
-    def sizes(cls, settings: PolicySettings) -> tuple[int, ...]:
-        """Tokens of a cluster at each level, coarse to fine; empty: no selection."""
-        return (settings.page,)
 
     def group(self, layer: int) -> range:
         """The layers that share this layer's selection; the first one makes it. Empty: the layer attends in full."""
@@ -58,13 +84,6 @@ class ClusterPolicy(Policy):
         """How well each cluster of each level fits the queries (G, r, d), also `masked`: (G, clusters) each."""
 
     # ------------------------------------------------------------ the work
-
-    @classmethod
-    def always(cls, settings: PolicySettings) -> dict[str, int]:
-        ends, sizes = {"sinks": settings.sinks, "recent": settings.recent}, cls.sizes(settings)
-        if not sizes:
-            return ends
-        return {**ends, "waiting to fill a cluster": sizes[0] - 1, "in the picked cluster": sizes[-1]}
 
     def evict(self) -> None:
         for layer in range(self.config.layers):
@@ -101,7 +120,7 @@ class ClusterPolicy(Policy):
             if count * size >= inside:
                 break
             out.insert(0, (size, count))
-            wanted = math.ceil(self.settings.widening * count * size)
+            wanted = self.settings.next_level(count * size)
         return out
 
     def attended(self) -> int:

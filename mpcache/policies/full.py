@@ -8,3 +8,7 @@ class Full(Policy):
 
     name = "full"
     summary = "keeps and attends to everything"
+    mpc_cost = "attention to the whole cache at every step"
+
+    def evict(self) -> None:
+        """Nothing leaves."""

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from mpcache.policies.base import Policy
 from mpcache.policies.eviction import keep_top_k_per_head
 from mpcache.policies.settings import PolicySettings
 from mpcache.protocols.backends.interface import KeyValues, Value
+
+
+@dataclass(frozen=True)
+class H2OSettings(PolicySettings):
+    """The budget alone, of two tokens or more."""
+
+    name: str = "h2o"
+
+    def always(self) -> dict[str, int]:
+        return {"heavy hitter": 1, "recent": 1}
 
 
 class H2O(Policy):
@@ -21,10 +33,8 @@ class H2O(Policy):
     name = "h2o"
     summary = "each step: evicts the lowest accumulated attention"
     mpc_cost = "each step and head: attention received, a secure arg min, an oblivious overwrite"
-
-    @classmethod
-    def always(cls, settings: PolicySettings) -> dict[str, int]:
-        return {"heavy hitter": 1, "recent": 1}
+    settings_class = H2OSettings
+    settings: H2OSettings
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]

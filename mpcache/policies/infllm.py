@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from mpcache.policies.clusters import ClusterPolicy
+from mpcache.policies.clusters import ClusterPolicy, PageSettings
+from mpcache.policies.settings import MOST_TOKENS, setting
 from mpcache.protocols.backends.interface import Masked, Scores, Value
 from mpcache.protocols.public import reciprocals
+
+
+@dataclass(frozen=True)
+class InfLLMSettings(PageSettings):
+    """representatives: tokens that stand for a block. window: queries after a token that score it."""
+
+    name: str = "infllm"
+    representatives: int = setting(4, least=1, most=MOST_TOKENS)
+    window: int = setting(32, least=1, most=MOST_TOKENS)
+
+    def contradictions(self) -> list[str]:
+        return ["a block has no more representatives than tokens"] if self.representatives > self.page else []
 
 
 class InfLLM(ClusterPolicy):
@@ -20,6 +35,8 @@ class InfLLM(ClusterPolicy):
     name = "infllm"
     summary = "each step: blocks by their representative tokens"
     mpc_cost = "once a block: ranks within it; each step and layer: one product, ranks of the blocks"
+    settings_class = InfLLMSettings
+    settings: InfLLMSettings
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 from mpcache.policies.base import Policy
 from mpcache.policies.eviction import keep_top_k_per_head
-from mpcache.policies.settings import PolicySettings
+from mpcache.policies.settings import SinkSettings
 from mpcache.protocols.backends.interface import Value
 
 EPSILON = 1e-5
@@ -19,10 +19,8 @@ class KeyDiff(Policy):
     name = "keydiff"
     summary = "once, per head: the keys least like their mean"
     mpc_cost = "once: a norm of every key; a head: the k largest by bisection, a shuffle of keys and values"
-
-    @classmethod
-    def always(cls, settings: PolicySettings) -> dict[str, int]:
-        return {"sinks": settings.sinks, "recent": settings.recent}
+    settings_class = SinkSettings
+    settings: SinkSettings
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]

@@ -2,16 +2,62 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 
-from mpcache.policies.clusters import ClusterPolicy
+from mpcache.policies.clusters import ClusterPolicy, ClusterSettings
 from mpcache.policies.eviction import keep_top_k_per_head, keep_top_k_together
-from mpcache.policies.settings import PolicySettings
+from mpcache.policies.settings import MOST_LAYERS, MOST_TOKENS, setting
 from mpcache.protocols.backends.interface import Masked, Scores, Value
 
 LONG_PROMPT = 24_000
 """Beyond so many tokens the observing window is half the share (paper, section 4.1)."""
+
+MOST_LEVELS = 8
+WIDEST = 1024.0
+
+
+@dataclass(frozen=True)
+class MPCacheSettings(ClusterSettings):
+    """The three parts of the policy, each of which can be left out: eviction, selection, sharing.
+
+    keep_ratio: share of the prompt's tokens that survive static eviction (1: no eviction), scored by the last
+    `observed_share` of the queries (0: by the last `window` of them), per head if `per_head`. clusters: tokens of a
+    cluster at each level, coarse to fine (none: static eviction alone, down to the budget); widening: how many times
+    the next level's tokens a level picks; representative of a cluster: 'extremes' (alpha max + (1 - alpha) min) or
+    'mean'. share_layers: neighbouring layers that share a selection; unshared_layers: first ones, after the skipped,
+    which select each for itself; skip_layers: first layers that keep and attend to everything; share_heads: all heads
+    of a layer pick the same clusters, by the sum of their scores, so that ranks cost as if there were one.
+    """
+
+    name: str = "mpcache"
+    keep_ratio: float = setting(0.25, above=0, most=1)
+    observed_share: float = setting(0.2, least=0, most=1)
+    window: int = setting(32, least=1, most=MOST_TOKENS)
+    per_head: bool = False
+    clusters: tuple[int, ...] = setting((4,), least=1, most=MOST_TOKENS, longest=MOST_LEVELS)
+    widening: float = setting(2.0, least=1, most=WIDEST)
+    representative: str = setting("mean", choices=("extremes", "mean"))
+    alpha: float = setting(0.6, least=0, most=1)
+    share_layers: int = setting(2, least=1, most=MOST_LAYERS)
+    unshared_layers: int = setting(1, least=0, most=MOST_LAYERS)
+    share_heads: bool = True
+    skip_layers: int = setting(0, least=0, most=MOST_LAYERS)
+
+    def contradictions(self) -> list[str]:
+        uneven = [(a, b) for a, b in itertools.pairwise(self.clusters) if a % b or a == b]
+        return [f"each level's clusters consist of whole clusters of the next: not {uneven}"] if uneven else []
+
+    def sizes(self) -> tuple[int, ...]:
+        return self.clusters
+
+    def next_level(self, picked: int) -> int:
+        return math.ceil(self.widening * picked)
+
+    def layer_pattern(self) -> tuple[int, int]:
+        return self.skip_layers + self.unshared_layers, self.share_layers
 
 
 class MPCache(ClusterPolicy):
@@ -28,14 +74,8 @@ class MPCache(ClusterPolicy):
     mpc_cost = (
         "once: the k largest by bisection, a shuffle; each step and group of layers: one opened query, ranks in levels"
     )
-
-    @classmethod
-    def sizes(cls, settings: PolicySettings) -> tuple[int, ...]:
-        return settings.clusters
-
-    @classmethod
-    def layer_pattern(cls, settings: PolicySettings) -> tuple[int, int]:
-        return settings.skip_layers + settings.unshared_layers, settings.share_layers
+    settings_class = MPCacheSettings
+    settings: MPCacheSettings
 
     def group(self, layer: int) -> range:
         return self._sharing(layer) if self._sizes else range(0)

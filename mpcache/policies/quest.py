@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpcache.policies.clusters import ClusterPolicy
+from mpcache.policies.clusters import ClusterPolicy, PageSettings
 from mpcache.protocols.backends.interface import Masked, Scores, Value
 
 
@@ -16,6 +16,8 @@ class Quest(ClusterPolicy):
     name = "quest"
     summary = "each step: pages by an upper bound of their scores"
     mpc_cost = "each step and layer: a secure comparison for every channel of every page, ranks of the pages"
+    settings_class = PageSettings
+    settings: PageSettings
 
     def represent(self, layer: int, keys: Value, start: int) -> list[list[Value]]:
         heads, tokens, d = keys.shape

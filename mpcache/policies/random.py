@@ -2,8 +2,18 @@
 
 import itertools
 import random
+from dataclasses import dataclass
 
 from mpcache.policies.base import Policy
+from mpcache.policies.settings import PolicySettings, setting
+
+
+@dataclass(frozen=True)
+class RandomSettings(PolicySettings):
+    """seed: another one, other tokens."""
+
+    name: str = "random"
+    seed: int = setting(0, least=0, most=1 << 63)
 
 
 class Random(Policy):
@@ -12,6 +22,8 @@ class Random(Policy):
     name = "random"
     summary = "a random, public choice of the prompt's tokens"
     mpc_cost = "nothing beyond attention to what is left"
+    settings_class = RandomSettings
+    settings: RandomSettings
 
     def evict(self) -> None:
         n = self.prompt_tokens

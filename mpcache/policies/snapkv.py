@@ -1,9 +1,25 @@
 """SnapKV: once, per head, by the attention of the prompt's last queries, pooled (Li et al., arXiv 2404.14469)."""
 
+from dataclasses import dataclass
+
 from mpcache.policies.base import Policy
 from mpcache.policies.eviction import keep_top_k_per_head
-from mpcache.policies.settings import PolicySettings
+from mpcache.policies.settings import MOST_TOKENS, SinkSettings, setting
 from mpcache.protocols.backends.interface import Value
+
+WIDEST_KERNEL = 255
+
+
+@dataclass(frozen=True)
+class SnapKVSettings(SinkSettings):
+    """window: last queries that observe. kernel: neighbouring tokens whose scores are pooled."""
+
+    name: str = "snapkv"
+    window: int = setting(32, least=1, most=MOST_TOKENS)
+    kernel: int = setting(7, least=1, most=WIDEST_KERNEL)
+
+    def contradictions(self) -> list[str]:
+        return ["the kernel has a middle: an odd number of tokens"] if self.kernel % 2 == 0 else []
 
 
 class SnapKV(Policy):
@@ -15,10 +31,8 @@ class SnapKV(Policy):
     name = "snapkv"
     summary = "once, per head: pooled attention of the last queries"
     mpc_cost = "once a head: the k largest by bisection, a shuffle of keys and values"
-
-    @classmethod
-    def always(cls, settings: PolicySettings) -> dict[str, int]:
-        return {"sinks": settings.sinks, "recent": settings.recent}
+    settings_class = SnapKVSettings
+    settings: SnapKVSettings
 
     def observed_queries(self) -> int:
         return min(self.settings.window, self.prompt_tokens)

@@ -1,7 +1,7 @@
 """StreamingLLM: sinks and a window of recent tokens (Xiao et al., arXiv 2309.17453)."""
 
 from mpcache.policies.base import Policy
-from mpcache.policies.settings import PolicySettings
+from mpcache.policies.settings import SinkSettings
 from mpcache.protocols.backends.interface import Value
 
 
@@ -14,10 +14,8 @@ class Streaming(Policy):
     name = "streaming"
     summary = "sinks and a window of recent tokens"
     mpc_cost = "nothing beyond attention to what is left: positions are public"
-
-    @classmethod
-    def always(cls, settings: PolicySettings) -> dict[str, int]:
-        return {"sinks": settings.sinks, "recent": settings.recent}
+    settings_class = SinkSettings
+    settings: SinkSettings
 
     def evict(self) -> None:
         for layer in range(self.config.layers):

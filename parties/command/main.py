@@ -14,7 +14,7 @@ import click
 import torch
 
 from mpcache import __version__
-from mpcache.policies import PolicySettings, changed_settings, check_policy, policies
+from mpcache.policies import PolicySettings, check_policy, parse_policies, policies, policy_settings, spelled
 from mpcache.protocols.errors import ConfigError, ModelError, MpcacheError
 
 log = logging.getLogger("mpcache")
@@ -156,26 +156,21 @@ def _prompt_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _policy_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option("--policy", "policy_name", metavar="NAME", help="KV cache policy; see: mpcache policies."),
-        click.option("--budget", type=float, help="Tokens a step attends to; below 1: a fraction of the prompt."),
         click.option(
-            "--policy-option",
-            "assignments",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Any setting of the policy, as in client.toml. Repeatable.",
+            "--policy",
+            metavar="NAME[:KEY=VALUE]...",
+            help="KV cache policy and what differs from its settings, as mpcache:keep_ratio=1; see: mpcache policies.",
         ),
+        click.option("--budget", type=float, help="Tokens a step attends to; below 1: a fraction of the prompt."),
     ):
         command = option(command)
     return command
 
 
-def _chosen_policy(
-    settings: PolicySettings, name: str | None, budget: float | None, assignments: tuple[str, ...]
-) -> PolicySettings:
-    """The settings, changed by what the command line says."""
-    first = [f"{key}={value}" for key, value in (("name", name), ("budget", budget)) if value is not None]
-    return check_policy(changed_settings(settings, [*first, *assignments]))
+def _chosen_policy(settings: PolicySettings, policy: str | None, budget: float | None) -> PolicySettings:
+    """What the command line says; the settings where it says nothing."""
+    chosen = settings if policy is None else policy_settings(policy)
+    return check_policy(chosen if budget is None else replace(chosen, budget=budget))
 
 
 def _read_prompt(path: Path) -> str:
@@ -202,9 +197,8 @@ def client(
     max_new_tokens: int | None,
     fixed_length: bool,
     json_path: Path | None,
-    policy_name: str | None,
+    policy: str | None,
     budget: float | None,
-    assignments: tuple[str, ...],
     backend: str,
     temperature: float | None,
     network: str | None,
@@ -226,7 +220,7 @@ def client(
         ids,
         max_new_tokens=max_new_tokens or settings.max_new_tokens,
         temperature=settings.temperature if temperature is None else temperature,
-        policy=_chosen_policy(settings.policy, policy_name, budget, assignments),
+        policy=_chosen_policy(settings.policy, policy, budget),
         backend=backend,
         network=network or settings.network,
     )
@@ -304,9 +298,8 @@ def demo(
     max_new_tokens: int | None,
     fixed_length: bool,
     json_path: Path | None,
-    policy_name: str | None,
+    policy: str | None,
     budget: float | None,
-    assignments: tuple[str, ...],
     model: Path | None,
     backend: str,
     compare: bool,
@@ -318,8 +311,8 @@ def demo(
     from mpcache.parties.command.demo import run_demo
 
     text = None if prompt_file is None else _read_prompt(prompt_file)
-    policy = _chosen_policy(PolicySettings(), policy_name, budget, assignments)
-    run_demo(text, max_new_tokens or 16, model, json_path, policy, backend, compare, fixed_length)
+    chosen = _chosen_policy(policy_settings(), policy, budget)
+    run_demo(text, max_new_tokens or 16, model, json_path, chosen, backend, compare, fixed_length)
 
 
 @main.command()
@@ -337,9 +330,8 @@ def demo(
 def inspect(
     model: Path | None,
     prompt_file: Path | None,
-    policy_name: str | None,
+    policy: str | None,
     budget: float | None,
-    assignments: tuple[str, ...],
     max_new_tokens: int,
     json_path: Path | None,
 ) -> None:
@@ -359,9 +351,9 @@ def inspect(
         prompt: str | None = (DEMO_MODEL / "daysheet_512.txt").read_text()
     else:
         prompt = None if prompt_file is None else _read_prompt(prompt_file)
-    policy = _chosen_policy(PolicySettings(), policy_name, budget, assignments)
+    chosen = _chosen_policy(policy_settings(), policy, budget)
     with prefill_bar() as (_, on_block):
-        inspection = inspect_model(folder, prompt, policy, max_new_tokens, on_block)
+        inspection = inspect_model(folder, prompt, chosen, max_new_tokens, on_block)
     show_inspection(inspection)
     if json_path is not None:
         write_json(json_path, inspection.to_dict(), "the inspection", private=True)
@@ -373,9 +365,10 @@ def inspect(
 
 @main.command("policies")
 def list_policies() -> None:
-    """List the KV cache policies, and what each costs beyond attention to the tokens that it leaves."""
+    """List the KV cache policies: what each costs beyond attention to the tokens that it leaves, and its settings."""
     for name, policy in policies().items():
         click.echo(f"{name:10} {policy.summary}\n{'':10} MPC cost: {policy.mpc_cost}")
+        click.echo(f"{'':10} default: {spelled(policy_settings(name))}")
 
 
 @main.command()
@@ -384,7 +377,10 @@ def list_policies() -> None:
 @click.option("--tokens", type=click.IntRange(1), default=512, show_default=True, help="Prompt tokens.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True)
 @click.option(
-    "--policy", default="full", show_default=True, help="Joined by commas; with settings: mpcache:keep_ratio=1."
+    "--policy",
+    default="full",
+    show_default=True,
+    help="Policies, joined by commas, or 'all'; with settings: mpcache:keep_ratio=1.",
 )
 @click.option("--network", default="loopback", show_default=True, help="loopback, lan, wan or e.g. 5ms,100mbit.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the plan as JSON.")
@@ -401,7 +397,6 @@ def plan(
 
     A model of any size is planned within seconds. The first new token comes with the prefill.
     """
-    from mpcache.benchmarks.cases.policies import parse_contenders
     from mpcache.files import write_json
     from mpcache.generation.network import parse_network
     from mpcache.generation.request import GenerationRequest
@@ -409,7 +404,7 @@ def plan(
     from mpcache.parties.command.plan_report import plan_policies, show_plan
 
     request = GenerationRequest(prompt_tokens=tokens, max_new_tokens=max_new_tokens, network=network)
-    where, policies = parse_network(network), [(c.label, c.settings) for c in parse_contenders(policy)]
+    where, policies = parse_network(network), [(p.label, p.settings) for p in parse_policies(policy)]
     records = plan_policies(model_shape(model or shape, positions=request.tokens), request, policies)
     show_plan(records, where)
     if json_path is not None:

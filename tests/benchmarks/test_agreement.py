@@ -1,13 +1,13 @@
 from mpcache.benchmarks.cases.agreement import agreement_cases, agreement_rows
-from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.measure.runner import run_cases
 from mpcache.benchmarks.records.store import Records
 from mpcache.demo import DEMO_MODEL
 
 
 def test_secure_decoding_answers_as_plaintext_does() -> None:
-    contenders = parse_contenders("full,mpcache:budget=40:sinks=2:recent=8:clusters=8+4")
-    records = run_cases(agreement_cases(DEMO_MODEL, ["day-sheet"], [100], contenders, 1), Records())
+    policies = compared_policies("full,mpcache:budget=40:sinks=2:recent=8:clusters=8+4")
+    records = run_cases(agreement_cases(DEMO_MODEL, ["day-sheet"], [100], policies, 1), Records())
     assert [r.get("error") for r in records] == [None, None]
     assert [r["same"] for r in records] == [1, 1]
     assert [r["ranges"]["passed"] for r in records] == [0, 0]

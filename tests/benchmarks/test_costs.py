@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from mpcache.benchmarks.cases.decode import WARM_UP, Workload, decode_cases
 from mpcache.benchmarks.cases.networks import MESSAGE_SECONDS, bound_seconds, model_seconds
 from mpcache.benchmarks.cases.ops import OPERATIONS
-from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.cases.prefill import prefill_cases
 from mpcache.benchmarks.measure.delay import DelayedChannel
 from mpcache.benchmarks.measure.processes import ProcessPool
@@ -22,28 +22,29 @@ from mpcache.benchmarks.run.commands import bench
 from mpcache.generation.loop import Program as AnyProgram
 from mpcache.generation.network import Network
 from mpcache.generation.plan import plan_parts
-from mpcache.policies import policies
+from mpcache.policies import policies, spelled
 from mpcache.protocols.errors import ConfigError
 from mpcache.protocols.session import Cost
 from mpcache.protocols.transport import channel_pair
 from tests.asking import asked
+from tests.mpcache.policies.matrix import fitting
 
-FEW = "budget=24:sinks=2:recent=8:page=4:clusters=8+4:window=8"
+FEW = dict(budget=24, sinks=2, recent=8, page=4, clusters=(8, 4), window=8)
 TOKENS = 60
 
 
 def planned(workload: Workload, settings: Record, program: AnyProgram, steps: int) -> list[Cost]:
     setup = workload.setup(TOKENS)
-    (contender,) = parse_contenders(settings["label"])
-    request = asked(TOKENS, steps, policy=contender.settings)
+    (policy,) = compared_policies(settings["label"])
+    request = asked(TOKENS, steps, policy=policy.settings)
     return [part.cost() for part in plan_parts(setup.config, request, program)]
 
 
 def test_every_policys_step_costs_what_its_plan_says() -> None:
     workload, pool = Workload("tiny", 2, Program("decode")), ProcessPool()
-    contenders = parse_contenders(",".join(f"{name}:{FEW}" for name in policies()))
+    compared = compared_policies(",".join(spelled(fitting(name, **FEW)) for name in policies()))
     try:
-        cases = decode_cases(workload, [TOKENS], contenders, ["mpc"], 1, pool)
+        cases = decode_cases(workload, [TOKENS], compared, ["mpc"], 1, pool)
         records = run_cases(cases, Records())
     finally:
         pool.close()
@@ -64,7 +65,7 @@ def test_a_prefill_and_a_head_on_a_slower_network() -> None:
     try:
         prompt = Workload("tiny", 1, Program("prefill", embedding=True, head=True), network)
         step = Workload("tiny", 1, Program("decode", head=True), network)
-        full = parse_contenders("full")
+        full = compared_policies("full")
         cases = prefill_cases(prompt, [TOKENS], full, ["mpc", "plain"], pool, 2)
         cases += decode_cases(step, [TOKENS], full, ["mpc"], 2, pool, "network")
         private, plain, slow = run_cases(cases, Records())
@@ -84,8 +85,8 @@ def test_a_process_that_fails_is_recorded_with_its_reason() -> None:
     pool = ProcessPool()
     workload = Workload("tiny", 1, Program("decode"))
     try:
-        cases = decode_cases(workload, [TOKENS], parse_contenders("full"), ["mpc"], 10_000, pool)
-        cases += decode_cases(workload, [TOKENS], parse_contenders("full"), ["mpc"], 1, pool)
+        cases = decode_cases(workload, [TOKENS], compared_policies("full"), ["mpc"], 10_000, pool)
+        cases += decode_cases(workload, [TOKENS], compared_policies("full"), ["mpc"], 1, pool)
         failed, done = run_cases(cases, Records())
     finally:
         pool.close()

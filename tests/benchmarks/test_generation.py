@@ -6,7 +6,7 @@ import pytest
 
 from mpcache.benchmarks.cases import generation
 from mpcache.benchmarks.cases.generation import PROMPT, generation_cases, generation_rows, prompt_tokens
-from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.measure.runner import run_cases
 from mpcache.benchmarks.records.store import Records
 from mpcache.demo import DEMO_MODEL
@@ -19,13 +19,13 @@ from tests.benchmarks.test_report import generated
 def test_a_generation_costs_what_its_plan_says_and_answers_as_plaintext_does(monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = prompt_tokens(DEMO_MODEL)[-80:]
     monkeypatch.setattr(generation, "prompt_tokens", lambda model: prompt)
-    (contender,) = parse_contenders("mpcache:budget=40:sinks=2:recent=8")
-    (record,) = run_cases(generation_cases(DEMO_MODEL, [contender], 2, 2), Records())
+    (policy,) = compared_policies("mpcache:budget=40:sinks=2:recent=8")
+    (record,) = run_cases(generation_cases(DEMO_MODEL, [policy], 2, 2), Records())
     assert record["status"] == "done", record.get("error")
     assert record["same"] and record["answer"] == record["plain_answer"]
     assert record["ranges"]["passed"] == 0 and {p["layer"] for p in record["ranges"]["places"]} >= {0, 1, 2, 3}
     config = load_checkpoint(DEMO_MODEL).config
-    planned = phase_costs(config, asked(len(prompt), record["new_tokens"], policy=contender.settings))
+    planned = phase_costs(config, asked(len(prompt), record["new_tokens"], policy=policy.settings))
     for phase, cost in zip(("prefill", "token"), planned, strict=True):
         figures = record[phase]
         assert figures["correlation_bytes"] == cost.correction_bytes
@@ -39,7 +39,7 @@ def test_a_generation_costs_what_its_plan_says_and_answers_as_plaintext_does(mon
 
 
 def test_a_failed_generation_is_a_record_with_its_reason(tmp_path: Path) -> None:
-    (record,) = run_cases(generation_cases(tmp_path, parse_contenders("full"), 1, 1), Records())
+    (record,) = run_cases(generation_cases(tmp_path, compared_policies("full"), 1, 1), Records())
     assert record["status"] == "failed" and str(tmp_path) in record["error"]
     assert generation_rows([record]) == [] and record["settings"]["prompt"] == PROMPT
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mpcache.benchmarks.cases.decode import Workload, decode_cases
-from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.measure.namespace import Namespace, parse_namespace
 from mpcache.benchmarks.measure.processes import ProcessPool
 from mpcache.benchmarks.measure.program import Program
@@ -68,7 +68,7 @@ def test_owner_and_dealer_run_in_another_network_namespace(namespace: Namespace)
     workload = Workload("tiny", 1, Program("decode"), namespace=namespace)
     pool = ProcessPool()
     try:
-        cases = decode_cases(workload, [24], parse_contenders("full"), ["mpc"], 1, pool, "network")
+        cases = decode_cases(workload, [24], compared_policies("full"), ["mpc"], 1, pool, "network")
         (record,) = run_cases(cases, Records())
     finally:
         pool.close()

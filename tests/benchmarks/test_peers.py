@@ -17,8 +17,9 @@ from mpcache.benchmarks.peers.crypten_roles import plans
 from mpcache.benchmarks.peers.processes import CaseFailed, run_together
 from mpcache.benchmarks.peers.systems import measure_case
 from mpcache.model.config import ModelConfig
-from mpcache.policies import PolicySettings, policy_class
+from mpcache.policies import policy_class
 from mpcache.policies.clusters import ClusterPolicy
+from mpcache.policies.mpcache import MPCacheSettings
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.errors import ConfigError, MpcacheError
 
@@ -113,7 +114,7 @@ def test_an_spu_without_its_statistics_is_refused() -> None:
 @pytest.mark.parametrize("tokens", [512, 1024, 2048, 8192])
 @pytest.mark.parametrize("policy", ["mpcache", "top-k"])
 def test_a_selection_stays_within_an_eighth_of_the_tokens(policy: str, tokens: int) -> None:
-    least = sum(policy_class("mpcache").always(PolicySettings()).values()) if policy == "mpcache" else 0
+    least = sum(MPCacheSettings().always().values()) if policy == "mpcache" else 0
     layout = selection_layout(policy, tokens)
     candidates, size_before = layout["clustered"], layout["clustered"]
     for size, count in layout["levels"]:
@@ -126,7 +127,7 @@ def test_a_selection_stays_within_an_eighth_of_the_tokens(policy: str, tokens: i
 @pytest.mark.parametrize("tokens", [512, 1024, 2048, 8192])
 def test_peers_select_as_our_policy_does(tokens: int) -> None:
     config = ModelConfig("gpt2", 2, 32, 48, 1, 2, 2, 16, 2 * tokens, 1e-5, "gelu_tanh")
-    settings = PolicySettings(name="mpcache", budget=BUDGET)
+    settings = MPCacheSettings(budget=BUDGET)
     policy = policy_class("mpcache")(settings, config, PlainBackend(), tokens)
     assert isinstance(policy, ClusterPolicy)
     keys = torch.zeros(2, tokens, 16)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpcache.benchmarks.cases.policies import parse_contenders
+from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.cases.quality import Outcome, Score, score
 from mpcache.benchmarks.cases.quality_cases import QualityOptions, quality_tables, run_quality
 from mpcache.benchmarks.cases.tasks import TASKS
@@ -18,6 +18,7 @@ from mpcache.model.tokenizer import load_tokenizer
 from mpcache.policies import PolicySettings, new_cache, policies
 from mpcache.protocols.backends.plain import PlainBackend
 from tests.asking import asked
+from tests.mpcache.policies.matrix import fitting
 
 TOKENIZER = load_tokenizer(DEMO_MODEL)
 SMALL = dict(budget=40, sinks=2, recent=8, page=4, clusters=(8, 4), window=8)
@@ -38,7 +39,7 @@ def decoder() -> Decoder:
 @pytest.mark.parametrize("name", policies())
 def test_a_recorded_prefill_gives_every_policy_the_cache_of_its_own(decoder: Decoder, name: str) -> None:
     """Generation goes on from it with the same tokens and logits as after a prefill under the policy."""
-    policy = PolicySettings(name, **SMALL)  # type: ignore[arg-type]
+    policy = fitting(name, **SMALL)
     ids = TASKS["day-sheet"].generate(TOKENIZER, 150, 0)[0].document
     plan = asked(len(ids), 1, policy=policy)
     own = new_cache(policy, decoder, len(ids))
@@ -93,7 +94,7 @@ def test_scores_have_errors_that_are_not_zero() -> None:
 
 def test_records_resume_by_policy_and_tables_say_what_the_model_cannot_do(tmp_path: Path) -> None:
     def run(policies: str, budgets: tuple[float, ...]) -> list:
-        options = QualityOptions(DEMO_MODEL, ["count"], [150], parse_contenders(policies), budgets, ["end"], 2)
+        options = QualityOptions(DEMO_MODEL, ["count"], [150], compared_policies(policies), budgets, ["end"], 2)
         return run_quality(options, Records(tmp_path))
 
     run("full", (0.5,))

@@ -22,15 +22,15 @@ def parts(suite: Suite) -> dict[str, list[Case]]:
 
 def policies(options: QualityOptions) -> list[dict[str, object]]:
     """Every policy's settings that the quality part measures."""
-    entries = [c.with_budget(budget) for c in options.contenders for budget in options.budgets]
-    return [asdict(c.settings) for c in [*options.contenders[:1], *entries]]
+    entries = [c.with_budget(budget) for c in options.policies for budget in options.budgets]
+    return [asdict(c.settings) for c in [*options.policies[:1], *entries]]
 
 
 @SUITES
 def test_secure_answers_are_sampled_from_the_cases_of_the_quality_part(suite: Suite) -> None:
     options = quality_options(suite, DEMO_MODEL)
     cases = [case.settings for case in sample(suite, DEMO_MODEL)]
-    assert cases and options.contenders[0].settings.name == "full"
+    assert cases and options.policies[0].settings.name == "full"
     for settings in cases:
         assert settings["task"] in options.tasks and settings["tokens"] in options.tokens
         assert settings["placement"] in options.placements and settings["documents"] <= options.documents

@@ -19,7 +19,7 @@ from mpcache.parties.command.main import main
 from mpcache.parties.gateway import GatewayServer
 from mpcache.parties.generated import client_pb2, client_pb2_grpc
 from mpcache.parties.launcher import local_parties, role_process
-from mpcache.policies import PolicySettings, policies
+from mpcache.policies import policies, policy_settings, spelled
 from tests.asking import asking
 
 
@@ -48,7 +48,7 @@ def test_three_commands_generate_from_three_files(stories: Path, tmp_path: Path)
                 f'owner = "{owner.address}"\ndealer = "{dealer.address}"\ntokenizer = "{stories}"\nmax_new_tokens = 4\n'
                 '[policy]\nname = "quest"\nbudget = 80\n'
             )
-            options = ("--policy", "mpcache", "--policy-option", "clusters=[8, 4]", "--json", tmp_path / "out.json")
+            options = ("--policy", "mpcache:clusters=8+4:budget=20", "--budget", "80", "--json", tmp_path / "out.json")
             result = mpcache("client", "--config", tmp_path / "client.toml", *options, typed="Once upon a time\n")
     assert result.returncode == 0, result.stderr
     assert stat.S_IMODE((tmp_path / "out.json").stat().st_mode) == 0o600, "an answer is for who asked alone"
@@ -152,9 +152,9 @@ def test_the_demo_needs_a_prompt_for_another_model(tmp_path: Path) -> None:
     [
         (("--policy", "mpcach"), "did you mean 'mpcache'?"),
         (("--budget", "20"), "a budget of 20 tokens is below the 27"),
-        (("--policy-option", "clusters"), "'clusters' is no KEY=VALUE"),
-        (("--policy-option", "clusters=[24,16]"), "whole clusters of the next"),
-        (("--policy-option", "colour=1"), "unknown setting 'colour'"),
+        (("--policy", "mpcache:clusters"), "'clusters' is no setting: write key=value"),
+        (("--policy", "mpcache:clusters=24+16"), "whole clusters of the next"),
+        (("--policy", "mpcache:colour=1"), "unknown setting 'colour'"),
     ],
 )
 def test_a_policy_that_cannot_be_is_refused_at_once(options: tuple[str, str], message: str) -> None:
@@ -167,6 +167,7 @@ def test_policies_are_listed_with_what_they_cost() -> None:
     assert result.exit_code == 0
     for name, policy in policies().items():
         assert name in result.stdout and policy.summary in result.stdout and policy.mpc_cost in result.stdout
+        assert f"default: {spelled(policy_settings(name))}\n" in result.stdout
 
 
 @pytest.mark.slow
@@ -174,7 +175,7 @@ def test_the_demo_shows_what_a_full_cache_costs_planned_or_measured(tmp_path: Pa
     tokenizer = load_tokenizer(DEMO_MODEL)
     sheet = sheet_of_tokens(3, "heldout", 90, tokenizer)
     (tmp_path / "prompt.txt").write_text(sheet.text + sheet.questions[0][0])
-    policy = ("--budget", "30", "--policy-option", "clusters=[8,4]", "--policy-option", "recent=8")
+    policy = ("--policy", "mpcache:clusters=8+4:recent=8", "--budget", "30")
     full = []
     for compare in ((), ("--compare",)):
         options = ("--prompt-file", tmp_path / "prompt.txt", "--max-new-tokens", 3, "--json", tmp_path / "out.json")
@@ -203,7 +204,7 @@ def test_every_command_explains_itself() -> None:
 def test_the_gateway_answers_an_application() -> None:
     with local_parties(DEMO_MODEL) as where:
         server = GatewayServer(
-            "127.0.0.1:0", where, load_tokenizer(DEMO_MODEL), asking((), 3, policy=PolicySettings("tova"))
+            "127.0.0.1:0", where, load_tokenizer(DEMO_MODEL), asking((), 3, policy=policy_settings("tova"))
         )
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             stub = client_pb2_grpc.ClientStub(channel)

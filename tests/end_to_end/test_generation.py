@@ -15,7 +15,8 @@ from mpcache.model.config_file import read_model_config
 from mpcache.parties import client
 from mpcache.parties.client import Connection, Generation
 from mpcache.parties.launcher import local_parties
-from mpcache.policies import PolicySettings
+from mpcache.policies import PolicySettings, policy_settings
+from mpcache.policies.mpcache import MPCacheSettings
 from mpcache.protocols.errors import HandshakeError, PeerLost
 from mpcache.protocols.session import Cost
 from tests.asking import asking
@@ -34,7 +35,7 @@ def planned_cost(model: Path, request: GenerationRequest) -> Cost:
 
 LONG_PROMPT, OTHER_PROMPT = ([(a * i * i + b * i + 11) % 96 for i in range(70)] for a, b in ((5, 25), (31, 90)))
 """Prompts in which no selection and no token is a near tie."""
-SMALL = PolicySettings(budget=24, sinks=2, recent=4, clusters=(8, 4), page=4)
+SMALL = MPCacheSettings(budget=24, sinks=2, recent=4, clusters=(8, 4))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ SMALL = PolicySettings(budget=24, sinks=2, recent=4, clusters=(8, 4), page=4)
     [
         (PROMPT, FULL),
         (LONG_PROMPT, SMALL),
-        (LONG_PROMPT, replace(SMALL, name="h2o")),
+        (LONG_PROMPT, policy_settings("h2o", budget=24)),
         (OTHER_PROMPT, replace(SMALL, representative="extremes", per_head=True, skip_layers=1)),
     ],
     ids=["full", "mpcache", "h2o", "mpcache with other settings"],
@@ -118,7 +119,7 @@ def test_an_answer_ends_with_the_clients_end_token(connection: Connection, model
         (asking(PROMPT, 5, model_digest="0" * 64), "the client wants 0000000000000000"),
         (asking(PROMPT, 5, backend="magic"), "unknown backend 'magic'"),
         (asking(PROMPT, 5, policy=PolicySettings("magic")), "unknown cache policy 'magic'"),
-        (asking(PROMPT, 5, policy=PolicySettings(budget=20)), "a budget of 20 tokens is below the 27"),
+        (asking(PROMPT, 5, policy=MPCacheSettings(budget=20)), "a budget of 20 tokens is below the 27"),
         (asking(PROMPT, 5, network="moon"), "the network 'moon' is none of"),
         (asking(PROMPT, 500), "allows 256 new tokens"),
         (asking([1] * 125, 5), "do not fit the model's 128 positions"),

@@ -13,6 +13,7 @@ from mpcache.inspection.watched import plain_answer
 from mpcache.parties import launcher
 from mpcache.parties.client import Connection, Generation
 from mpcache.parties.launcher import local_parties
+from mpcache.policies import spelled
 from mpcache.protocols.errors import HandshakeError
 from tests.asking import asking
 from tests.end_to_end.test_generation import LONG_PROMPT, SMALL
@@ -27,13 +28,13 @@ THETA = 600.0
 CLIENT = """
 import json, sys
 from pathlib import Path
-from mpcache.policies import PolicySettings
+from mpcache.policies import policy_settings
 from mpcache.parties.certificates import load_identity
 from mpcache.parties.client import Connection, Generation
 from tests.asking import asking
 owner, dealer, certificates, state, prompt, policy = sys.argv[1:]
 where = Connection(owner, dealer, load_identity(Path(certificates), "client"), Path(state))
-print(json.dumps(list(Generation(where, asking(json.loads(prompt), 3, policy=PolicySettings.from_json(policy))))))
+print(json.dumps(list(Generation(where, asking(json.loads(prompt), 3, policy=policy_settings(policy))))))
 """
 
 
@@ -44,7 +45,7 @@ def environment(processor: str) -> dict[str, str]:
 def answer(where: Connection, processor: str) -> list[int]:
     """What a client that is a process of its own is answered."""
     places = [where.owner, where.dealer, str(where.state.parent / "certificates"), str(where.state)]
-    command = [sys.executable, "-c", CLIENT, *places, json.dumps(PROMPT), SMALL.to_json()]
+    command = [sys.executable, "-c", CLIENT, *places, json.dumps(PROMPT), spelled(SMALL)]
     done = subprocess.run(command, env=environment(processor), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

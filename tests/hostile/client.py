@@ -16,7 +16,7 @@ from mpcache.parties.certificates import Identity
 from mpcache.parties.generated import owner_pb2, owner_pb2_grpc
 from mpcache.parties.link import Frame
 from mpcache.parties.tls import open_channel
-from mpcache.policies import PolicySettings
+from mpcache.policies import policy_names, policy_settings
 
 SESSION = bytes(range(16))
 Fields = dict[str, Any]
@@ -68,9 +68,10 @@ def request(**changes: Any) -> str:
     return json.dumps({**asdict(GenerationRequest(prompt_tokens=5, max_new_tokens=2)), **changes})
 
 
-def policy(**changes: Any) -> str:
-    """The same, of its policy's settings."""
-    return request(policy={**asdict(PolicySettings()), **changes})
+def policy(name: str = "mpcache", **changes: Any) -> str:
+    """The same, of its policy's settings; under a name that no policy has, mpcache's."""
+    own = policy_settings(name if name in policy_names() else "mpcache")
+    return request(policy={**asdict(own), "name": name, **changes})
 
 
 def message(payload: bytes, sequence: int = 0, length: int | None = None) -> owner_pb2.Frame:
@@ -104,17 +105,18 @@ def after_the_welcome(frame: owner_pb2.Frame) -> Callable[[HostileClient], None]
 
 
 CLIENTS: dict[str, tuple[Callable[[HostileClient], None], str]] = {
-    "a kernel that loops for hours": (under(name="snapkv", kernel=10**9 + 1), "at most: kernel 255"),
-    "a page of 10^12 tokens": (under(name="quest", page=10**12), "at most: page"),
-    "10^9 representatives": (under(name="infllm", representatives=10**9), "at most: representatives"),
+    "a kernel that loops for hours": (under(name="snapkv", kernel=10**9 + 1), "kernel must be at least 1 and at most"),
+    "a page of 10^12 tokens": (under(name="quest", page=10**12), "page must be at least 1 and at most 1,048,576"),
+    "10^9 representatives": (under(name="infllm", representatives=10**9), "representatives must be at least 1"),
     "an infinite widening": (under(widening=float("inf")), "widening: Input should be a finite"),
     "a widening that is no number": (under(widening=float("nan")), "widening: Input should be"),
-    "a budget of 10^300": (under(budget=1e300), "at most: budget"),
-    "a thousand levels of clusters": (under(clusters=[4] * 1000), "at most 8 levels of clusters"),
-    "10^9 shared layers": (under(share_layers=10**9), "at most: share_layers"),
+    "a budget of 10^300": (under(budget=1e300), "budget must be above 0 and at most"),
+    "a thousand levels of clusters": (under(clusters=[4] * 1000), "clusters must have at most 8 items"),
+    "10^9 shared layers": (under(share_layers=10**9), "share_layers must be at least 1 and at most"),
     "a setting of another type": (under(budget="all"), "budget: Input should be a valid number"),
-    "a setting that is a list": (under(page=[1]), "page: Input should be a valid integer"),
+    "a setting that is a list": (under(name="quest", page=[1]), "page: Input should be a valid integer"),
     "an unknown setting": (under(colour=1), "colour"),
+    "another policy's setting": (under(name="quest", clusters=[4]), "policy.clusters: Unexpected keyword argument"),
     "settings that are a list": (wanting(policy=[1, 2]), "the request cannot be read: policy"),
     "settings that are no JSON": (wanting(policy="{"), "the request cannot be read: policy"),
     "a request that is no JSON": (greeting(request="{"), "the request cannot be read"),

@@ -19,7 +19,7 @@ from mpcache.parties.certificates import Identity
 from mpcache.parties.generated import owner_pb2, owner_pb2_grpc
 from mpcache.parties.link import Frame
 from mpcache.parties.tls import open_server, require_peer
-from mpcache.policies import PolicySettings
+from mpcache.policies import policy_settings
 
 Answers = Callable[[owner_pb2.Hello], Iterator[owner_pb2.Frame] | None]
 MODEL = ModelConfig("llama", 96, 32, 48, 2, 4, 2, 8, 128, 1e-6, "silu")
@@ -147,7 +147,7 @@ OWNERS: dict[str, tuple[Answers, str]] = {
     "no model": (welcoming(model=""), UNREADABLE),
     "more tokens than were asked for": (planning(max_new_tokens=3), OTHERS),
     "a shorter prompt": (planning(prompt_tokens=1), OTHERS),
-    "another policy": (planning(policy=PolicySettings("random")), OTHERS),
+    "another policy": (planning(policy=policy_settings("random")), OTHERS),
     "another backend": (planning(backend="crypten"), OTHERS),
     "another block": (planning(block=32), OTHERS),
     "another precision": (planning(precision="fixed-point 2 bits"), OTHERS),

@@ -8,7 +8,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ from cryptography import x509
 from mpcache.parties.certificates import host_name
 from mpcache.parties.client import Generation
 from mpcache.parties.link import AHEAD, Link
-from mpcache.policies import PolicySettings, policies
+from mpcache.policies import policies, policy_settings
 from mpcache.protocols.errors import Busy, HandshakeError, MpcacheError, PeerLost
 from mpcache.protocols.transport import Channel
 from tests.asking import asking
 from tests.hostile.client import CLIENTS, HostileClient, hello, message, request
 from tests.hostile.identities import issued
 from tests.hostile.servers import PROMPT, Servers, serving
+from tests.mpcache.policies.matrix import fitting
 
 
 def until(true: Callable[[], bool], what: str) -> None:
@@ -148,9 +148,7 @@ def test_planning_ends_with_its_time_limit(model: Path, tmp_path: Path) -> None:
         client.leave()
 
 
-def test_planning_ends_when_its_client_has_gone(
-    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_planning_ends_when_its_client_has_gone(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     limits = {"planning_seconds": 3600.0, "max_sessions": 1}
     with caplog.at_level(logging.INFO), serving(model, tmp_path, limits, program=endless) as servers:
         client = HostileClient(servers.connection.owner, servers.connection.identity)
@@ -163,7 +161,7 @@ def test_planning_ends_when_its_client_has_gone(
 def test_an_owner_restricts_policies_and_backends(model: Path, tmp_path: Path) -> None:
     with serving(model, tmp_path, {"policies": ("full", "streaming")}) as servers:
         for wanted, words in [
-            (asking(PROMPT, 1, policy=PolicySettings("h2o")), r"'h2o' \(allowed: full, streaming\)"),
+            (asking(PROMPT, 1, policy=policy_settings("h2o")), r"'h2o' \(allowed: full, streaming\)"),
             (asking(PROMPT, 1, backend="crypten"), r"'crypten' \(allowed: mpc\)"),
         ]:
             with pytest.raises(PeerLost, match=words):
@@ -248,7 +246,7 @@ class Random:
         return self._channel.receive(expected)
 
 
-SMALL = PolicySettings(budget=24, sinks=2, recent=4, clusters=(8, 4), page=4, window=8)
+SMALL: dict[str, Any] = dict(budget=24, sinks=2, recent=4, clusters=(8, 4), page=4, window=8)
 
 
 @pytest.mark.parametrize("name", policies())
@@ -256,7 +254,7 @@ def test_random_messages_spoil_the_answer_and_nothing_else(
     servers: Servers, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     """A client whose every message is noise of the right length: the owner computes on, or ends it in words."""
-    wanted = asking([(7 * i + 3) % 96 for i in range(40)], 3, policy=replace(SMALL, name=name))
+    wanted = asking([(7 * i + 3) % 96 for i in range(40)], 3, policy=fitting(name, **SMALL))
     generation = Generation(servers.connection, wanted, transport=Random)
     try:
         assert len(list(generation)) <= 3

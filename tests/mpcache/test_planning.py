@@ -14,7 +14,7 @@ def test_a_plan_does_without_torchs_compiler() -> None:
         "    model = model_shape(shape, 2, 256)\n"
         "    for name in policies():\n"
         "        for temperature in (0.0, 0.7):\n"
-        "            settings = PolicySettings(name=name)\n"
+        "            settings = policy_settings(name)\n"
         "            request = Request(\n"
         "                prompt_tokens=200, max_new_tokens=2, temperature=temperature, policy=settings)\n"
         "            for _ in plan_parts(model, request): pass\n"

@@ -11,6 +11,7 @@ from mpcache.model.shapes import SHAPES, model_shape
 from mpcache.policies import PolicySettings, policies
 from mpcache.protocols.errors import ConfigError
 from mpcache.protocols.session import Cost
+from tests.mpcache.policies.matrix import fitting
 
 SMALL = replace(SHAPES["tiny"], layers=7)
 FEW = dict(budget=24, sinks=2, recent=8, page=4, clusters=(8, 4), window=8)
@@ -31,7 +32,7 @@ def planned(model: ModelConfig, request: GenerationRequest) -> Cost:
 
 @pytest.mark.parametrize("name", policies())
 def test_a_price_from_few_layers_equals_the_plan_of_all(name: str) -> None:
-    policy = PolicySettings(name, **FEW)  # type: ignore[arg-type]
+    policy = fitting(name, **FEW)
     request = asked(70, 10, policy)
     assert whole(price(SMALL, request)) == planned(SMALL, request)
 
@@ -47,7 +48,7 @@ def test_a_price_from_few_layers_equals_the_plan_of_all(name: str) -> None:
     ],
 )
 def test_mpcaches_layers_repeat_as_its_settings_say(changes: dict[str, object]) -> None:
-    policy = PolicySettings("mpcache", **{**FEW, **changes})  # type: ignore[arg-type]
+    policy = fitting("mpcache", **{**FEW, **changes})
     request = asked(70, 3, policy)
     assert whole(price(SMALL, request)) == planned(SMALL, request)
 

@@ -19,10 +19,11 @@ from mpcache.inspection.implied import check_ranges, implied_ranges
 from mpcache.inspection.watched import watched_answer
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
 from mpcache.model.shapes import model_shape
-from mpcache.policies import PolicySettings, policies
+from mpcache.policies import policies
 from mpcache.protocols.errors import ModelError
 from tests.asking import asked
 from tests.mpcache.models import save_random_model
+from tests.mpcache.policies.matrix import fitting
 from tests.mpcache.policies.private import LOGIT_ERROR, generate_plain, generate_privately
 
 PROMPT = [5, 17, 90, 3, 3, 41, 77, 8, 60, 2, 33]
@@ -193,7 +194,7 @@ def test_what_norms_allow_is_never_less_than_what_a_prompt_does(tmp_path: Path) 
 def test_watching_changes_no_answer_under_any_policy(policy: str, tmp_path: Path) -> None:
     save_random_model(tmp_path, "llama")
     checkpoint, prompt = load_checkpoint(tmp_path), PROMPT * 5
-    settings = PolicySettings(policy, budget=20, sinks=2, recent=4, page=4, window=4, representatives=2)
+    settings = fitting(policy, budget=20, sinks=2, recent=4, page=4, window=4, representatives=2)
     plan = asked(len(prompt), 4, policy=settings)
     tokens, sizes = watched_answer(checkpoint, plan, prompt)
     assert tokens == generate_plain(checkpoint, plan, prompt).tokens

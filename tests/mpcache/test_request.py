@@ -8,7 +8,7 @@ import pytest
 
 from mpcache.generation.request import PREFILL_BLOCK, ClientRequest, GenerationRequest
 from mpcache.generation.text import TextStream
-from mpcache.policies import PolicySettings
+from mpcache.policies import policy_settings
 from mpcache.protocols.errors import ConfigError
 from tests.asking import asked, asking
 
@@ -21,7 +21,7 @@ def test_facts_are_named_and_fixed() -> None:
 
 
 def test_equal_requests_give_equal_text_which_reads_as_the_same_request() -> None:
-    request = asked(70, 3, temperature=0.5, policy=PolicySettings("h2o"), network="wan")
+    request = asked(70, 3, temperature=0.5, policy=policy_settings("h2o"), network="wan")
     assert GenerationRequest.from_json(request.to_json()) == request
     assert asked(70, 3).to_json() == asked(70, 3).to_json() != request.to_json()
 

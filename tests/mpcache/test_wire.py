@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from mpcache.generation.request import PRECISION, GenerationRequest
 from mpcache.model.config import LIMITS, ModelConfig
 from mpcache.model.shapes import SHAPES
-from mpcache.policies import PolicySettings
+from mpcache.policies import AnySettings, PolicySettings
+from mpcache.policies.clusters import PageSettings
+from mpcache.policies.mpcache import MPCacheSettings
 from mpcache.protocols.errors import HandshakeError, ModelError, MpcacheError
 from mpcache.wire import LONGEST, from_wire, to_wire
 
@@ -21,7 +23,7 @@ REQUEST = GenerationRequest(
     prompt_tokens=60,
     max_new_tokens=4,
     temperature=0.5,
-    policy=PolicySettings(clusters=(8, 4)),
+    policy=MPCacheSettings(clusters=(8, 4)),
     network="lan",
 )
 READERS = {ModelConfig: SHAPES["tiny"], GenerationRequest: REQUEST}
@@ -32,7 +34,7 @@ JSON = st.recursive(
 )
 
 
-@pytest.mark.parametrize("value", [SHAPES["llama-7b"], PolicySettings("quest", budget=100), REQUEST])
+@pytest.mark.parametrize("value", [SHAPES["llama-7b"], PageSettings("quest", 100), MPCacheSettings(), REQUEST])
 def test_a_description_survives_its_journey(value: Any) -> None:
     assert from_wire(type(value), to_wire(value), "it") == value
 
@@ -53,7 +55,7 @@ def test_every_field_of_a_model_has_a_bound() -> None:
                 replace(SHAPES["tiny"], **{name: value})
 
 
-@pytest.mark.parametrize("kind", [ModelConfig, PolicySettings, GenerationRequest])
+@pytest.mark.parametrize("kind", [ModelConfig, PolicySettings, MPCacheSettings, AnySettings, GenerationRequest])
 @pytest.mark.parametrize(
     "text",
     ["", "null", "[]", "3", "{}x", '{"family": "llama"', "[" * 5000, '{"a":' * 2000, " " * (LONGEST + 1), "\ud800"],

@@ -14,7 +14,7 @@ from mpcache.model.tokenizer import load_tokenizer
 from mpcache.parties.client import Connection
 from mpcache.parties.gateway import GatewayServer
 from mpcache.parties.generated import client_pb2, client_pb2_grpc
-from mpcache.policies import PolicySettings
+from mpcache.policies import policy_settings
 from mpcache.protocols.errors import ConfigError, PeerLost
 from tests.asking import asking
 
@@ -22,7 +22,7 @@ DEFAULTS = asking(
     (),
     7,
     temperature=0.5,
-    policy=PolicySettings("tova"),
+    policy=policy_settings("tova"),
     backend="crypten",
     model_digest="0" * 64,
     network="20ms,50mbit",

@@ -9,10 +9,10 @@ from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.selection import largest_run
 from mpcache.benchmarks.records.tables import markdown
 from mpcache.benchmarks.report.readme.cells import prose
-from mpcache.policies import PolicySettings, policies
+from mpcache.policies import policies, policy_settings
 
 QUALITY_TOKENS = 1024
-MIDDLE = PolicySettings().budget
+MIDDLE = policy_settings().budget
 """The share that policies attend to by default."""
 ABLATED = ("mpcache-static", "mpcache-dynamic")
 

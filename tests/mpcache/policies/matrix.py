@@ -5,14 +5,20 @@ Sizes are small, so that a few tens of tokens cross every boundary.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
-from mpcache.policies import PolicySettings, policies
+from mpcache.policies import PolicySettings, policies, policy_class, policy_settings
+
+
+def fitting(name: str, **settings: object) -> PolicySettings:
+    """A policy with those of the settings that it has."""
+    known = {field.name for field in fields(policy_class(name).settings_class)}
+    return policy_settings(name, **{key: value for key, value in settings.items() if key in known})
 
 
 def small(name: str, **changes: object) -> PolicySettings:
     """A policy at the scale of a few tens of tokens."""
-    settings = PolicySettings(
+    settings = fitting(
         name,
         budget=16,
         sinks=2,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from mpcache.generation.loop import steps
 from mpcache.generation.request import GenerationRequest
 from mpcache.model.checkpoint import Checkpoint, weight_shapes
 from mpcache.model.decoder import Decoder
-from mpcache.policies import PolicySettings, policies
+from mpcache.policies import policies
 from mpcache.protocols.backends.mpc import MpcBackend, masked_weight
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.randomness import new_key
@@ -27,13 +28,14 @@ from mpcache.protocols.session import Session
 from mpcache.protocols.shuffle import compact
 from tests.asking import asked
 from tests.mpcache.policies.driving import small_config
+from tests.mpcache.policies.matrix import fitting
 from tests.protocols.noise import Seen, destinations, watch
 
 HEADS, HEAD_SIZE = 4, 8
 FIRST, TARGET = 0, 1
 PROMPT = [FIRST, 7, 3, 12, 5, 9, 14, 4, 11, 6, 2, 13, 8, 10]
 WITH_TARGET = [*PROMPT[:3], TARGET, *PROMPT[4:]]
-SETTINGS = PolicySettings(
+SETTINGS: dict[str, Any] = dict(
     budget=13,
     sinks=1,
     recent=1,
@@ -102,7 +104,7 @@ def what_the_owner_sees(checkpoint: Checkpoint, plan: GenerationRequest, prompt:
 def test_the_owner_does_not_see_whether_the_prompt_holds_a_target(
     name: str, surplus: dict[int, list[torch.Tensor]]
 ) -> None:
-    checkpoint, plan = chosen_weights(), asked(len(PROMPT), 1, policy=replace(SETTINGS, name=name))
+    checkpoint, plan = chosen_weights(), asked(len(PROMPT), 1, policy=fitting(name, **SETTINGS))
     for prompt in (PROMPT, WITH_TARGET):
         surplus.clear()
         seen = what_the_owner_sees(checkpoint, plan, prompt)

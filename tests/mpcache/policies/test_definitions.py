@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpcache.policies import PolicySettings, policies, policy_class
+from mpcache.policies import PolicySettings, policies
 from mpcache.protocols.backends.plain import PlainBackend
 from tests.mpcache.policies import reference
 from tests.mpcache.policies.driving import attention, random_case
@@ -66,7 +66,7 @@ def test_a_policy_attends_to_as_many_tokens_as_it_says(settings: PolicySettings)
     """And to no more than the budget and the tokens generated so far; a skipped layer is exempt."""
     case = random_case(settings, 40, 20, layers=2)
     announced: list[int] = []
-    budget = policy_class(settings.name).budget_tokens(settings, case.n)
+    budget = settings.budget_tokens(case.n)
     for step, weights in enumerate(attention(case, PlainBackend(), announced=announced)):
         seen = (torch.stack(weights) > 0).sum(-1)[settings.skip_layers :]
         assert (seen == announced[step]).all()

@@ -12,6 +12,7 @@ from mpcache.model.checkpoint import load_checkpoint
 from mpcache.model.tokenizer import load_tokenizer
 from mpcache.policies import PolicySettings, policies
 from tests.asking import asked
+from tests.mpcache.policies.matrix import fitting
 from tests.mpcache.policies.private import LOGIT_ERROR, compare_decisions, generate_plain, generate_privately
 
 WHOLE_MODEL = 10
@@ -34,7 +35,7 @@ def generate_both_ways(folder: Path, prompt: list[int], new_tokens: int, policy:
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_story_goes_on_as_in_plaintext(stories: Path, name: str) -> None:
     case = json.loads((stories / "reference.json").read_text())["prompts"][2]
-    settings = PolicySettings(name, budget=24, sinks=2, recent=4, clusters=(8, 4), page=4, representatives=2, window=8)
+    settings = fitting(name, budget=24, sinks=2, recent=4, clusters=(8, 4), page=4, representatives=2, window=8)
     tokens = generate_both_ways(stories, case["ids"], 12, settings)
     assert name != "full" or tokens == case["next_ids"][:12]
 
@@ -44,7 +45,7 @@ def test_a_day_sheet_is_answered_as_in_plaintext(name: str) -> None:
     tokenizer = load_tokenizer(DEMO_MODEL)
     sheet = sheet_of_tokens(3, "heldout", 150, tokenizer)
     question, answer = sheet.questions[0]
-    settings = PolicySettings(name, budget=48, recent=8, clusters=(16, 8), page=8)
+    settings = fitting(name, budget=48, recent=8, clusters=(16, 8), page=8)
     tokens = generate_both_ways(DEMO_MODEL, tokenizer.encode(sheet.text + question).ids, 3, settings)
     if name in ("full", "mpcache"):
         assert tokenizer.decode([t for t in tokens if t is not None]).startswith(answer)

@@ -7,7 +7,7 @@ one block, of which only the permutation is checked.
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,13 +19,14 @@ from mpcache.protocols.session import Session
 from mpcache.protocols.shares import Secret
 from mpcache.protocols.softmax import DIFFERENCE_BITS
 from tests.mpcache.policies.driving import small_config
+from tests.mpcache.policies.matrix import fitting
 from tests.protocols.noise import FAR_OUT, Seen, assert_noise, cyclic, destinations, watch
 
 HEADS, HEAD_SIZE, LAYERS = 128, 2, 2
 PROMPT, NEW = 8, 2
 ONE, QUERY = 1 << 16, (1 << 16) // HEAD_SIZE
 
-SMALL = PolicySettings(
+SMALL: dict[str, Any] = dict(
     budget=6,
     sinks=1,
     recent=1,
@@ -38,9 +39,9 @@ SMALL = PolicySettings(
     window=2,
     kernel=3,
 )
-SETTINGS = {name: replace(SMALL, name=name) for name in policies()} | {
-    "mpcache, per head": replace(SMALL, name="mpcache", per_head=True),
-    "mpcache, extremes": replace(SMALL, name="mpcache", representative="extremes"),
+SETTINGS = {name: fitting(name, **SMALL) for name in policies()} | {
+    "mpcache, per head": fitting("mpcache", **SMALL, per_head=True),
+    "mpcache, extremes": fitting("mpcache", **SMALL, representative="extremes"),
 }
 """Whatever is listed: a new policy is tried by being there."""
 

@@ -1,50 +1,121 @@
-"""Settings: what contradicts itself is refused with its reason; TOML and JSON carry them unchanged."""
+"""Settings: what contradicts itself is refused with its reason; TOML, JSON and spellings carry them unchanged."""
 
+import json
 import tomllib
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import pytest
 
-from mpcache.policies import PolicySettings, policies, policy_class, policy_settings
+from mpcache.policies import (
+    AnySettings,
+    PolicySettings,
+    SinkSettings,
+    check_policy,
+    parse_policies,
+    policies,
+    policy_class,
+    policy_from_table,
+    policy_settings,
+    spelled,
+)
+from mpcache.policies.clusters import PageSettings
+from mpcache.policies.full import Full
+from mpcache.policies.mpcache import MPCacheSettings
+from mpcache.policies.random import RandomSettings
+from mpcache.policies.registry import register_policy
+from mpcache.policies.settings import MOST_LAYERS, MOST_TOKENS
 from mpcache.protocols.errors import ConfigError, HandshakeError
+from mpcache.wire import from_wire, to_wire
 from tests.mpcache.policies.matrix import SETTINGS
 
 
+def received(text: str) -> PolicySettings:
+    """As a peer's request has them."""
+    return from_wire(AnySettings, text, "the settings")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("name", "changes", "reason"),
     [
-        ({"budget": 0}, "the budget must be above zero and finite, not 0"),
-        ({"budget": float("inf")}, "finite"),
-        ({"budget": -0.1}, "the budget must be above zero"),
-        ({"budget": float("nan")}, "the budget must be above zero"),
-        ({"budget": 70.5}, "a whole number of tokens"),
-        ({"recent": 0}, "recent must be at least 1"),
-        ({"page": 0, "kernel": 0}, "page, kernel must be at least 1"),
-        ({"share_layers": 0}, "share_layers must be at least 1"),
-        ({"sinks": -1}, "cannot be negative"),
-        ({"skip_layers": -1}, "cannot be negative"),
-        ({"unshared_layers": -1}, "cannot be negative"),
-        ({"keep_ratio": 0.0}, "keep_ratio must be above 0 and at most 1"),
-        ({"keep_ratio": 1.5}, "keep_ratio must be above 0 and at most 1"),
-        ({"observed_share": 1.5}, "between 0 and 1"),
-        ({"clusters": (0,)}, "at least one token"),
-        ({"clusters": (24, 16)}, r"whole clusters of the next: not \[\(24, 16\)\]"),
-        ({"clusters": (16, 32)}, "whole clusters of the next"),
-        ({"clusters": (16, 16)}, "whole clusters of the next"),
-        ({"widening": 0.5}, "widening >= 1"),
-        ({"representative": "median"}, "'median' is none of extremes, mean"),
-        ({"alpha": 1.1}, "alpha lies between 0 and 1"),
-        ({"clusters": (10**30,)}, "clusters have at most 1,048,576 tokens"),
-        ({"clusters": tuple(2**i for i in range(9))[::-1]}, "at most 8 levels of clusters"),
-        ({"name": "x" * 65}, "more than 64 characters"),
-        ({"kernel": 4}, "an odd number of tokens"),
-        ({"page": 2}, "no more representatives than tokens"),
+        ("mpcache", {"budget": 0}, "budget must be above 0 and at most 1,048,576, not 0"),
+        ("mpcache", {"budget": float("inf")}, "budget must be above 0"),
+        ("mpcache", {"budget": -0.1}, "budget must be above 0"),
+        ("mpcache", {"budget": float("nan")}, "budget must be above 0"),
+        ("mpcache", {"budget": 70.5}, "a whole number of tokens"),
+        ("mpcache", {"recent": 0}, "recent must be at least 1"),
+        ("quest", {"page": 0}, "page must be at least 1"),
+        ("snapkv", {"kernel": 0}, "kernel must be at least 1"),
+        ("mpcache", {"share_layers": 0}, "share_layers must be at least 1"),
+        ("mpcache", {"sinks": -1}, "sinks must be at least 0"),
+        ("mpcache", {"skip_layers": -1}, "skip_layers must be at least 0"),
+        ("mpcache", {"unshared_layers": -1}, "unshared_layers must be at least 0"),
+        ("mpcache", {"keep_ratio": 0.0}, "keep_ratio must be above 0 and at most 1"),
+        ("mpcache", {"keep_ratio": 1.5}, "keep_ratio must be above 0 and at most 1"),
+        ("mpcache", {"observed_share": 1.5}, "at least 0 and at most 1"),
+        ("mpcache", {"clusters": (0,)}, "clusters must be at least 1"),
+        ("mpcache", {"clusters": (10**30,)}, "clusters must be .* at most 1,048,576"),
+        ("mpcache", {"clusters": (4, 0)}, "clusters must be at least 1"),
+        ("mpcache", {"clusters": (24, 16)}, r"whole clusters of the next: not \[\(24, 16\)\]"),
+        ("mpcache", {"clusters": (16, 32)}, "whole clusters of the next"),
+        ("mpcache", {"clusters": (16, 16)}, "whole clusters of the next"),
+        ("mpcache", {"clusters": (1,) * 9}, "clusters must have at most 8 items"),
+        ("mpcache", {"widening": 0.5}, "widening must be at least 1"),
+        ("mpcache", {"representative": "median"}, "representative must be one of extremes, mean, not median"),
+        ("mpcache", {"alpha": 1.1}, "alpha must be at least 0 and at most 1"),
+        ("snapkv", {"kernel": 4}, "an odd number of tokens"),
+        ("infllm", {"page": 2}, "no more representatives than tokens"),
+        ("random", {"seed": -1}, "seed must be at least 0"),
+        ("x" * 65, {}, "no policy has a name of more than 64 characters"),
     ],
     ids=str,
 )
-def test_a_contradiction_is_refused_with_its_reason(changes: dict[str, object], reason: str) -> None:
+def test_a_contradiction_is_refused_with_its_reason(name: str, changes: dict[str, object], reason: str) -> None:
+    settings = policy_settings(name) if name in policies() else PolicySettings("full")
     with pytest.raises(ConfigError, match=reason):
-        replace(PolicySettings(), **changes)  # type: ignore[arg-type]
+        replace(settings, **{"name": name, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "most"),
+    [
+        ("full", "budget", MOST_TOKENS),
+        ("streaming", "sinks", MOST_TOKENS),
+        ("streaming", "recent", MOST_TOKENS),
+        ("snapkv", "window", MOST_TOKENS),
+        ("snapkv", "kernel", 255),
+        ("quest", "page", MOST_TOKENS),
+        ("infllm", "representatives", MOST_TOKENS),
+        ("infllm", "window", MOST_TOKENS),
+        ("mpcache", "window", MOST_TOKENS),
+        ("mpcache", "widening", 1024),
+        ("mpcache", "share_layers", MOST_LAYERS),
+        ("mpcache", "unshared_layers", MOST_LAYERS),
+        ("mpcache", "skip_layers", MOST_LAYERS),
+        ("random", "seed", 1 << 63),
+    ],
+)
+def test_what_a_peer_may_choose_has_an_upper_bound(name: str, setting: str, most: int) -> None:
+    settings = policy_settings(name, **({"page": most} if setting == "representatives" else {}))
+    replace(settings, **{setting: most})  # type: ignore[arg-type]
+    raw = {**asdict(settings), setting: 2 * most}
+    with pytest.raises(ConfigError, match=f"{setting} must be .* and at most {most:,}, not"):
+        received(json.dumps(raw))
+
+
+def test_every_setting_of_every_policy_has_bounds() -> None:
+    """What `register_policy` asks of a policy holds of ours: none can be registered with a setting of any size."""
+
+    @dataclass(frozen=True)
+    class Unbounded(SinkSettings):
+        name: str = "unbounded"
+        pages: int = 3
+
+    class Policy(Full):
+        name = "unbounded"
+        settings_class = Unbounded
+
+    with pytest.raises(ConfigError, match=r"its setting 'pages' needs bounds.*setting\(default, least="):
+        register_policy(Policy)
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(PolicySettings) if str(f.type) in ("int", "float")])
@@ -58,39 +129,47 @@ def test_every_number_of_the_settings_has_a_bound(name: str) -> None:
     ("settings", "reason"),
     [
         (
-            PolicySettings("streaming", budget=19),
+            SinkSettings("streaming", budget=19),
             r"below the 20 that it needs with these settings \(4 sinks \+ 16 recent\)",
         ),
-        (PolicySettings("snapkv", budget=10), "below the 20"),
-        (PolicySettings("keydiff", budget=10), "below the 20"),
-        (PolicySettings("h2o", budget=1), "below the 2 .*heavy hitter"),
+        (policy_settings("snapkv", budget=10), "below the 20"),
+        (policy_settings("keydiff", budget=10), "below the 20"),
+        (policy_settings("h2o", budget=1), "below the 2 .*heavy hitter"),
         (
-            PolicySettings("mpcache", budget=26),
+            MPCacheSettings(budget=26),
             r"below the 27 .*4 sinks \+ 16 recent \+ 3 waiting to fill a cluster \+ 4 in the picked cluster",
         ),
-        (PolicySettings("mpcache", budget=19, clusters=()), "below the 20"),
-        (PolicySettings("quest", budget=50), "below the 51"),
-        (PolicySettings("infllm", budget=50), "below the 51"),
+        (MPCacheSettings(budget=19, clusters=()), "below the 20"),
+        (PageSettings("quest", budget=50), "below the 51"),
+        (policy_settings("infllm", budget=50), "below the 51"),
     ],
     ids=lambda value: value.name if isinstance(value, PolicySettings) else "",
 )
 def test_a_budget_that_the_policy_cannot_keep_is_refused(settings: PolicySettings, reason: str) -> None:
-    policy = policy_class(settings.name)
     with pytest.raises(ConfigError, match=reason):
-        policy.check(settings)
-    least = sum(policy.always(settings).values())
-    policy.check(replace(settings, budget=least))
-    assert policy.budget_tokens(replace(settings, budget=0.001), 1000) == least, "a fraction is raised instead"
+        check_policy(settings)
+    least = sum(settings.always().values())
+    check_policy(replace(settings, budget=least))
+    assert replace(settings, budget=0.001).budget_tokens(1000) == least, "a fraction is raised instead"
+
+
+@pytest.mark.parametrize(
+    "settings", [PolicySettings("quest"), SinkSettings("quest"), PageSettings("full"), MPCacheSettings(name="quest")]
+)
+def test_settings_of_another_policy_are_refused(settings: PolicySettings) -> None:
+    with pytest.raises(ConfigError, match=rf"made by policy_settings\('{settings.name}'"):
+        check_policy(settings)
 
 
 def test_a_fraction_is_of_the_prompt_and_rounded_up() -> None:
-    assert policy_class("random").budget_tokens(PolicySettings("random", budget=0.1), 101) == 11
-    assert policy_class("random").budget_tokens(PolicySettings("random", budget=11), 101) == 11
+    assert RandomSettings(budget=0.1).budget_tokens(101) == 11
+    assert RandomSettings(budget=11).budget_tokens(101) == 11
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_json_and_toml_carry_every_setting(settings: PolicySettings) -> None:
-    assert PolicySettings.from_json(settings.to_json()) == settings
+def test_json_toml_and_spelling_carry_every_setting(settings: PolicySettings) -> None:
+    assert received(to_wire(settings)) == settings
+    assert policy_settings(spelled(settings)) == settings
     lines = []
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -98,39 +177,102 @@ def test_json_and_toml_carry_every_setting(settings: PolicySettings) -> None:
             str(value).lower() if isinstance(value, bool) else repr(list(value) if isinstance(value, tuple) else value)
         )
         lines.append(f"{field.name} = {text}\n")
-    assert policy_settings(tomllib.loads("".join(lines))) == settings
+    assert policy_from_table(tomllib.loads("".join(lines))) == settings
 
 
 def test_a_name_alone_has_the_defaults() -> None:
-    assert policy_settings("quest") == PolicySettings("quest")
-    assert policy_settings({}) == PolicySettings()
+    assert policy_settings("quest") == PageSettings("quest") == policy_from_table("quest")
+    assert policy_from_table({}) == MPCacheSettings() == policy_settings()
+
+
+def test_settings_follow_a_name_or_are_keywords() -> None:
+    expected = MPCacheSettings(budget=0.25, clusters=(8, 4), per_head=True)
+    assert policy_settings("mpcache:budget=0.25:clusters=8+4:per_head=true") == expected
+    assert policy_settings("mpcache:clusters=8+4", budget=0.25, per_head=True) == expected
+    assert policy_settings("mpcache:clusters=").sizes() == ()  # type: ignore[attr-defined]
+    assert policy_from_table("mpcache:clusters=8+4:budget=0.25:per_head=true") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mpcash", "unknown cache policy 'mpcash' .did you mean 'mpcache'"),
+        ("mpcache:keep_ratio", "cache policy 'mpcache': 'keep_ratio' is no setting: write key=value"),
+        ("mpcache:keep_ratio=half", "'mpcache': keep_ratio=half: not a number, such as keep_ratio=0.5"),
+        ("mpcache:clusters=8x4", "clusters=8x4: not a number, such as clusters=8.4"),
+        ("mpcache:per_head=1", "per_head must be true or false"),
+        ("mpcache:budget=1:budget=2", "'budget=2' is given twice"),
+        ("mpcache:keep=1", "unknown setting 'keep' .known: name, budget"),
+        ("mpcache:name=quest", "its name stands before its settings"),
+        ("quest:clusters=4", r"'quest': unknown setting 'clusters' \(known: name, budget, sinks, recent, page\)"),
+        ("quest:pages=4", "'quest': unknown setting 'pages' .did you mean 'page'"),
+        ("mpcache:clusters=24+16", "whole clusters of the next"),
+    ],
+)
+def test_a_spelling_that_is_wrong_says_what_to_change(text: str, message: str) -> None:
+    for parse in (policy_settings, policy_from_table, parse_policies):
+        with pytest.raises(ConfigError, match=message):
+            parse(text)
+
+
+def test_equal_settings_have_equal_json() -> None:
+    assert to_wire(PageSettings("quest", budget=40)) == to_wire(PageSettings("quest", budget=40.0))
 
 
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"budgett": 1}, "unknown setting 'budgett' .did you mean 'budget'"),
+        ({"budgett": 1}, "cache policy 'mpcache': unknown setting 'budgett' .did you mean 'budget'"),
+        ({"name": "quest", "clusters": [4]}, "cache policy 'quest': unknown setting 'clusters'"),
         ({"colour": 1}, r"unknown setting 'colour' \(known: name, budget"),
         ({"budget": "many"}, "budget must be a number, not 'many'"),
         ({"budget": True}, "budget must be a number"),
         ({"sinks": 1.5}, "sinks must be a whole number"),
         ({"per_head": 1}, "per_head must be true or false"),
-        ({"name": 3}, "name must be text"),
+        ({"name": 3}, "name is text in quotes"),
         ({"clusters": 16}, "clusters must be a list of whole numbers"),
         ({"clusters": [16, "4"]}, "clusters must be a list of whole numbers"),
-        (["mpcache"], "a name or a table of settings"),
-        ({"budget": 0}, "above zero"),
+        (["mpcache"], "written as 'name:key=value' or as a table"),
+        ({"budget": 0}, "above 0"),
+        ({"sinks": 10**400}, "sinks must be"),
+        ({"budget": 10**400}, "budget is too large"),
     ],
     ids=str,
 )
 def test_a_table_that_is_wrong_says_what_to_change(raw: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        policy_settings(raw)
+        policy_from_table(raw)
 
 
 def test_json_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(HandshakeError, match="cannot be read"):
-        PolicySettings.from_json("{")
+        received("{")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"name": "magic"}, ConfigError, "unknown cache policy 'magic'"),
+        ({"name": "full"}, HandshakeError, "sinks: Unexpected keyword argument|page: Unexpected"),
+        ({"name": "streaming"}, HandshakeError, "page: Unexpected keyword argument"),
+        ({"name": "infllm"}, HandshakeError, "not every field is there"),
+        ({"name": "x" * 10_000}, (ConfigError, HandshakeError), "no policy has a name of more|cannot be read"),
+        ({"name": ["quest"]}, HandshakeError, "name: Input should be a valid string"),
+        ({"seed": 1}, HandshakeError, "seed: Unexpected keyword argument"),
+        ({"sinks": "4"}, HandshakeError, "sinks: Input should be a valid integer"),
+        ({"sinks": 4.5}, HandshakeError, "sinks: Input should be"),
+        ({"budget": True}, HandshakeError, "budget: Input should be"),
+        ({"budget": float("nan")}, HandshakeError, "budget: Input should be a finite number"),
+        ({"sinks": -1}, ConfigError, "sinks must be at least 0"),
+    ],
+    ids=str,
+)
+def test_what_a_peer_sends_is_read_as_its_policys_settings(
+    changes: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        received(json.dumps({**asdict(PageSettings("quest")), **changes}))
+    assert len(str(raised.value)) < 300
 
 
 def test_an_unknown_policy_is_named_with_a_suggestion() -> None:
