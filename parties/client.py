@@ -210,9 +210,7 @@ class Generation:
                 f"{model.vocabulary}"
             )
 
-    def _weights(
-        self, link: ClientLink, model: ModelConfig, welcome: owner_pb2.Welcome
-    ) -> dict[str, torch.Tensor]:
+    def _weights(self, link: ClientLink, model: ModelConfig, welcome: owner_pb2.Welcome) -> dict[str, torch.Tensor]:
         state, fingerprint = self._connection.state, welcome.masked_weights
         kept, weights = load_masked_weights(state, link.certificate, welcome.model_digest)
         shapes = weight_shapes(model)

@@ -29,10 +29,14 @@ Transport = Callable[[Channel], Channel]
 """Another channel on top of one, such as a slower network's. Both parties must use it."""
 
 
+_Messages = queue.SimpleQueue[bytes | None]
+"""None: no more will come."""
+
+
 class QueueChannel:
     """One end of an in-process link. Make both ends with `channel_pair`."""
 
-    def __init__(self, outbox: queue.SimpleQueue[bytes], inbox: queue.SimpleQueue[bytes], timeout: float) -> None:
+    def __init__(self, outbox: _Messages, inbox: _Messages, timeout: float) -> None:
         self._outbox, self._inbox, self._timeout = outbox, inbox, timeout
 
     def send(self, payload: bytes) -> None:
@@ -43,13 +47,19 @@ class QueueChannel:
             payload = self._inbox.get(timeout=self._timeout)
         except queue.Empty:
             raise PeerLost(f"the other party sent nothing for {self._timeout:g} seconds") from None
+        if payload is None:
+            raise PeerLost("the other party ended")
         if len(payload) != expected:
             raise ProtocolError(f"expected a message of {expected} bytes, received {len(payload)}")
         return payload
 
+    def close(self) -> None:
+        """Send nothing more: the other end is not left waiting."""
+        self._outbox.put(None)
+
 
 def channel_pair(timeout: float = 60.0) -> tuple[QueueChannel, QueueChannel]:
     """Both ends of an in-process link."""
-    a: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    b: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    a: _Messages = queue.SimpleQueue()
+    b: _Messages = queue.SimpleQueue()
     return QueueChannel(a, b, timeout), QueueChannel(b, a, timeout)

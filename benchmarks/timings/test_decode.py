@@ -10,7 +10,7 @@ from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.cases.prefill import total
 from mpcache.benchmarks.measure.processes import Processes, ProcessPool, Span
 from mpcache.benchmarks.measure.program import Program
-from mpcache.policies import policies
+from mpcache.policies import available_policies
 
 TOKENS = 512
 BLOCK = Workload("gpt2", 1, Program("decode"))
@@ -33,7 +33,7 @@ def note(benchmark: Any, span: Span) -> None:
     )
 
 
-@pytest.mark.parametrize("policy", policies())
+@pytest.mark.parametrize("policy", available_policies())
 def test_decode_steps(benchmark: Any, pool: ProcessPool, policy: str) -> None:
     """A session of 5 steps, its start and the filling of its cache included; a step alone is in the extra info."""
     (named,) = compared_policies(policy)

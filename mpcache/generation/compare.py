@@ -96,9 +96,7 @@ def _check_room(model: Model, tokens: int) -> None:
         )
 
 
-def _answered(
-    decoder: Decoder, recorded: Recorded, tokens: list[int], policy: PolicySettings, count: int
-) -> list[int]:
+def _answered(decoder: Decoder, recorded: Recorded, tokens: list[int], policy: PolicySettings, count: int) -> list[int]:
     cache = recorded.cache(decoder, policy, again=1)
     return greedy(decoder, cache, decoder.forward(tokens[-1:], 1, cache), count)
 

@@ -8,7 +8,7 @@ from typing import Protocol
 class Decodes(Protocol):
     """What is needed of a tokenizer."""
 
-    def decode(self, ids: list[int]) -> str: ...
+    def decode(self, ids: list[int], /) -> str: ...
 
 
 class TextStream:

@@ -2,7 +2,14 @@
 
 from mpcache.policies.base import Policy
 from mpcache.policies.received import AnySettings
-from mpcache.policies.registry import check_policy, new_cache, policies, policy_class, policy_names, register_policy
+from mpcache.policies.registry import (
+    available_policies,
+    check_policy,
+    new_cache,
+    policy_class,
+    policy_names,
+    register_policy,
+)
 from mpcache.policies.settings import PolicySettings, SinkSettings, setting
 from mpcache.policies.spelling import (
     LabelledPolicy,
@@ -18,10 +25,10 @@ __all__ = [
     "Policy",
     "PolicySettings",
     "SinkSettings",
+    "available_policies",
     "check_policy",
     "new_cache",
     "parse_policies",
-    "policies",
     "policy_class",
     "policy_from_table",
     "policy_names",

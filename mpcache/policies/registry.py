@@ -47,7 +47,7 @@ def register_policy(policy: P) -> P:
     return policy
 
 
-def policies() -> dict[str, type[Policy]]:
+def available_policies() -> dict[str, type[Policy]]:
     """Every policy by its name, sorted. Raises ConfigError if one of another distribution cannot be loaded."""
     return {name: policy_class(name) for name in policy_names()}
 

@@ -14,7 +14,7 @@ import click
 import torch
 
 from mpcache import __version__
-from mpcache.policies import PolicySettings, check_policy, parse_policies, policies, policy_settings, spelled
+from mpcache.policies import PolicySettings, available_policies, check_policy, parse_policies, policy_settings, spelled
 from mpcache.protocols.errors import ConfigError, ModelError, MpcacheError
 
 log = logging.getLogger("mpcache")
@@ -366,7 +366,7 @@ def inspect(
 @main.command("policies")
 def list_policies() -> None:
     """List the KV cache policies: what each costs beyond attention to the tokens that it leaves, and its settings."""
-    for name, policy in policies().items():
+    for name, policy in available_policies().items():
         click.echo(f"{name:10} {policy.summary}\n{'':10} MPC cost: {policy.mpc_cost}")
         click.echo(f"{'':10} default: {spelled(policy_settings(name))}")
 

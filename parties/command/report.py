@@ -29,9 +29,7 @@ def prefill_bar(total: int | None = None) -> Iterator[tuple[Progress, OnBlock]]:
         yield bar, lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def run_generation(
-    start: Callable[[OnBlock], Metered], tokenizer: Decodes, request: GenerationRequest
-) -> Result:
+def run_generation(start: Callable[[OnBlock], Metered], tokenizer: Decodes, request: GenerationRequest) -> Result:
     """Show a prefill's progress, then the tokens as they come."""
     answer = TextStream(tokenizer)
     with prefill_bar(request.prompt_tokens) as (bar, on_block):

@@ -1,12 +1,12 @@
 import pytest
 
 from mpcache.benchmarks.cases.policies import ABLATIONS, compared_policies
-from mpcache.policies import policies, policy_settings
+from mpcache.policies import available_policies, policy_settings
 from mpcache.protocols.errors import ConfigError
 
 
 def test_every_policy_and_every_ablation_can_be_named() -> None:
-    assert [c.settings.name for c in compared_policies("all")] == list(policies())
+    assert [c.settings.name for c in compared_policies("all")] == list(available_policies())
     assert [c.label for c in compared_policies("ablations")] == ["mpcache", *ABLATIONS]
     for label, spelling in ABLATIONS.items():
         (ablated,) = compared_policies(label)

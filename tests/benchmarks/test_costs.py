@@ -22,7 +22,7 @@ from mpcache.benchmarks.run.commands import bench
 from mpcache.generation.loop import Program as AnyProgram
 from mpcache.generation.network import Network
 from mpcache.generation.plan import plan_parts
-from mpcache.policies import policies, spelled
+from mpcache.policies import available_policies, spelled
 from mpcache.protocols.errors import ConfigError
 from mpcache.protocols.session import Cost
 from mpcache.protocols.transport import channel_pair
@@ -42,7 +42,7 @@ def planned(workload: Workload, settings: Record, program: AnyProgram, steps: in
 
 def test_every_policys_step_costs_what_its_plan_says() -> None:
     workload, pool = Workload("tiny", 2, Program("decode")), ProcessPool()
-    compared = compared_policies(",".join(spelled(fitting(name, **FEW)) for name in policies()))
+    compared = compared_policies(",".join(spelled(fitting(name, **FEW)) for name in available_policies()))
     try:
         cases = decode_cases(workload, [TOKENS], compared, ["mpc"], 1, pool)
         records = run_cases(cases, Records())

@@ -15,7 +15,7 @@ from mpcache.generation.recorded import record
 from mpcache.model.checkpoint import load_checkpoint
 from mpcache.model.decoder import Decoder
 from mpcache.model.tokenizer import load_tokenizer
-from mpcache.policies import PolicySettings, new_cache, policies
+from mpcache.policies import PolicySettings, available_policies, new_cache
 from mpcache.protocols.backends.plain import PlainBackend
 from tests.asking import asked
 from tests.mpcache.policies.matrix import fitting
@@ -36,7 +36,7 @@ def decoder() -> Decoder:
     return Decoder(checkpoint.config, PlainBackend(), checkpoint.tensors)
 
 
-@pytest.mark.parametrize("name", policies())
+@pytest.mark.parametrize("name", available_policies())
 def test_a_recorded_prefill_gives_every_policy_the_cache_of_its_own(decoder: Decoder, name: str) -> None:
     """Generation goes on from it with the same tokens and logits as after a prefill under the policy."""
     policy = fitting(name, **SMALL)

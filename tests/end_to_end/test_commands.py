@@ -19,7 +19,7 @@ from mpcache.parties.command.main import main
 from mpcache.parties.gateway import GatewayServer
 from mpcache.parties.generated import client_pb2, client_pb2_grpc
 from mpcache.parties.launcher import local_parties, role_process
-from mpcache.policies import policies, policy_settings, spelled
+from mpcache.policies import available_policies, policy_settings, spelled
 from tests.asking import asking
 
 
@@ -165,7 +165,7 @@ def test_a_policy_that_cannot_be_is_refused_at_once(options: tuple[str, str], me
 def test_policies_are_listed_with_what_they_cost() -> None:
     result = here("policies")
     assert result.exit_code == 0
-    for name, policy in policies().items():
+    for name, policy in available_policies().items():
         assert name in result.stdout and policy.summary in result.stdout and policy.mpc_cost in result.stdout
         assert f"default: {spelled(policy_settings(name))}\n" in result.stdout
 

@@ -17,7 +17,7 @@ from cryptography import x509
 from mpcache.parties.certificates import host_name
 from mpcache.parties.client import Generation
 from mpcache.parties.link import AHEAD, Link
-from mpcache.policies import policies, policy_settings
+from mpcache.policies import available_policies, policy_settings
 from mpcache.protocols.errors import Busy, HandshakeError, MpcacheError, PeerLost
 from mpcache.protocols.transport import Channel
 from tests.asking import asking
@@ -249,7 +249,7 @@ class Random:
 SMALL: dict[str, Any] = dict(budget=24, sinks=2, recent=4, clusters=(8, 4), page=4, window=8)
 
 
-@pytest.mark.parametrize("name", policies())
+@pytest.mark.parametrize("name", available_policies())
 def test_random_messages_spoil_the_answer_and_nothing_else(
     servers: Servers, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:

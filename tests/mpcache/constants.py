@@ -11,7 +11,7 @@ from mpcache.generation.request import GenerationRequest
 from mpcache.model.config import ModelConfig
 from mpcache.model.config_file import read_model_config
 from mpcache.model.shapes import model_shape
-from mpcache.policies import PolicySettings, policies
+from mpcache.policies import PolicySettings, available_policies
 from mpcache.protocols.ring import encode
 from tests.asking import asked
 from tests.mpcache.policies.matrix import small
@@ -26,7 +26,7 @@ def of_a_policy(settings: PolicySettings, prompt_tokens: int = 32) -> tuple[Mode
 
 def fingerprints() -> dict[str, str]:
     """Tables of models, and plans of every policy, which have its factors."""
-    settings = {name: small(name) for name in policies()}
+    settings = {name: small(name) for name in available_policies()}
     settings["mpcache, extremes"] = small("mpcache", representative="extremes")
     return {
         "LLaMA 7B's tables": constants_digest(*LLAMA_7B),

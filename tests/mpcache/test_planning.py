@@ -12,7 +12,7 @@ def test_a_plan_does_without_torchs_compiler() -> None:
         "from mpcache.model.shapes import *\n"
         "for shape in ('gpt2', 'llama-7b'):\n"
         "    model = model_shape(shape, 2, 256)\n"
-        "    for name in policies():\n"
+        "    for name in available_policies():\n"
         "        for temperature in (0.0, 0.7):\n"
         "            settings = policy_settings(name)\n"
         "            request = Request(\n"

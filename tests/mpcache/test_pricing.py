@@ -8,7 +8,7 @@ from mpcache.generation.price import Price, Prices, price, seconds
 from mpcache.generation.request import FULL, GenerationRequest
 from mpcache.model.config import ModelConfig
 from mpcache.model.shapes import SHAPES, model_shape
-from mpcache.policies import PolicySettings, policies
+from mpcache.policies import PolicySettings, available_policies
 from mpcache.protocols.errors import ConfigError
 from mpcache.protocols.session import Cost
 from tests.mpcache.policies.matrix import fitting
@@ -30,7 +30,7 @@ def planned(model: ModelConfig, request: GenerationRequest) -> Cost:
     return sum(phase_costs(model, request), Cost())
 
 
-@pytest.mark.parametrize("name", policies())
+@pytest.mark.parametrize("name", available_policies())
 def test_a_price_from_few_layers_equals_the_plan_of_all(name: str) -> None:
     policy = fitting(name, **FEW)
     request = asked(70, 10, policy)

@@ -19,7 +19,7 @@ from mpcache.inspection.implied import check_ranges, implied_ranges
 from mpcache.inspection.watched import watched_answer
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
 from mpcache.model.shapes import model_shape
-from mpcache.policies import policies
+from mpcache.policies import available_policies
 from mpcache.protocols.errors import ModelError
 from tests.asking import asked
 from tests.mpcache.models import save_random_model
@@ -190,7 +190,7 @@ def test_what_norms_allow_is_never_less_than_what_a_prompt_does(tmp_path: Path) 
         assert {(r.bound, r.layer) for r in watched_answer(checkpoint, PLAN, PROMPT)[1].passed()} <= named
 
 
-@pytest.mark.parametrize("policy", policies())
+@pytest.mark.parametrize("policy", available_policies())
 def test_watching_changes_no_answer_under_any_policy(policy: str, tmp_path: Path) -> None:
     save_random_model(tmp_path, "llama")
     checkpoint, prompt = load_checkpoint(tmp_path), PROMPT * 5

@@ -9,7 +9,7 @@ from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.selection import largest_run
 from mpcache.benchmarks.records.tables import markdown
 from mpcache.benchmarks.report.readme.cells import prose
-from mpcache.policies import policies, policy_settings
+from mpcache.policies import available_policies, policy_settings
 
 QUALITY_TOKENS = 1024
 MIDDLE = policy_settings().budget
@@ -18,7 +18,7 @@ ABLATED = ("mpcache-static", "mpcache-dynamic")
 
 
 def quality(records: Sequence[Record]) -> str:
-    named = [r for r in records if r["bench"] == "quality" and r["policy"] in (*policies(), *ABLATED)]
+    named = [r for r in records if r["bench"] == "quality" and r["policy"] in (*available_policies(), *ABLATED)]
     where = ("day-sheet", QUALITY_TOKENS, "demo")
     found = largest_run(r for r in named if (r["task"], r["tokens"], r["settings"]["model"]) == where)
     if not found:
@@ -49,8 +49,8 @@ def _quality_header(budgets: Sequence[float]) -> list[str]:
 
 
 def _quality_command(documents: int, budgets: Sequence[float], names: Sequence[str]) -> str:
-    every = set(policies()) <= set(names)
-    shown = ["all", *(name for name in names if name not in policies())] if every else names
+    every = set(available_policies()) <= set(names)
+    shown = ["all", *(name for name in names if name not in available_policies())] if every else names
     budget = f" --budget {','.join(f'{b:g}' for b in budgets)}" if budgets else ""
     options = f"--tokens {QUALITY_TOKENS} --documents {documents}{budget} --policy {','.join(shown)}"
     return f"mpcache bench quality {options}"

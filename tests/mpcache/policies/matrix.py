@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from mpcache.policies import PolicySettings, policies, policy_class, policy_settings
+from mpcache.policies import PolicySettings, available_policies, policy_class, policy_settings
 
 
 def fitting(name: str, **settings: object) -> PolicySettings:
@@ -35,7 +35,7 @@ def small(name: str, **changes: object) -> PolicySettings:
     return replace(settings, **changes)  # type: ignore[arg-type]
 
 
-SETTINGS: dict[str, PolicySettings] = {name: small(name) for name in policies()} | {
+SETTINGS: dict[str, PolicySettings] = {name: small(name) for name in available_policies()} | {
     "mpcache, static only": small("mpcache", clusters=()),
     "mpcache, dynamic only": small("mpcache", keep_ratio=1.0),
     "mpcache, one level": small("mpcache", clusters=(2,)),

@@ -20,7 +20,7 @@ from mpcache.generation.loop import steps
 from mpcache.generation.request import GenerationRequest
 from mpcache.model.checkpoint import Checkpoint, weight_shapes
 from mpcache.model.decoder import Decoder
-from mpcache.policies import policies
+from mpcache.policies import available_policies
 from mpcache.protocols.backends.mpc import MpcBackend, masked_weight
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.randomness import new_key
@@ -100,7 +100,7 @@ def what_the_owner_sees(checkpoint: Checkpoint, plan: GenerationRequest, prompt:
     return run_parties(program, weight_key=key)[0]
 
 
-@pytest.mark.parametrize("name", policies())
+@pytest.mark.parametrize("name", available_policies())
 def test_the_owner_does_not_see_whether_the_prompt_holds_a_target(
     name: str, surplus: dict[int, list[torch.Tensor]]
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from mpcache.policies import PolicySettings, policies
+from mpcache.policies import PolicySettings, available_policies
 from mpcache.protocols.backends.crypten import CryptenBackend
 from mpcache.protocols.crypten.dry_run import DryRunSession
 from mpcache.protocols.local import run_parties
@@ -16,7 +16,7 @@ from tests.mpcache.policies.matrix import SETTINGS
 from tests.mpcache.policies.private import compare_decisions, recording_plain, recording_private, sharing, watch
 
 CASES = [
-    pytest.param(settings, id=name, marks=[] if name in policies() else [pytest.mark.slow])
+    pytest.param(settings, id=name, marks=[] if name in available_policies() else [pytest.mark.slow])
     for name, settings in SETTINGS.items()
 ]
 APPROXIMATE = 10

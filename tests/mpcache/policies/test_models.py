@@ -10,14 +10,14 @@ from mpcache.demo import DEMO_MODEL
 from mpcache.demo.daysheet import sheet_of_tokens
 from mpcache.model.checkpoint import load_checkpoint
 from mpcache.model.tokenizer import load_tokenizer
-from mpcache.policies import PolicySettings, policies
+from mpcache.policies import PolicySettings, available_policies
 from tests.asking import asked
 from tests.mpcache.policies.matrix import fitting
 from tests.mpcache.policies.private import LOGIT_ERROR, compare_decisions, generate_plain, generate_privately
 
 WHOLE_MODEL = 10
 """A whole model's queries and keys differ from plaintext's as its logits do: ten times a single decision's error."""
-POLICIES = [pytest.param(name, marks=[pytest.mark.slow] if name != "mpcache" else []) for name in policies()]
+POLICIES = [pytest.param(name, marks=[pytest.mark.slow] if name != "mpcache" else []) for name in available_policies()]
 
 
 def generate_both_ways(folder: Path, prompt: list[int], new_tokens: int, policy: PolicySettings) -> list[int | None]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mpcache.policies import PolicySettings, policies, policy_class
+from mpcache.policies import PolicySettings, available_policies, policy_class
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.session import Session
@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = dict(
     window=2,
     kernel=3,
 )
-SETTINGS = {name: fitting(name, **SMALL) for name in policies()} | {
+SETTINGS = {name: fitting(name, **SMALL) for name in available_policies()} | {
     "mpcache, per head": fitting("mpcache", **SMALL, per_head=True),
     "mpcache, extremes": fitting("mpcache", **SMALL, representative="extremes"),
 }
@@ -56,7 +56,7 @@ TOKENS = {
 another on the circle of 2^15 that a softmax's maximum is found on: it comes out as 0, and 1.95 above it wraps."""
 RETAINING = ("h2o", "tova", "snapkv", "keydiff", "mpcache")
 """Policies that reveal destinations."""
-USUAL = {(name, what) for name in policies() for what in list(TOKENS)[: 2 if name in RETAINING else 1]}
+USUAL = {(name, what) for name in available_policies() for what in list(TOKENS)[: 2 if name in RETAINING else 1]}
 CASES = [
     pytest.param(settings, tokens, id=f"{name}: {what}", marks=[] if (name, what) in USUAL else [pytest.mark.slow])
     for (name, settings), (what, tokens) in itertools.product(SETTINGS.items(), TOKENS.items())

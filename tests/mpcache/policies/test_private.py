@@ -11,7 +11,7 @@ import torch
 from mpcache.generation.loop import steps
 from mpcache.model.checkpoint import Checkpoint, weight_shapes
 from mpcache.model.decoder import Decoder
-from mpcache.policies import PolicySettings, policies
+from mpcache.policies import PolicySettings, available_policies
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.plan import PlanSession
@@ -89,7 +89,7 @@ def meta(x: torch.Tensor) -> Secret:
     return Secret(torch.empty(x.shape, dtype=torch.int64, device="meta"), 0)
 
 
-@pytest.mark.parametrize("name", policies())
+@pytest.mark.parametrize("name", available_policies())
 def test_a_generation_equals_plaintext_and_its_plan(name: str) -> None:
     checkpoint, plan = random_checkpoint(), asked(22, 4, block=16, policy=small(name))
     prompt = [10, 4, 12, 1, 2, 3, 11, 1, 6, 1, 2, 13, 13, 2, 7, 2, 13, 1, 3, 7, 1, 12]

@@ -15,8 +15,8 @@ import torch
 from mpcache.policies import (
     AnySettings,
     PolicySettings,
+    available_policies,
     check_policy,
-    policies,
     policy_class,
     policy_names,
     policy_settings,
@@ -155,9 +155,9 @@ class Everything(Full):
 
 def test_a_registered_policy_is_one_of_all() -> None:
     assert register_policy(Everything) is Everything and register_policy(Everything) is Everything
-    assert policies()["everything"] is Everything
+    assert available_policies()["everything"] is Everything
     assert policy_settings("everything", budget=3) == PolicySettings("everything", 3)
-    assert list(policies()) == sorted(policies())
+    assert list(available_policies()) == sorted(available_policies())
 
 
 def test_a_name_that_is_taken_is_refused() -> None:

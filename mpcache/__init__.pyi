@@ -1,0 +1,36 @@
+from .demo import DEMO_MODEL as DEMO_MODEL
+from .demo import DEMO_PROMPT as DEMO_PROMPT
+from .generation.answer import Answer as Answer
+from .generation.compare import PolicyQuality as PolicyQuality
+from .generation.compare import compare_policies as compare_policies
+from .generation.loop import Phase as Phase
+from .generation.plaintext import generate as generate
+from .generation.price import Price as Price
+from .generation.price import Prices as Prices
+from .model.config import ModelConfig as ModelConfig
+from .model.load import Model as Model
+from .model.load import load_model as load_model
+from .parties.library import InProcess as InProcess
+from .parties.library import LocalProcesses as LocalProcesses
+from .parties.library import Parties as Parties
+from .parties.library import Remote as Remote
+from .parties.library import Stream as Stream
+from .parties.library import plan as plan
+from .policies import Policy as Policy
+from .policies import PolicySettings as PolicySettings
+from .policies import available_policies as available_policies
+from .policies import policy_settings as policy_settings
+from .policies import register_policy as register_policy
+from .protocols.errors import Busy as Busy
+from .protocols.errors import ConfigError as ConfigError
+from .protocols.errors import HandshakeError as HandshakeError
+from .protocols.errors import IdentityError as IdentityError
+from .protocols.errors import ModelError as ModelError
+from .protocols.errors import MpcacheError as MpcacheError
+from .protocols.errors import PeerLost as PeerLost
+from .protocols.errors import PlanError as PlanError
+from .protocols.errors import ProtocolError as ProtocolError
+from .protocols.errors import TooLarge as TooLarge
+from .protocols.session import Cost as Cost
+
+__version__: str

@@ -1,0 +1,89 @@
+"""What a data owner brings to a private generation: where the others are, its tokenizer, and what it asks for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from mpcache.generation.request import ClientRequest, GenerationRequest
+from mpcache.model.load import Prompt
+from mpcache.model.tokenizer import end_tokens, load_tokenizer, vocabulary_size
+from mpcache.parties.certificates import load_identity
+from mpcache.parties.client import Connection, Generation
+from mpcache.parties.settings import ClientSettings
+from mpcache.protocols.errors import ConfigError
+
+log = logging.getLogger("mpcache.client")
+
+
+@dataclass(frozen=True)
+class DataOwner:
+    """defaults: a request without a prompt, which `request` completes."""
+
+    connection: Connection
+    tokenizer: Tokenizer
+    defaults: ClientRequest
+
+    def request(self, prompt: Prompt, *, fixed_length: bool | None = None, **public: Any) -> ClientRequest:
+        """For a prompt, text or token ids. public: facts that differ from the defaults, see `GenerationRequest`.
+
+        Raises ConfigError if the prompt is empty.
+        """
+        tokens = list(self.tokenizer.encode(prompt).ids) if isinstance(prompt, str) else list(prompt)
+        if not tokens:
+            raise ConfigError("the prompt is empty")
+        request = self.defaults.with_prompt(tokens, **public)
+        return request if fixed_length is None else replace(request, fixed_length=fixed_length)
+
+    def start(
+        self, request: ClientRequest, on_block: Callable[[int, int], None] = lambda done, total: None
+    ) -> Generation:
+        return Generation(self.connection, request, on_block)
+
+
+def data_owner(connection: Connection, tokenizer_folder: Path, public: GenerationRequest | None = None) -> DataOwner:
+    """With the tokenizer and end tokens of a folder. Raises ModelError."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    ends = end_tokens(tokenizer_folder, tokenizer)
+    if not ends:
+        log.warning(
+            "%s does not say which tokens end an answer (generation_config.json, config.json, tokenizer_config.json): "
+            "every answer takes max_new_tokens",
+            tokenizer_folder,
+        )
+    defaults = ClientRequest(
+        prompt=(),
+        public=public or GenerationRequest(prompt_tokens=0, max_new_tokens=16),
+        end_tokens=ends,
+        vocabulary=vocabulary_size(tokenizer),
+    )
+    return DataOwner(connection, tokenizer, defaults)
+
+
+def data_owner_of(settings: ClientSettings, insecure: bool = False) -> DataOwner:
+    """As client.toml says. insecure: plaintext, on loopback only. Raises ConfigError, IdentityError, ModelError."""
+    identity = None if insecure or settings.insecure else load_identity(settings.certificates, "client")
+    connection = Connection(
+        settings.owner,
+        settings.dealer,
+        identity,
+        settings.state,
+        settings.timeout_seconds,
+        settings.max_model_gib,
+        settings.max_step_gib,
+    )
+    public = GenerationRequest(
+        prompt_tokens=0,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        policy=settings.policy,
+        network=settings.network,
+    )
+    owner = data_owner(connection, settings.tokenizer, public)
+    defaults = replace(owner.defaults, fixed_length=settings.fixed_length, model_digest=settings.model_digest)
+    return replace(owner, defaults=defaults)

@@ -1,0 +1,206 @@
+"""Where a private generation runs, for programs: in this process, in processes of this machine, with parties elsewhere.
+
+All three are asked in the same way, see `Parties.stream`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, Self, TypedDict, Unpack
+
+from mpcache.generation.answer import Answer
+from mpcache.generation.in_process import InProcessGeneration
+from mpcache.generation.loop import Meter
+from mpcache.generation.price import Prices, price
+from mpcache.generation.request import ClientRequest, GenerationRequest
+from mpcache.generation.text import Decodes, TextStream
+from mpcache.inspection.implied import check_ranges
+from mpcache.model.config import ModelConfig
+from mpcache.model.load import Model, Prompt
+from mpcache.model.shapes import model_shape
+from mpcache.parties.data_owner import DataOwner, data_owner, data_owner_of
+from mpcache.parties.launcher import local_parties
+from mpcache.parties.settings import ClientSettings, load_settings
+from mpcache.policies import PolicySettings, policy_settings
+from mpcache.protocols.errors import ConfigError
+
+OnBlock = Callable[[int, int], None]
+
+
+class Options(TypedDict, total=False):
+    """What a generation is asked for beside its prompt. What is left out is as `Parties.stream` says."""
+
+    max_new_tokens: int
+    policy: str | PolicySettings
+    temperature: float
+    network: str
+    fixed_length: bool
+    on_block: OnBlock
+
+
+class Tokens(Protocol):
+    """A generation under way."""
+
+    meter: Meter | None
+
+    def __iter__(self) -> Iterator[int]: ...
+
+
+class Stream:
+    """Iterate for pieces of text, once; `answer` is there when all are taken. Leaving early ends the session."""
+
+    def __init__(self, tokens: Tokens, request: GenerationRequest, tokenizer: Decodes) -> None:
+        self._tokens, self._request = tokens, request
+        self._text = TextStream(tokenizer)
+        self._answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Raises MpcacheError."""
+        for token in self._tokens:
+            yield self._text.add(token)
+        yield self._text.rest()
+        assert self._tokens.meter is not None
+        self._answer = Answer.of(self._text.text, self._text.tokens, self._request, self._tokens.meter)
+
+    @property
+    def answer(self) -> Answer:
+        """Raises ConfigError before the end."""
+        if self._answer is None:
+            raise ConfigError("the answer is not whole yet: take all pieces of the stream first")
+        return self._answer
+
+
+class Parties(ABC):
+    """Owner, client and dealer, wherever they are; this process is the client's. A context manager: what was started
+    ends with it."""
+
+    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
+        """The whole answer; for the options see `stream`."""
+        stream = self.stream(prompt, **options)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+        """An answer that comes piece by piece.
+
+        prompt: text, or token ids. max_new_tokens: 16, or what the settings say. policy: settings, or a spelling such
+        as "mpcache:budget=0.25"; "mpcache". temperature: 0, the likeliest token. network: what protocols are chosen
+        for; "loopback". fixed_length: False; True hides where the answer ended. on_block: hears how many of the
+        prompt's tokens are done, and how many there are. Raises MpcacheError, some of it while it is iterated.
+        """
+        on_block = options.pop("on_block", lambda done, total: None)
+        policy = options.get("policy")
+        if isinstance(policy, str):
+            options["policy"] = policy_settings(policy)
+        request = self._request(prompt, **options)
+        return Stream(self._start(request, on_block), request.public, self._tokenizer())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    @abstractmethod
+    def _request(self, prompt: Prompt, **options: Any) -> ClientRequest: ...
+
+    @abstractmethod
+    def _start(self, request: ClientRequest, on_block: OnBlock) -> Tokens: ...
+
+    @abstractmethod
+    def _tokenizer(self) -> Decodes: ...
+
+
+def _asked() -> GenerationRequest:
+    """What is asked for where nothing else is said; without a prompt."""
+    return GenerationRequest(prompt_tokens=0, max_new_tokens=16, policy=policy_settings())
+
+
+class InProcess(Parties):
+    """All three in this process, for notebooks and tests: the same bytes are sent, and nothing is protected."""
+
+    def __init__(self, model: Model) -> None:
+        """Raises ModelError if the model's weights cannot be computed with privately."""
+        check_ranges(model.checkpoint)
+        self._model = model
+
+    def _request(self, prompt: Prompt, *, fixed_length: bool = False, **public: Any) -> ClientRequest:
+        tokens = self._model.encode(prompt)
+        facts = replace(_asked(), prompt_tokens=len(tokens), **public)
+        facts.check("model", self._model.config, len(tokens), facts.max_new_tokens)
+        return ClientRequest(prompt=tokens, public=facts, end_tokens=self._model.end_tokens, fixed_length=fixed_length)
+
+    def _start(self, request: ClientRequest, on_block: OnBlock) -> InProcessGeneration:
+        return InProcessGeneration(self._model.checkpoint, request, on_block)
+
+    def _tokenizer(self) -> Decodes:
+        return self._model
+
+
+class Remote(Parties):
+    """Parties elsewhere, as a client's settings file names them (docs/config/client.toml)."""
+
+    def __init__(self, settings: str | Path | DataOwner) -> None:
+        """Raises ConfigError, IdentityError, ModelError."""
+        if not isinstance(settings, DataOwner):
+            settings = data_owner_of(load_settings(Path(settings), ClientSettings))
+        self._data_owner = settings
+
+    def _request(self, prompt: Prompt, **options: Any) -> ClientRequest:
+        return self._data_owner.request(prompt, **options)
+
+    def _start(self, request: ClientRequest, on_block: OnBlock) -> Tokens:
+        return self._data_owner.start(request, on_block)
+
+    def _tokenizer(self) -> Decodes:
+        return self._data_owner.tokenizer  # type: ignore[no-any-return]
+
+
+class LocalProcesses(Remote):
+    """Owner and dealer as processes of this machine, with certificates of their own; they start with the `with` block
+    and end with it."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """folder: of the owner's model, and of the client's tokenizer."""
+        self._folder, self._started = Path(folder), ExitStack()
+
+    def __enter__(self) -> Self:
+        connection = self._started.enter_context(local_parties(self._folder))
+        super().__init__(data_owner(connection, self._folder, _asked()))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._started.close()
+
+
+def plan(
+    model: Model | ModelConfig | str | Path,
+    *,
+    prompt_tokens: int,
+    max_new_tokens: int = 16,
+    policy: str | PolicySettings = "mpcache",
+    network: str = "loopback",
+) -> Prices:
+    """What a private generation will take, exactly, without running it: prefill, eviction and each decode step.
+
+    model: a loaded one, its shape, a folder, or the name of a shape such as "gpt2". Cost: seconds, whatever the size.
+    Raises ConfigError, ModelError.
+    """
+    if isinstance(model, Model):
+        config = model.config
+    elif isinstance(model, ModelConfig):
+        config = model
+    else:
+        config = model_shape(model, positions=prompt_tokens + max_new_tokens)
+    request = GenerationRequest(
+        prompt_tokens=prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        policy=policy_settings(policy) if isinstance(policy, str) else policy,
+        network=network,
+    )
+    return price(config, request)
