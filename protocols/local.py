@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+
 from mpcache.protocols.correlation import Correlation, Dealer, PartyCorrelations, Tensors
-from mpcache.protocols.randomness import new_key
+from mpcache.protocols.randomness import Stream, new_key
+from mpcache.protocols.ring import RING_BITS, signed
 from mpcache.protocols.session import Session
 from mpcache.protocols.transport import channel_pair
 
@@ -45,3 +48,16 @@ def run_parties(
         futures = [pool.submit(program, session) for session in sessions]
         first, second = (future.result() for future in futures)
     return first, second
+
+
+def shares_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two shares of x, of any shape, modulo 2^64."""
+    mask = Stream(new_key()).elements(tuple(x.shape))
+    return x - mask, mask
+
+
+def run_shared(protocol: Callable[..., Awaitable[torch.Tensor]], *values: torch.Tensor) -> torch.Tensor:
+    """`protocol(session, *shares)` of these values, run by both parties, and its result opened, as signed integers."""
+    shares = [shares_of(value) for value in values]
+    results = run_parties(lambda session: session.run(protocol(session, *(pair[session.party] for pair in shares))))
+    return signed(results[0] + results[1], RING_BITS)

@@ -7,7 +7,7 @@ against, byte for byte.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -137,6 +137,14 @@ class ShapeArithmetic(TorchFunctionMode):
 def _broadcast(shapes: list[torch.Size]) -> Sequence[int]:
     first, *others = shapes
     return first if all(shape == first for shape in others) else np.broadcast_shapes(*shapes)
+
+
+def plan_of(protocol: Callable[..., Awaitable[Any]], *shapes: Sequence[int]) -> Plan:
+    """The plan of `protocol(session, *shares)` for shares of these shapes."""
+    session = PlanSession()
+    with ShapeArithmetic():
+        session.run(protocol(session, *(_shaped(tuple(shape)) for shape in shapes)))
+    return session.next_part()
 
 
 class PlanSession(Session):

@@ -17,7 +17,7 @@ from mpcache.generation.recorded import Recorded, greedy, log_likelihood, record
 from mpcache.generation.request import FULL
 from mpcache.model.decoder import Decoder
 from mpcache.model.load import Model, Prompt
-from mpcache.policies import PolicySettings
+from mpcache.policies import PolicySettings, policy_settings, spelled
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.errors import ConfigError
 
@@ -52,7 +52,7 @@ class _Answer:
 def compare_policies(
     model: Model,
     prompts: Sequence[Prompt],
-    policies: Sequence[tuple[str, PolicySettings]],
+    policies: Sequence[str | PolicySettings],
     *,
     answers: Sequence[Prompt] | None = None,
     max_new_tokens: int = 32,
@@ -60,15 +60,17 @@ def compare_policies(
 ) -> list[PolicyQuality]:
     """Answer every prompt under every policy, greedily, in plaintext.
 
-    policies: (label, settings). answers: the wanted ones, a text or token ids for each prompt; without, what
-    the full cache generates up to an end token, `max_new_tokens` at most. on_prompt: hears how many prompts are done.
+    policies: spellings such as "mpcache:budget=0.25", or settings. answers: the wanted ones, text or token ids for each
+    prompt; without, what the full cache generates up to an end token, `max_new_tokens` at most. on_prompt: hears how
+    many prompts are done.
     Raises ConfigError for prompts or answers that do not fit the model.
     """
     wanted = [None] * len(prompts) if answers is None else [_tokens(model, answer) for answer in answers]
     if not prompts or len(wanted) != len(prompts):
         raise ConfigError(f"{len(prompts)} prompts and {len(wanted)} answers: give at least one prompt, an answer each")
     decoder = Decoder(model.config, PlainBackend(), model.checkpoint.tensors)
-    found: list[list[_Answer]] = [[] for _ in policies]
+    chosen = [policy_settings(policy) if isinstance(policy, str) else policy for policy in policies]
+    found: list[list[_Answer]] = [[] for _ in chosen]
     for done, (prompt, answer) in enumerate(zip(prompts, wanted, strict=True), 1):
         tokens = model.encode(prompt)
         _check_room(model, len(tokens) + (max_new_tokens if answer is None else len(answer)))
@@ -76,10 +78,11 @@ def compare_policies(
         expected = answer
         if expected is None:
             expected = _until_end(_answered(decoder, recorded, tokens, FULL, max_new_tokens), model.end_tokens)
-        for (_, settings), outcomes in zip(policies, found, strict=True):
+        for settings, outcomes in zip(chosen, found, strict=True):
             outcomes.append(_compared(decoder, recorded, tokens, settings, expected))
         on_prompt(done)
-    return [_total(label, outcomes) for (label, _), outcomes in zip(policies, found, strict=True)]
+    labels = [policy if isinstance(policy, str) else spelled(policy) for policy in policies]
+    return [_total(label, outcomes) for label, outcomes in zip(labels, found, strict=True)]
 
 
 def _tokens(model: Model, answer: Prompt) -> list[int]:

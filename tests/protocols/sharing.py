@@ -5,15 +5,9 @@ from typing import Any
 
 import torch
 
-from mpcache.protocols.local import run_parties
-from mpcache.protocols.randomness import Stream, new_key
+from mpcache.protocols.local import run_parties, shares_of
 from mpcache.protocols.ring import encode, signed
 from mpcache.protocols.session import Cost
-
-
-def shares_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    mask = Stream(new_key()).elements(tuple(x.shape))
-    return x - mask, mask
 
 
 def run_ring(protocol: Callable[..., Any], *values: torch.Tensor, width: int = 64, **options: Any) -> torch.Tensor:
