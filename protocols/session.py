@@ -198,7 +198,7 @@ class Session:
 
     def constant(self, value: C) -> C:
         """A share of a public value: party 0 has it, party 1 has zero."""
-        return value if self.party == 0 else value * 0  # type: ignore[return-value]
+        return value if self.party == 0 else value * 0
 
     def public(self, x: Factor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
         """Ring elements of scale 2^fraction_bits of what both parties know and multiply shares by; the same at both on

@@ -70,6 +70,7 @@ def blocks_and_tokens(
     cache, x = new_cache(request.policy, decoder, request.prompt_tokens), None
     for done, x in prefill(decoder, request, prompt, cache):
         yield Block(done)
+    assert x is not None, "a prompt has a token"
     yield from decode(decoder, request, x, cache, stop)
 
 

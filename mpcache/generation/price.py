@@ -143,6 +143,7 @@ def _prefill(request: GenerationRequest, decoder: Decoder, counter: _Counter) ->
     for done, x in prefill(decoder, request, None, cache):
         total = total + counter.since(forwards=done - before, embeddings=done - before)
         before = done
+    assert x is not None, "a prompt has a token"
     next(decode(decoder, request, x, cache))
     yield total + counter.since(heads=1)
 

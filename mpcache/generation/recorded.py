@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,13 +23,13 @@ class Recorder(Full):
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
-        self.queries: list[list[torch.Tensor]] = [[] for _ in range(self.config.layers)]
+        self.queries: list[list[Any]] = [[] for _ in range(self.config.layers)]
 
-    def observe(self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def observe(self, layer: int, queries: Value, keys: Value, values: Value) -> None:
         heads, m, d = keys.shape
         self.queries[layer].append(queries.reshape(heads, -1, m, d))
 
-    def key_values(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def key_values(self, layer: int) -> tuple[Any, Any]:
         return self._key_values(layer)
 
 
@@ -100,7 +101,7 @@ def record(decoder: Decoder, tokens: Sequence[int], after: Recorded | None = Non
         recorder = copy.copy(after.recorder)
         recorder._layers = list(recorder._layers)
         recorder.queries = [list(parts) for parts in recorder.queries]
-    hidden = decoder.forward(tokens, len(tokens), recorder)
+    hidden: Any = decoder.forward(tokens, len(tokens), recorder)  # on the plain backend, a tensor
     layers = [Layer(torch.cat(recorder.queries[i], 2), *recorder.key_values(i)) for i in range(decoder.config.layers)]
     return Recorded(layers, recorder.past, hidden, recorder)
 

@@ -98,9 +98,9 @@ def _first_tokens(checkpoint: Checkpoint) -> Sizes:
     x = checkpoint.tensors["embedding"][:, tokens].t()
     if "positions" in checkpoint.tensors:
         x = x + checkpoint.tensors["positions"][0]
-    x = decoder.blocks(x, _Alone(FULL, config, backend, count))
+    last = decoder.blocks(x, _Alone(FULL, config, backend, count))
     for i in range(count):  # of a prompt of one token
-        decoder.next_token(x[i : i + 1])
+        decoder.next_token(last[i : i + 1])
     return backend.sizes()
 
 

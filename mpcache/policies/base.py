@@ -40,7 +40,7 @@ class Policy(ABC):
         self.budget = settings.budget_tokens(prompt_tokens)
         self.past = 0
         self._layers: list[KeyValues | None] = [None] * config.layers
-        self.received: list[Value] = [None] * config.layers
+        self.received: list[Value | None] = [None] * config.layers
 
     @classmethod
     def check(cls, settings: PolicySettings) -> None:
@@ -105,6 +105,11 @@ class Policy(ABC):
         cached = self._layers[layer]
         assert cached is not None
         return cached
+
+    def _received(self, layer: int) -> Value:
+        received = self.received[layer]
+        assert received is not None
+        return received
 
     def _append(self, layer: int, keys: Value, values: Value) -> KeyValues:
         cached = self._layers[layer] = self.backend.append(self._layers[layer], keys, values)

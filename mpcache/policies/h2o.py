@@ -46,7 +46,7 @@ class H2O(Policy):
 
     def evict(self) -> None:
         layers, n = range(self.config.layers), self.prompt_tokens
-        self._scores = [self.received[layer] for layer in layers]
+        self._scores = [self._received(layer) for layer in layers]
         if self.budget >= n:
             return
         parts = [(*self._key_values(layer), _column(self._scores[layer])) for layer in layers]

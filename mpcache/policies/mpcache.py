@@ -131,7 +131,7 @@ class MPCache(ClusterPolicy):
 
     def _group_score(self, group: range) -> Value:
         """Attention received (G, n), summed over the layers that will share the choice."""
-        total, *others = [self.received[layer] for layer in group]
+        total, *others = [self._received(layer) for layer in group]
         for received in others:
             total = total + received
         return total

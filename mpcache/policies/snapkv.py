@@ -43,7 +43,7 @@ class SnapKV(Policy):
             return
         largest = self.observed_queries() * self.config.queries_per_head * s.kernel
         parts = [self._key_values(layer) for layer in layers]
-        scores = [self._pooled(self.received[layer]) for layer in layers]
+        scores = [self._pooled(self._received(layer)) for layer in layers]
         kept = keep_top_k_per_head(self.backend, parts, scores, self.budget, s.sinks, s.recent, largest)
         for layer, (keys, values) in zip(layers, kept, strict=True):
             self._replace(layer, keys, values)

@@ -28,7 +28,7 @@ class Tova(Policy):
         if self.budget >= self.prompt_tokens:
             return
         parts = [self._key_values(layer) for layer in layers]
-        scores = [self._over_heads(self.received[layer]) for layer in layers]
+        scores = [self._over_heads(self._received(layer)) for layer in layers]
         kept = keep_top_k_together(self.backend, parts, scores, self.budget, 0, 0, float(self.config.heads))
         for layer, (keys, values) in zip(layers, kept, strict=True):
             self._replace(layer, keys, values)

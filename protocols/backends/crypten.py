@@ -129,30 +129,30 @@ class CryptenBackend:
 
     # ------------------------------------------------------------ attention
 
-    def append(self, cached: KeyValues | None, keys: Secret, values: Secret) -> KeyValues:
+    def append(self, cached: KeyValues[Secret] | None, keys: Secret, values: Secret) -> KeyValues[Secret]:
         """Rounds: 0. The cache holds shares; every step opens all of it under new masks."""
         if cached is not None:
             keys, values = cat([cached.keys, keys], 1), cat([cached.values, values], 1)
         return KeyValues(keys, values, keys.shape[1])
 
     def enter(
-        self, cached: KeyValues | None, queries: Secret, keys: Secret, values: Secret
-    ) -> tuple[KeyValues, Secret]:
+        self, cached: KeyValues[Secret] | None, queries: Secret, keys: Secret, values: Secret
+    ) -> tuple[KeyValues[Secret], Secret]:
         return self.append(cached, keys, values), queries
 
-    def attend(self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None = None) -> Secret:
+    def attend(self, queries: Secret, cached: KeyValues[Secret], visible: torch.Tensor | None = None) -> Secret:
         probabilities = self.softmax(self.product(queries, cached.keys, "matmul_transposed"), visible)
         return self.product(probabilities, cached.values, "matmul")
 
     def attend_observed(
-        self, queries: Secret, cached: KeyValues, visible: torch.Tensor | None, observed: torch.Tensor
+        self, queries: Secret, cached: KeyValues[Secret], visible: torch.Tensor | None, observed: torch.Tensor
     ) -> tuple[Secret, Secret]:
         """Rounds: those of `attend`. The attention received is a local sum."""
         probabilities = self.softmax(self.product(queries, cached.keys, "matmul_transposed"), visible)
         return self.product(probabilities, cached.values, "matmul"), probabilities[:, observed].sum(1)
 
     def attend_selected(
-        self, queries: Secret, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
+        self, queries: Secret, cached: KeyValues[Secret], start: int, end: int, stages: Sequence[Stage[Secret]]
     ) -> Secret:
         """The picked runs' scores, softmax, and the probabilities put back in place; each stage two products.
 
@@ -213,10 +213,10 @@ class CryptenBackend:
         with active(self._crypten_session):
             return self._secret(to_mpc_tensor(choice.share, 0).matmul(to_mpc_tensor(rows.share)))
 
-    def stage(self, choice: Secret, size: int) -> Stage:
+    def stage(self, choice: Secret, size: int) -> Stage[Secret]:
         return Stage(choice, size)
 
-    def pick(self, stage: Stage, rows: Secret) -> Secret:
+    def pick(self, stage: Stage[Secret], rows: Secret) -> Secret:
         return self.gather(stage.chosen, rows)
 
     def retain(self, scores: Secret, k: int, largest: float, rows: Secret) -> Secret:

@@ -8,151 +8,175 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, Self, TypeAlias
 
 import torch
+from typing_extensions import TypeVar
 
 from mpcache.protocols.public import Factor
 
-Value = Any
-Weight = Any
-Masked = Any
-"""A value that many products will use: masked once. Public selections of its rows are `rows`."""
-Choice = Any
+
+class Value(Protocol):
+    """What works on the values of every backend, without a message. There is no comparison and no truth value."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+    def __add__(self, other: Any, /) -> Self: ...
+    def __sub__(self, other: Any, /) -> Self: ...
+    def __neg__(self) -> Self: ...
+    def __getitem__(self, index: Any, /) -> Self: ...
+    def reshape(self, *shape: Any) -> Self: ...
+    def transpose(self, first: Any, second: Any, /) -> Self: ...
+    def sum(self, dim: Any, /) -> Self: ...
+    def cumsum(self, dim: Any, /) -> Self: ...
+
+
+class Masked(Protocol):
+    """A value that many products will use: masked once. Public selections of its rows are `rows`."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+
+Choice: TypeAlias = Value
 """Rows that are one-hot, or zero: shares of integers."""
-Scores = Any
+Scores: TypeAlias = Value
 """What clusters are compared by: good for `top_k` and `pick` only (its ring may be narrow)."""
+
+V = TypeVar("V", bound=Value, default=Any)
+W = TypeVar("W", default=Any)
+M = TypeVar("M", bound=Masked, default=Any)
 
 
 @dataclass
-class KeyValues:
+class KeyValues(Generic[M]):
     """One layer's cached keys and values, each (key/value heads, tokens, head size) in the backend's own form."""
 
-    keys: Masked
-    values: Masked
+    keys: M
+    values: M
     tokens: int
 
 
 @dataclass
-class Stage:
+class Stage(Generic[M]):
     """A secret choice among runs of `size` neighbouring tokens; `chosen` is one-hot, (key/value heads, k, runs)."""
 
-    chosen: Masked
+    chosen: M
     size: int
 
 
-class Backend(Protocol):
-    """One computation, seen by one process. m is the number of tokens at hand, h the hidden size."""
+class Backend(Protocol[V, W, M]):
+    """One computation, seen by one process. m is the number of tokens at hand, h the hidden size.
+
+    V: its values. W: its private weights. M: its masked values. A model or a policy is written for a bare `Backend`,
+    whose values are any, and calls what comes out `Value`, `Choice`, `Scores` and `Masked`.
+    """
 
     name: str
 
-    def weight(self, name: str, shape: tuple[int, ...], tensor: torch.Tensor | None) -> Weight:
+    def weight(self, name: str, shape: tuple[int, ...], tensor: torch.Tensor | None) -> W:
         """A private weight (out, in); `tensor` is None where the process does not have the model. One of integers is
         encoded already (`mpc.encoded_weight`), which private backends take."""
 
-    def embed(self, tokens: Sequence[int] | None, count: int, table: Weight) -> Value:
+    def embed(self, tokens: Sequence[int] | None, count: int, table: W) -> V:
         """(count, h): columns of the table (h, vocabulary); `tokens` is None where the process must not know them."""
 
-    def add_known(self, x: Value, known: torch.Tensor | None) -> Value:
+    def add_known(self, x: V, known: torch.Tensor | None) -> V:
         """x + known, which only the model owner has (positions, biases)."""
 
-    def linear(self, x: Value, weight: Weight, bias: torch.Tensor | None = None, narrow: bool = False) -> Value:
+    def linear(self, x: V, weight: W, bias: torch.Tensor | None = None, narrow: bool = False) -> V:
         """x W^T + b for (m, in) -> (m, out). narrow: the result is for `activation` and `multiply` alone."""
 
-    def rms_norm(self, x: Value, epsilon: float) -> Value:
+    def rms_norm(self, x: V, epsilon: float) -> V:
         """x over its root mean square, no gain."""
 
-    def rotate(self, x: Value, cos: torch.Tensor, sin: torch.Tensor) -> Value:
+    def rotate(self, x: V, cos: torch.Tensor, sin: torch.Tensor) -> V:
         """Rotary positions on (heads, m, d) with public tables (m, d), halves rotated (Su et al., 2021). Tables are
         `mpcache.protocols.public`'s: multiples of 2^-30, the same on every machine."""
 
-    def activation(self, x: Value, kind: str) -> Value:
+    def activation(self, x: V, kind: str) -> V:
         """'silu', 'gelu' or 'gelu_tanh', element by element. The result is for `multiply` and `linear` alone."""
 
-    def multiply(self, x: Value, y: Value) -> Value:
+    def multiply(self, x: V, y: V) -> V:
         """Element by element."""
 
-    def scale(self, x: Value, factor: Factor) -> Value:
+    def scale(self, x: V, factor: Factor) -> V:
         """x times a public number, best a Fraction, or a public table of them, see `rotate`."""
 
-    def zeros(self, shape: Sequence[int]) -> Value:
+    def zeros(self, shape: Sequence[int]) -> V:
         """A public zero, as a value."""
 
-    def concatenate(self, parts: Sequence[Value], dim: int) -> Value:
+    def concatenate(self, parts: Sequence[V], dim: int) -> V:
         """Join along a dimension."""
 
-    def append(self, cached: KeyValues | None, keys: Value, values: Value) -> KeyValues:
+    def append(self, cached: KeyValues[M] | None, keys: V, values: V) -> KeyValues[M]:
         """The cache with (key/value heads, m, d) more keys and values."""
 
-    def enter(self, cached: KeyValues | None, queries: Value, keys: Value, values: Value) -> tuple[KeyValues, Masked]:
+    def enter(self, cached: KeyValues[M] | None, queries: V, keys: V, values: V) -> tuple[KeyValues[M], M]:
         """`append`, and the queries of the same tokens (key/value heads, queries, d), already scaled, for `similarity`
         and then one of the `attend` below, which is their last use."""
 
-    def attend(self, queries: Masked, cached: KeyValues, visible: torch.Tensor | None = None) -> Value:
+    def attend(self, queries: M, cached: KeyValues[M], visible: torch.Tensor | None = None) -> V:
         """Attention of (key/value heads, queries, d); `visible`: public (queries, tokens), or all."""
 
     def attend_observed(
-        self, queries: Masked, cached: KeyValues, visible: torch.Tensor | None, observed: torch.Tensor
-    ) -> tuple[Value, Value]:
+        self, queries: M, cached: KeyValues[M], visible: torch.Tensor | None, observed: torch.Tensor
+    ) -> tuple[V, V]:
         """(attention, attention received): the second is the sum of the probabilities that the `observed` queries
         (their public numbers) give to each token, (key/value heads, tokens)."""
 
-    def attend_selected(
-        self, queries: Masked, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
-    ) -> Value:
+    def attend_selected(self, queries: M, cached: KeyValues[M], start: int, end: int, stages: Sequence[Stage[M]]) -> V:
         """Attention of (key/value heads, queries, d) to the tokens before `start` and from `end` on, and to the runs
         between them that the stages pick, each from what the stage before it left."""
 
     # ------------------------------------------------------------ what cache policies are built from
 
-    def mask(self, x: Value, after: Masked | None = None) -> Masked:
+    def mask(self, x: V, after: M | None = None) -> M:
         """Mask (heads, rows, d) once for all its products; the rows of `after`, masked already, come first."""
 
-    def unmask(self, masked: Masked) -> Value:
+    def unmask(self, masked: M) -> V:
         """The value that is masked. Nothing is opened."""
 
-    def rows(self, parts: Sequence[tuple[Masked, int, int]]) -> Masked:
+    def rows(self, parts: Sequence[tuple[M, int, int]]) -> M:
         """Rows of masked values by public numbers (value, first row, end), joined in order."""
 
-    def forget(self, *masked: Masked) -> None:
+    def forget(self, *masked: M) -> None:
         """These will not be used again."""
 
-    def product(self, x: Value, masked: Masked, operation: str) -> Value:
+    def product(self, x: V, masked: M, operation: str) -> V:
         """'matmul_transposed' (x y^T) or 'multiply' (element by element, broadcast)."""
 
-    def similarity(self, queries: Masked, masked: Sequence[Masked]) -> list[Scores]:
+    def similarity(self, queries: M, masked: Sequence[M]) -> list[V]:
         """(heads, r, d) against rows (heads, n, d) of each: (heads, n) inner products, summed over the queries."""
 
-    def top_k(self, scores: Scores, k: int) -> Choice:
-        """(heads, n) -> one-hot rows (heads, k, n) of the k largest, the largest first, ties by position."""
+    def top_k(self, scores: V, k: int) -> V:
+        """Scores (heads, n) -> one-hot rows (heads, k, n) of the k largest, the largest first, ties by position."""
 
-    def argmin(self, scores: Value, largest: float) -> Choice:
-        """(heads, n) -> one-hot (heads, 1, n) of the smallest; the first of equals. Scores lie in [0, largest]."""
+    def argmin(self, scores: V, largest: float) -> V:
+        """(heads, n) -> one-hot (heads, 1, n) of the smallest; the first of equals. V lie in [0, largest]."""
 
-    def gather(self, choice: Choice, rows: Value) -> Value:
+    def gather(self, choice: V, rows: V) -> V:
         """The chosen rows (heads, k, c) of (heads, n, c)."""
 
-    def stage(self, choice: Choice, size: int) -> Stage:
+    def stage(self, choice: V, size: int) -> Stage[M]:
         """A choice among runs of `size` tokens, for `pick` and `attend_selected`."""
 
-    def pick(self, stage: Stage, rows: Scores) -> Scores:
+    def pick(self, stage: Stage[M], rows: V) -> V:
         """The chosen rows (heads, k, c) of (heads, runs, c)."""
 
-    def retain(self, scores: Value, k: int, largest: float, rows: Value) -> Value:
+    def retain(self, scores: V, k: int, largest: float, rows: V) -> V:
         """The rows (blocks, k, c) of (blocks, n, c) with the k largest scores (blocks, n), in their order; ties by
-        position. Scores lie in [0, largest]."""
+        position. V lie in [0, largest]."""
 
-    def extremes(self, x: Value) -> tuple[Value, Value]:
+    def extremes(self, x: V) -> tuple[V, V]:
         """(maximum, minimum) over the last dimension but one, which vanishes."""
 
-    def overwrite(self, masked: Masked, choice: Choice, row: Value) -> Masked:
+    def overwrite(self, masked: M, choice: V, row: V) -> M:
         """The row (heads, 1, d) put where `choice` (heads, 1, n) is one, if anywhere. `masked` is forgotten."""
 
     # ------------------------------------------------------------ the next token
 
-    def next_token(
-        self, x: Value, head: Weight, bias: torch.Tensor | None, vocabulary: int, temperature: float
-    ) -> int | None:
+    def next_token(self, x: V, head: W, bias: torch.Tensor | None, vocabulary: int, temperature: float) -> int | None:
         """The next token for (1, h); None where the process must not learn it."""
 
     def announce(self, goes_on: bool | None) -> bool:

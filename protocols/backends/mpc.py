@@ -145,7 +145,7 @@ class MpcBackend:
 
     # ------------------------------------------------------------ attention
 
-    def append(self, cached: KeyValues | None, keys: Secret, values: Secret) -> KeyValues:
+    def append(self, cached: KeyValues[Masked] | None, keys: Secret, values: Secret) -> KeyValues[Masked]:
         """Every row is masked once, here, for as long as it is cached. Rounds: 1."""
         old_keys, old_values = (cached.keys, cached.values) if cached else (None, None)
         new_keys, new_values = self.session.run(
@@ -158,8 +158,8 @@ class MpcBackend:
         return KeyValues(new_keys, new_values, new_keys.shape[-2])
 
     def enter(
-        self, cached: KeyValues | None, queries: Secret, keys: Secret, values: Secret
-    ) -> tuple[KeyValues, Masked]:
+        self, cached: KeyValues[Masked] | None, queries: Secret, keys: Secret, values: Secret
+    ) -> tuple[KeyValues[Masked], Masked]:
         """Queries, keys and values are masked in one round."""
         old_keys, old_values = (cached.keys, cached.values) if cached else (None, None)
         new_keys, new_values, masked_queries = self.session.run(
@@ -172,17 +172,17 @@ class MpcBackend:
         )
         return KeyValues(new_keys, new_values, new_keys.shape[-2]), masked_queries
 
-    def attend(self, queries: Masked, cached: KeyValues, visible: torch.Tensor | None = None) -> Secret:
+    def attend(self, queries: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None = None) -> Secret:
         return self._run(self._attend(queries, cached, visible), "attention")
 
     def attend_observed(
-        self, queries: Masked, cached: KeyValues, visible: torch.Tensor | None, observed: torch.Tensor
+        self, queries: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None, observed: torch.Tensor
     ) -> tuple[Secret, Secret]:
         out, received = self.session.run(self._attend_observed(queries, cached, visible, observed), "attention")
         return self._secret(out), self._secret(received)
 
     def attend_selected(
-        self, queries: Masked, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
+        self, queries: Masked, cached: KeyValues[Masked], start: int, end: int, stages: Sequence[Stage[Masked]]
     ) -> Secret:
         return self._run(self._attend_selected(queries, cached, start, end, stages), "attention")
 
@@ -190,12 +190,12 @@ class MpcBackend:
         scores = multiply_masked(self.session, queries, keys, "matmul_transposed", forget=(queries,))
         return drop_low_bits(scores, FRACTION_BITS, PRODUCT_BITS)
 
-    async def _attend(self, q: Masked, cached: KeyValues, visible: torch.Tensor | None) -> torch.Tensor:
+    async def _attend(self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None) -> torch.Tensor:
         _, weighed, inverse = await self._weighed(q, cached, visible)
         return await divide(self.session, weighed, inverse)
 
     async def _attend_observed(
-        self, q: Masked, cached: KeyValues, visible: torch.Tensor | None, observed: torch.Tensor
+        self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None, observed: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         e, weighed, inverse = await self._weighed(q, cached, visible)
         observed = observed.to(self.session.device)
@@ -203,7 +203,7 @@ class MpcBackend:
         return await together(divide(self.session, weighed, inverse), received)
 
     async def _weighed(
-        self, q: Masked, cached: KeyValues, visible: torch.Tensor | None
+        self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(exponentials, their sums of values, inverses of their sums)."""
         session = self.session
@@ -223,7 +223,7 @@ class MpcBackend:
         return (await truncate(self.session, z, RECEIVED_INVERSE_BITS, WEIGHTED_BITS))[:, 0]
 
     async def _attend_selected(
-        self, q: Masked, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
+        self, q: Masked, cached: KeyValues[Masked], start: int, end: int, stages: Sequence[Stage[Masked]]
     ) -> torch.Tensor:
         """The picked runs' scores, softmax, and the exponentials put back in place: keys and values never move.
 
@@ -246,7 +246,7 @@ class MpcBackend:
         return await divide(session, weighed, inverse)
 
     async def _weigh_picked(
-        self, e: torch.Tensor, values: Masked, start: int, count: int, stages: Sequence[Stage]
+        self, e: torch.Tensor, values: Masked, start: int, count: int, stages: Sequence[Stage[Masked]]
     ) -> torch.Tensor:
         before, placed, after = e[..., :start], e[..., start : start + count], e[..., start + count :]
         for stage in reversed(stages):
@@ -307,11 +307,11 @@ class MpcBackend:
     def gather(self, choice: Secret, rows: Secret) -> Secret:
         return self._run(multiply(self.session, choice.share, rows.share, RING_BITS, "matmul"), "selection")
 
-    def stage(self, choice: Secret, size: int) -> Stage:
+    def stage(self, choice: Secret, size: int) -> Stage[Masked]:
         """The choice is masked here, for every layer that shares it. Rounds: 1."""
         return Stage(self.session.run(mask(self.session, choice.share, WEIGHTED_BITS), "selection"), size)
 
-    def pick(self, stage: Stage, rows: Secret) -> Secret:
+    def pick(self, stage: Stage[Masked], rows: Secret) -> Secret:
         async def picked() -> torch.Tensor:
             masked = await mask(self.session, rows.share, SCORE_BITS)
             return multiply_masked(self.session, stage.chosen, masked, "matmul", forget=(masked,))

@@ -62,27 +62,40 @@ class PlainBackend:
     def concatenate(self, parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
         return torch.cat(list(parts), dim)
 
-    def append(self, cached: KeyValues | None, keys: torch.Tensor, values: torch.Tensor) -> KeyValues:
+    def append(
+        self, cached: KeyValues[torch.Tensor] | None, keys: torch.Tensor, values: torch.Tensor
+    ) -> KeyValues[torch.Tensor]:
         if cached is not None:
             keys, values = torch.cat([cached.keys, keys], 1), torch.cat([cached.values, values], 1)
         return KeyValues(keys, values, keys.shape[1])
 
     def enter(
-        self, cached: KeyValues | None, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[KeyValues, torch.Tensor]:
+        self, cached: KeyValues[torch.Tensor] | None, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[KeyValues[torch.Tensor], torch.Tensor]:
         return self.append(cached, keys, values), queries
 
-    def attend(self, queries: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None = None) -> torch.Tensor:
+    def attend(
+        self, queries: torch.Tensor, cached: KeyValues[torch.Tensor], visible: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return self._attention(queries, cached.keys, cached.values, visible)[0]
 
     def attend_observed(
-        self, queries: torch.Tensor, cached: KeyValues, visible: torch.Tensor | None, observed: torch.Tensor
+        self,
+        queries: torch.Tensor,
+        cached: KeyValues[torch.Tensor],
+        visible: torch.Tensor | None,
+        observed: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         out, probabilities = self._attention(queries, cached.keys, cached.values, visible)
         return out, probabilities[:, observed].sum(1)
 
     def attend_selected(
-        self, queries: torch.Tensor, cached: KeyValues, start: int, end: int, stages: Sequence[Stage]
+        self,
+        queries: torch.Tensor,
+        cached: KeyValues[torch.Tensor],
+        start: int,
+        end: int,
+        stages: Sequence[Stage[torch.Tensor]],
     ) -> torch.Tensor:
         heads = torch.arange(queries.shape[0])[:, None]
         picked = torch.arange(start, end).expand(len(heads), -1)  # (heads, tokens)
@@ -134,10 +147,10 @@ class PlainBackend:
     def gather(self, choice: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return choice @ rows
 
-    def stage(self, choice: torch.Tensor, size: int) -> Stage:
+    def stage(self, choice: torch.Tensor, size: int) -> Stage[torch.Tensor]:
         return Stage(choice, size)
 
-    def pick(self, stage: Stage, rows: torch.Tensor) -> torch.Tensor:
+    def pick(self, stage: Stage[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
         return stage.chosen @ rows
 
     def retain(self, scores: torch.Tensor, k: int, largest: float, rows: torch.Tensor) -> torch.Tensor:
