@@ -63,9 +63,7 @@ class Processes:
 
     def run(self, prompt: list[int], steps: int, policy: PolicySettings, backend: str = "mpc") -> Run:
         """One session. Raises MpcacheError if a process fails."""
-        public = GenerationRequest(
-            prompt_tokens=len(prompt), max_new_tokens=steps, policy=policy, backend=backend
-        )
+        public = GenerationRequest(prompt_tokens=len(prompt), max_new_tokens=steps, policy=policy, backend=backend)
         request = ClientRequest(prompt=prompt, public=public)
         spans: list[Span] = []
 
