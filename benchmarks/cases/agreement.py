@@ -38,9 +38,9 @@ ANSWERED = tuple(name for name in TASKS if name != "perplexity")
 """The tasks whose answers are generated."""
 PLACEMENT = "later"
 DIFFERENCES = (
-    "Known reasons for a difference: a secure comparison may change the places of two scores within 1/128 of each "
-    "other, so that another cluster is picked; attention below 2^-16 is nothing to it, so that h2o and tova may evict "
-    "another token; and two best logits may be within fixed-point noise."
+    "There are three known reasons for a difference. A secure comparison may swap two scores within 1/128 of each "
+    "other, so that another cluster is picked. Attention below 2^-16 counts as nothing, so that h2o and tova may evict "
+    "another token. The two best logits may be within fixed-point noise."
 )
 
 CONTAINS = {

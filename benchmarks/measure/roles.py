@@ -75,36 +75,31 @@ class Setup:
         return {"owner": there.owner if there else LOOPBACK, "dealer": there.dealer if there else LOOPBACK}
 
 
-def serve_dealer(setup: Setup, identity: Identity, log: Path) -> DealerServer:
+def _limits(setup: Setup) -> dict[str, Any]:
+    """What both servers allow: everything that fits the model, on every private backend."""
     longest = setup.config.max_positions
+    return {
+        "timeout_seconds": setup.timeout_seconds,
+        "planning_seconds": setup.timeout_seconds,
+        "max_prompt_tokens": longest,
+        "max_new_tokens": longest,
+        "max_step_gib": UNLIMITED,
+        "backends": PRIVATE_BACKENDS,
+    }
+
+
+def serve_dealer(setup: Setup, identity: Identity, log: Path) -> DealerServer:
     settings = DealerSettings(
         f"{setup.hosts['dealer']}:0",
-        timeout_seconds=setup.timeout_seconds,
-        planning_seconds=setup.timeout_seconds,
         memory_mib=setup.dealer_memory_mib,
-        max_prompt_tokens=longest,
-        max_new_tokens=longest,
         max_model_gib=UNLIMITED,
-        max_step_gib=UNLIMITED,
-        backends=PRIVATE_BACKENDS,
+        **_limits(setup),
     )
     return DealerServer(settings, identity, watched(setup.program, log))
 
 
 def serve_owner(setup: Setup, identity: Identity, log: Path, dealer: str, state: Path) -> OwnerServer:
-    longest = setup.config.max_positions
-    settings = OwnerSettings(
-        f"{setup.hosts['owner']}:0",
-        dealer,
-        model=Path(),
-        state=state,
-        timeout_seconds=setup.timeout_seconds,
-        planning_seconds=setup.timeout_seconds,
-        max_prompt_tokens=longest,
-        max_new_tokens=longest,
-        max_step_gib=UNLIMITED,
-        backends=PRIVATE_BACKENDS,
-    )
+    settings = OwnerSettings(f"{setup.hosts['owner']}:0", dealer, model=Path(), state=state, **_limits(setup))
     model = checkpoint(setup.config, setup.model)
     return OwnerServer(settings, identity, model, watched(setup.program, log), setup.transport)
 

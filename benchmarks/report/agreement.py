@@ -23,9 +23,10 @@ def agreements(records: Sequence[Record], legend: Legend) -> list[Figure]:
         title += f"; not in {'; '.join(differing)}"
     tokens = ", ".join(f"{n:,}" for n in sorted({r["tokens"] for r in found}))
     note = (
-        f"The quality tasks' first documents of {tokens} tokens, first question, in plaintext and on shares, question "
-        "after eviction; differing: by the document's seed. Right or wrong, answers should agree. Perplexity is left "
-        f"out: its tokens are given, so there is no answer to compare. {DIFFERENCES}"
+        f"The first question about the first documents of {tokens} tokens of each quality task, after eviction, in "
+        "plaintext and on shares. Answers should agree, right or wrong. The last column has the seeds of documents "
+        "whose answers differ. Perplexity is left out: its tokens are given, so there is no answer to compare. "
+        f"{DIFFERENCES}"
     )
     return [Figure(title, note, _agreement_table(found), HEADER, rows)]
 

@@ -44,9 +44,8 @@ def time_per_token(found: Sequence[Record], legend: Legend) -> list[Figure]:
     plot = line_plot(series, _token_axis(found), Axis("seconds a step", True), STEP_HEIGHT)
     title = _against_full(found, "seconds", lambda r: r["seconds"], "seconds a step")
     note = (
-        f"Median wall time of a decode step of one {_a_block(found[0])}, three processes, "
-        "gRPC with mutual TLS on loopback, one thread each. Bars: from the lower quartile to the upper; series side by "
-        "side. Logarithmic axes."
+        f"Median wall time of a decode step of one {_a_block(found[0])}. Three processes with one thread each, gRPC "
+        "with mutual TLS on loopback. Bars span the quartiles. Series stand side by side. Both axes are logarithmic."
     )
     rows = [[name, *_cells(own, found, lambda r: seconds(r["seconds"]))] for name, own in by_policy(found).items()]
     return [Figure(title, note, plot, _token_header(found), rows, legend.html([s.name for s in series]))]
@@ -66,8 +65,8 @@ def bytes_per_token(found: Sequence[Record], legend: Legend) -> list[Figure]:
     plot = line_plot(series, _token_axis(found), Axis("MB a step", True), STEP_HEIGHT)
     title = _against_full(found, "bytes", total_bytes, "bytes a step")
     note = (
-        "Online payload in both directions and correlations of both parties, together, of the same step. Exact: bytes "
-        "do not depend on the machine. Logarithmic axes."
+        "Bytes of the same step: online payload in both directions, and correlations of both parties. They are exact, "
+        "and do not depend on the machine. Both axes are logarithmic."
     )
     rows = [
         [name, *_cells(own, found, lambda r: f"{megabytes(r['online_bytes'])} + {megabytes(r['correlation_bytes'])}")]
@@ -112,7 +111,7 @@ def parts(found: Sequence[Record], legend: Legend) -> list[Figure]:
         values = dict(sorted(values.items(), key=lambda item: sum(item[1])))
         bars = [Bar(name, numbers) for name, numbers in values.items()]
         rows = [[name, *(show(v) for v in numbers)] for name, numbers in values.items()]
-        note = f"{unit} of a decode step at {tokens:,} cached tokens, by what it is spent on."
+        note = f"What a decode step at {tokens:,} cached tokens spends on each part: {unit}."
         return Figure(title, note, stacked_bars(bars, styles, unit, show), ["policy", *used], rows, keys(used, styles))
 
     return [
@@ -138,7 +137,7 @@ def _parts_title(at: Sequence[Record], tokens: int) -> str:
 
 def _seconds_title(at: Sequence[Record]) -> str:
     shares = [r["parts"]["linear"]["seconds"] / r["seconds"] for r in at if "linear" in r["parts"]]
-    return f"Linear layers, which no policy changes, are {statistics.median(shares):.0%} of a step's seconds"
+    return f"Linear layers, which no policy changes, take {statistics.median(shares):.0%} of a step's seconds"
 
 
 STEP_FIGURES = (time_per_token, bytes_per_token, parts)

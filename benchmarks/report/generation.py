@@ -18,14 +18,16 @@ def generations(records: Sequence[Record], legend: Legend) -> list[Figure]:
     styles = [Style.of(i) for i in range(len(names))]
     bars = [Bar(r["policy"], _phases(r)) for r in found]
     firsts = ", ".join(f"{r['prefill']['seconds']:.1f} s ({r['policy']})" for r in found)
-    title = f"The first token of a prompt of {found[0]['tokens']:,} tokens comes {firsts} after the prefill began"
+    title = f"The first token of a prompt of {found[0]['tokens']:,} tokens takes {firsts} from the start of the prefill"
     others = [r for r in found if r["token"] is not None]
     if others:
-        title += "; each other takes " + ", ".join(f"{r['token']['seconds']:.2f} s ({r['policy']})" for r in others)
+        title += "; each further token takes " + ", ".join(
+            f"{r['token']['seconds']:.2f} s ({r['policy']})" for r in others
+        )
     note = (
-        f"A whole generation by the {found[0]['settings']['model']} model between three processes, gRPC with mutual "
-        "TLS on loopback: seconds from the request to the answer's last token. Before the prefill: plans, handshake "
-        "and the masked weights, which a new client is sent once."
+        f"Seconds from the request to the last token of the answer, by the {found[0]['settings']['model']} model "
+        "between three processes, gRPC with mutual TLS on loopback. Before the prefill come plans, handshake, and the "
+        "masked weights, which a new client receives once."
     )
     plot = stacked_bars(bars, styles, "seconds", lambda v: f"{v:.1f}")
     return [Figure(title, note, plot, HEADER, generation_rows(found), keys(names, styles))]

@@ -31,7 +31,8 @@ def measured_networks(records: Sequence[Record], legend: Legend) -> list[Figure]
     if worst is not None:
         title += f": measured seconds are at most {worst:.2f} times the model's"
     note = (
-        f"A decode step of a GPT-2-shaped block. {_how_slowed(found)} Bars: the model, {MODEL}. Black mark: measured."
+        f"A decode step of a GPT-2-shaped block. {_how_slowed(found)} Bars show the model: {MODEL}. Black "
+        "marks show what was measured."
     )
     header = ["policy, tokens, network", *(f"{n}, s" for n in NETWORK_TERMS), "measured, s", "rounds"]
     rows = [
@@ -105,7 +106,7 @@ def _computed(at: Sequence[Record], network: Network, measured: dict[str, float]
         f"{network.round_trip * 1e3:g} ms, {network.bandwidth * 8 / 1e6:,.0f} Mbit/s."
     )
     if measured:
-        note += " Black mark: measured on this network."
+        note += " Black marks show what was measured on this network."
     rounds = {r["policy"]: r["rounds"] for r in at}
     rows = [
         [
@@ -123,9 +124,8 @@ def _computed(at: Sequence[Record], network: Network, measured: dict[str, float]
 
 def _computed_title(terms: dict[str, dict[str, float]], network: Network) -> str:
     share = statistics.median(t["latency"] / sum(t.values()) for t in terms.values())
-    title = (
-        f"By computation, {share:.0%} of a step on a {network.name.upper()} is waiting for rounds (the median policy)"
-    )
+    where = network.name.upper()
+    title = f"Computed: a step on a {where} spends {share:.0%} of its time waiting for rounds (the median policy)"
     if {"full", "mpcache"} <= terms.keys():
         own, full = (sum(terms[name].values()) for name in ("mpcache", "full"))
         title += f"; mpcache takes {own / full:.2f} of the full cache's seconds"

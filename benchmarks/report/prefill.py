@@ -41,8 +41,8 @@ def prefills(records: Sequence[Record], legend: Legend) -> list[Figure]:
     ]
     header = ["prompt", "s", "online MB", "correlation MB", "rounds", *PEAKS]
     note = (
-        "Prefill of a GPT-2 shape: MB, online and correlations, by part. Whole model: all layers with embedding, and "
-        "logits and arg max of the first token; layers alone: without these."
+        "MB of the prefill of a GPT-2 shape, online and correlations, by part. The whole model is all layers with "
+        "embedding, and with logits and arg max of the first token. Layers alone are without these."
     )
     return [
         Figure(title, note, stacked_bars(bars, styles, "MB", lambda v: f"{v:,.0f}"), header, rows, keys(names, styles))

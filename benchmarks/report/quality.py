@@ -44,8 +44,9 @@ def _quality(group: Sequence[Record], tokens: int, placement: str, legend: Legen
         at = {p.x: p for p in one.points}
         rows.append([one.name, *(f"{at[b].y:.3f}" if b in at else "" for b in budgets)])
     note = (
-        f"Exact match of greedy answers on held-out day sheets of {tokens:,} tokens, {PLACED[placement]}, demo model, "
-        f"plaintext, {group[0]['asked']} questions. Bars: a standard error to either side; series side by side."
+        f"Exact match of greedy answers to {group[0]['asked']} questions about held-out day sheets of {tokens:,} "
+        f"tokens: {PLACED[placement]}, demo model, plaintext. Bars span a standard error to either side. Series stand "
+        "side by side."
     )
     header = ["policy", *(f"{b:.1%}" for b in budgets)]
     title = _quality_title(group, tokens, placement, budgets)
@@ -95,8 +96,8 @@ def _needles(group: Sequence[Record], placement: str) -> Figure:
     table = f'<div class="wide"><table class="heat"><tr><th></th>{head}</tr>{"".join(body)}</table></div>'
     whole = [row[0] for row in rows if all(cell in ("", "1.00") for cell in row[1:])]
     note = (
-        "Share of needles found among fillers, by prompt length and depth (0%: at the beginning), at a budget of "
-        f"{BUDGET:.1%}, {PLACED[placement]}. Darker is better."
+        "Share of needles that are found among fillers, by prompt length and depth (0%: at the beginning): "
+        f"{PLACED[placement]}, budget of {BUDGET:.1%}. Darker is better."
     )
     where = "in the prompt" if placement == "end" else "after eviction"
     title = f"Needles, question {where}: found at every depth by {', '.join(whole) or 'no policy'}"
@@ -126,12 +127,10 @@ def other_tasks(records: Sequence[Record], legend: Legend) -> list[Figure]:
     beyond = dict.fromkeys(r["task"] for r in found if r["policy"] == "full" and r.get("exact_match", 1.0) < CAN)
     title = "Tasks beyond day sheets"
     if beyond:
-        title += (
-            f": {', '.join(beyond)} {'are' if len(beyond) > 1 else 'is'} more than this model does, whatever the policy"
-        )
+        title += f": the model itself fails at {', '.join(beyond)}"
     note = (
-        f"Exact match at a budget of {BUDGET:.1%}, question after eviction; perplexity (lower is better) where a task "
-        "has no answer to match. Read nothing into a column whose full cache fails."
+        f"Exact match at a budget of {BUDGET:.1%}, question after eviction. A task without an answer to match has its "
+        "perplexity: lower is better. A column whose full cache fails says nothing about policies."
     )
     return [Figure(title, note, table(header, rows), header, rows)]
 

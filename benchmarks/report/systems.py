@@ -14,8 +14,8 @@ SYSTEMS = {"spu": "SPU", "crypten": "CrypTen"}
 WRONG = 0.1
 """From this error on, against plaintext, a peer's result is another one, and its seconds count for nothing."""
 PEERS_NOTE = {
-    "attention": "Attention over the full cache, of a decode step of a GPT-2-shaped block (ours: a part of that step)",
-    "selection": "mpcache's selection, of the same step, with its default settings (ours: one choice for all heads, a "
+    "attention": "Attention over the full cache in a decode step of a GPT-2-shaped block (ours: a part of that step)",
+    "selection": "mpcache's selection in the same step, with its default settings (ours: one choice for all heads, a "
     "part of that step; theirs: one for each head)",
     "block": "A decode step of a GPT-2-shaped block",
     "model": "A decode step of GPT-2 small's shape, 12 layers, final norm, logits and arg max of 50,257 (ours: the "
@@ -58,7 +58,7 @@ def against_crypten(records: Sequence[Record], legend: Legend) -> list[Figure]:
         for pair in pairs
         for name, r in zip(("mpc", "CrypTen"), pair, strict=True)
     ]
-    note = "The same decode step on CrypTen's protocols, over our transport and dealer, in the same run. MB a step."
+    note = "MB of the same decode step on CrypTen's protocols, over our transport and dealer, in the same run."
     header = ["protocols", "policy", "tokens", "s", "online MB", "correlation MB", "rounds"]
     plot = stacked_bars(bars, styles, "MB a step", lambda v: f"{v:.1f}")
     return [Figure(title, note, plot, header, rows, keys(["online", "correlations"], styles))]
@@ -92,8 +92,8 @@ def _of_part(steps: Sequence[Record], part: str, policy: str) -> list[Record]:
 def _peers(what: str, tokens: int, ours: dict[str, Record], theirs: dict[str, Record]) -> Figure:
     ordered = sorted({**theirs, **ours}.items(), key=lambda item: item[1]["seconds"])
     note = (
-        f"{PEERS_NOTE[what]}, median seconds, real processes on loopback; what is secret and who "
-        "computes differs: see benchmarks/peers/README.md. Off by: the largest error against plaintext, if it is large."
+        f"{PEERS_NOTE[what]}: median seconds between real processes on loopback. What is secret and who computes "
+        "differs: see benchmarks/peers/README.md. A result that is far from plaintext is marked: off by its error."
     )
     rows = [
         [

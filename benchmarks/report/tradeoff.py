@@ -51,10 +51,10 @@ def _pareto(points: dict[str, Point], tokens: int, placement: str, legend: Legen
     names = ", ".join(p.name for p in front)
     note = (
         f"Exact match ({tokens:,} tokens, {PLACED[placement]}, demo model) against the bytes of a decode step of a "
-        "GPT-2-shaped block with as many cached tokens, each policy at its default budget. Up and to the left is "
-        "better; the dashed line joins those that no other beats in both."
+        "GPT-2-shaped block with as many cached tokens, each policy at its default budget. Better is up and to the "
+        "left. The dashed line joins the policies that no other beats in both."
     )
     rows = [[p.name, f"{p.x:.2f}", f"{p.y:.3f}"] for p in sorted(points.values(), key=lambda p: p.x)]
     where = "Question in the prompt" if placement == "end" else "Question after eviction"
-    title = f"{where}, {tokens:,} tokens: unbeaten: {names}"
+    title = f"{where}, {tokens:,} tokens: no other policy beats {names}"
     return Figure(title, note, plot, ["policy", "MB", "exact match"], rows, name=f"{placement}-{tokens}")

@@ -166,10 +166,11 @@ def test_the_page_is_whole_and_its_titles_say_the_finding(folder: Path) -> None:
         "At 1,024 tokens mpcache takes 0.50 of the full cache's bytes",
         "CrypTen's own protocols take 7 times the seconds",
         "at 12.5%, mpcache keeps 97% of the full cache's answers",
-        "count is more than this model does",
+        "Tasks beyond day sheets: the model itself fails at count",
         "SPU ABY3, full takes 0.90 s a block; MPCache, full 0.20 s (4.5 times as fast)",
         "SPU ABY3, full takes 9.00 s a whole model's step; MPCache, mpcache 0.30 s (30 times as fast)",
-        "comes 6.0 s (full), 7.0 s (mpcache) after the prefill began; each other takes 0.10 s (full), 0.10 s (mpcache)",
+        "takes 6.0 s (full), 7.0 s (mpcache) from the start of the prefill; each further token takes 0.10 s (full), "
+        "0.10 s (mpcache)",
         "the answers of plaintext in 3 of 4 cases; not in needle, mpcache",
         "peers spu-semi2k full 1024: absent: SPU is not installed",
     ):
