@@ -22,7 +22,9 @@ from mpcache.benchmarks.records.ranges import RANGES
 from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.selection import done
 from mpcache.benchmarks.records.tables import Rows
+from mpcache.generation.loop import decode
 from mpcache.generation.recorded import Recorded, greedy, record
+from mpcache.generation.request import GenerationRequest
 from mpcache.inspection.watched import WatchedBackend
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint, weight_shapes
 from mpcache.model.decoder import Decoder
@@ -128,12 +130,8 @@ def _private(
         cache = document.cache(decoder, policy, share=share)
         for token in question:
             x = decoder.forward(None if owner else [token], 1, cache)
-        out: list[int | None] = []
-        while True:
-            out.append(decoder.next_token(x))
-            if len(out) == tokens:
-                return out
-            x = decoder.forward(None if out[-1] is None else [out[-1]], 1, cache)
+        request = GenerationRequest(prompt_tokens=cache.past, max_new_tokens=tokens)
+        return list(decode(decoder, request, x, cache))
 
     _, at_client = run_parties(program, TIMEOUT, key)
     return [token for token in at_client if token is not None]

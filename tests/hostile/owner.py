@@ -14,12 +14,15 @@ import grpc
 
 from mpcache.generation.plan import constants_digest, plan_digest
 from mpcache.generation.request import GenerationRequest
+from mpcache.model.checkpoint import weight_shapes
 from mpcache.model.config import ModelConfig
 from mpcache.parties.certificates import Identity
 from mpcache.parties.generated import owner_pb2, owner_pb2_grpc
 from mpcache.parties.link import Frame
 from mpcache.parties.tls import open_server, require_peer
 from mpcache.policies import policy_settings
+from mpcache.protocols.backends.mpc import weight_bits
+from mpcache.protocols.ring import packed_bytes
 
 Answers = Callable[[owner_pb2.Hello], Iterator[owner_pb2.Frame] | None]
 MODEL = ModelConfig("llama", 96, 32, 48, 2, 4, 2, 8, 128, 1e-6, "silu")

@@ -14,13 +14,15 @@ import pytest
 from cryptography import x509
 
 from mpcache.generation.request import PROTOCOL_VERSION, GenerationRequest
+from mpcache.parties import dealer as dealing
 from mpcache.parties.certificates import Identity, host_name
 from mpcache.parties.chunks import BoundedChunks
 from mpcache.parties.generated import dealer_pb2, owner_pb2
-from mpcache.parties.link import ClientLink, Frame, Link
+from mpcache.parties.link import AHEAD, ClientLink, Frame, Link
 from mpcache.parties.tls import _options, _server_certificate
 from mpcache.protocols.errors import PeerLost
 from tests.hostile.client import hello, request
+from tests.hostile.dealer import request as deal_request
 from tests.hostile.identities import issued
 from tests.hostile.servers import PATIENT, Servers, serving
 from tests.hostile.test_clients import until
@@ -114,8 +116,8 @@ def test_two_parties_that_take_nothing_are_given_up(
     monkeypatch.setattr(dealing, "PATIENCE", 1.0 / PATIENT)
     owner, client = (issued(servers.certificates, role) for role in ("owner", "client"))
     with (
-        taking_nothing(servers, owner, request("owner")) as first,
-        taking_nothing(servers, client, request("client")) as second,
+        taking_nothing(servers, owner, deal_request("owner")) as first,
+        taking_nothing(servers, client, deal_request("client")) as second,
     ):
         for _ in range(takes):
             next(second)  # type: ignore[call-overload]
