@@ -41,10 +41,18 @@ def serve(server: Server, drain_seconds: float, announce: Callable[[], None]) ->
         signal.signal(number, lambda number, frame: signals.put(number))
     _allow_many_files()
     announce()
-    if signals.get() == signal.SIGTERM:
+    if _first(signals) == signal.SIGTERM:
         log.info("SIGTERM: no new sessions; running ones have %g seconds to end", drain_seconds)
         ended = server.drain(drain_seconds)
         while not ended.wait(0.1) and signals.empty():
             pass
     server.stop()
     log.info("stopped")
+
+
+def _first(signals: queue.SimpleQueue[int]) -> int:
+    """Looks again and again: Python runs a handler between two steps of this thread, and one that comes just before a
+    wait without end would never be run."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return signals.get(timeout=0.2)

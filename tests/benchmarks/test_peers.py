@@ -23,7 +23,7 @@ from mpcache.policies.mpcache import MPCacheSettings
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.errors import ConfigError, MpcacheError
 
-SMALL = Case("block", 40, repeat=2, limit_seconds=60, hidden=32, heads=2, intermediate=48, vocabulary=50, layers=2)
+SMALL = Case("block", 40, repeat=2, limit_seconds=600, hidden=32, heads=2, intermediate=48, vocabulary=50, layers=2)
 
 needs_spu = pytest.mark.skipif(
     spu_peer.absence(SMALL) is not None, reason="SPU is not installed: benchmarks/peers/spu/environment"
