@@ -14,12 +14,15 @@ from click.testing import CliRunner, Result
 
 from mpcache.demo import DEMO_MODEL
 from mpcache.demo.daysheet import sheet_of_tokens
+from mpcache.generation.request import ClientRequest
 from mpcache.model.tokenizer import load_tokenizer
+from mpcache.parties.client import Connection
 from mpcache.parties.command.main import main
 from mpcache.parties.gateway import GatewayServer
 from mpcache.parties.generated import client_pb2, client_pb2_grpc
 from mpcache.parties.launcher import local_parties, role_process
 from mpcache.policies import available_policies, policy_settings, spelled
+from mpcache.protocols.errors import PeerLost
 from tests.asking import asking
 
 
@@ -60,15 +63,15 @@ def test_three_commands_generate_from_three_files(stories: Path, tmp_path: Path)
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Connection, Request]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Connection, ClientRequest]]:
     """What commands ask for, of nobody."""
-    found: list[tuple[Connection, Request]] = []
+    found: list[tuple[Connection, ClientRequest]] = []
 
-    def generation(connection: Connection, request: Request, on_block: object) -> None:
+    def generation(connection: Connection, request: ClientRequest, on_block: object) -> None:
         found.append((connection, request))
         raise PeerLost("nobody is there")
 
-    def gateway(listen: str, connection: Connection, tokenizer: object, defaults: Request) -> None:
+    def gateway(listen: str, connection: Connection, tokenizer: object, defaults: ClientRequest) -> None:
         generation(connection, defaults, None)
 
     monkeypatch.setattr("mpcache.parties.client.Generation", generation)
@@ -79,7 +82,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Connection, Request]]:
 
 @pytest.mark.parametrize("command", ["client", "gateway"])
 def test_what_the_data_owner_sets_reaches_the_session(
-    command: str, tmp_path: Path, asked: list[tuple[Connection, Request]]
+    command: str, tmp_path: Path, asked: list[tuple[Connection, ClientRequest]]
 ) -> None:
     path, prompt = tmp_path / "client.toml", tmp_path / "prompt.txt"
     prompt.write_text("Q: Who?\n")
@@ -91,17 +94,19 @@ def test_what_the_data_owner_sets_reaches_the_session(
     result = here(command, "--config", path, *(("--prompt-file", prompt) if command == "client" else ()))
     assert result.exit_code == 1 and result.stderr.strip() == "mpcache: nobody is there"
     tokens = load_tokenizer(DEMO_MODEL).encode("Q: Who?").ids if command == "client" else ()
-    own = {"model_digest": "0" * 64, "network": "20ms,50mbit", "fixed_length": True}
+    own = {"model_digest": "0" * 64, "fixed_length": True}
     own |= {"end_tokens": (199,), "vocabulary": 842}  # of its own tokenizer's folder
-    request = Request(tokens, 7, 0.5, PolicySettings("tova"), **own)  # type: ignore[arg-type]
+    public = {"temperature": 0.5, "policy": policy_settings("tova"), "network": "20ms,50mbit"}
+    request = asking(tokens, 7, **own, **public)
     assert asked == [(Connection("127.0.0.1:1", "127.0.0.1:2", None, tmp_path / "kept", 9.0, 3.0, 1.0), request)]
 
 
 @pytest.mark.parametrize("command", ["client", "demo"])
 def test_a_fixed_length_is_asked_for_on_the_command_line(
-    command: str, tmp_path: Path, asked: list[tuple[Connection, Request]], monkeypatch: pytest.MonkeyPatch
+    command: str, tmp_path: Path, asked: list[tuple[Connection, ClientRequest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpcache.parties.command.demo.local_parties", lambda folder: nullcontext(Connection("", "", None, tmp_path)))
+    nowhere = nullcontext(Connection("", "", None, tmp_path))
+    monkeypatch.setattr("mpcache.parties.command.demo.local_parties", lambda folder: nowhere)
     path, prompt = tmp_path / "client.toml", tmp_path / "prompt.txt"
     prompt.write_text("Q: Who?\n")
     path.write_text(f'owner = "127.0.0.1:1"\ndealer = "127.0.0.1:2"\ntokenizer = "{DEMO_MODEL}"\ninsecure = true\n')

@@ -14,12 +14,15 @@ import grpc
 
 from mpcache.generation.plan import constants_digest, plan_digest
 from mpcache.generation.request import GenerationRequest
+from mpcache.model.checkpoint import weight_shapes
 from mpcache.model.config import ModelConfig
 from mpcache.parties.certificates import Identity
 from mpcache.parties.generated import owner_pb2, owner_pb2_grpc
 from mpcache.parties.link import Frame
 from mpcache.parties.tls import open_server, require_peer
 from mpcache.policies import policy_settings
+from mpcache.protocols.backends.mpc import weight_bits
+from mpcache.protocols.ring import packed_bytes
 
 Answers = Callable[[owner_pb2.Hello], Iterator[owner_pb2.Frame] | None]
 MODEL = ModelConfig("llama", 96, 32, 48, 2, 4, 2, 8, 128, 1e-6, "silu")
@@ -132,6 +135,8 @@ OWNERS: dict[str, tuple[Answers, str]] = {
     "a list for a number": (describing(layers=[2]), "layers: Input should be a valid integer"),
     "a norm's epsilon that is no number": (describing(norm_epsilon=float("nan")), "norm_epsilon: Input should"),
     "an infinite theta": (describing(rope_theta=float("inf")), "rope_theta: Input should"),
+    "a norm's epsilon of nothing": (describing(norm_epsilon=0.0), "a norm's epsilon lies above 0"),
+    "a theta of 10^300": (describing(rope_theta=1e300), "theta lies between 1 and 1e12"),
     "an unknown activation": (describing(activation="eval"), "the activation 'eval' is not supported"),
     "an unknown family": (describing(family="../../x"), "the model family"),
     "end tokens of its own": (describing(end_tokens=[198]), "end_tokens: Unexpected"),

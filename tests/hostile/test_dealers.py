@@ -15,6 +15,7 @@ from mpcache.parties.chunks import BoundedChunks
 from mpcache.parties.generated import dealer_pb2
 from mpcache.parties.owner import OwnerServer
 from mpcache.parties.settings import OwnerSettings
+from mpcache.parties.threads import session_threads
 from mpcache.protocols.errors import MpcacheError
 from tests.hostile.dealer import DEALERS, REQUESTS, Answers, HostileParty, dealer_that, noise, request
 from tests.hostile.identities import issued

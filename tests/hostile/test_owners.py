@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from mpcache.parties.client import Generation
+from mpcache.parties.generated import owner_pb2
+from mpcache.parties.link import Frame
+from mpcache.parties.planning import planning_check
 from mpcache.parties.threads import session_threads
 from mpcache.protocols.errors import MpcacheError
 from tests.asking import asking
@@ -41,9 +44,7 @@ def test_a_digest_writes_no_file_of_the_owners_choosing(servers: Servers, tmp_pa
     target.write_text("mine")
     for digest in (str(tmp_path / "victim"), "../../victim", "../victim"):
         with owner_that(evil(model_digest=digest), issued(servers.certificates, "owner")) as address:
-            connection = replace(
-                servers.connection, owner=address, dealer="127.0.0.1:9", state=tmp_path / "state"
-            )
+            connection = replace(servers.connection, owner=address, dealer="127.0.0.1:9", state=tmp_path / "state")
             with pytest.raises(MpcacheError):
                 list(Generation(connection, REQUEST))
     assert target.read_text() == "mine"
@@ -79,7 +80,7 @@ def planning(decoder: Any, plan: object, prompt: object, *others: object) -> Ite
     """A program whose plan has no end that is waited for."""
     deadline = time.monotonic() + 300
     while True:
-        decoder.backend.hold(None, decoder.backend.zeros((1, 1, 1)))
+        decoder.backend.mask(decoder.backend.zeros((1, 1, 1)))
         assert time.monotonic() < deadline, "it plans on"
 
 
@@ -94,11 +95,11 @@ def test_planning_ends_when_the_owner_has_gone(servers: Servers, tmp_path: Path)
             list(Generation(connection, REQUEST, program=planning))
 
 
-def test_planning_ends_with_its_time_limit(
-    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_planning_ends_with_its_time_limit(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of every wait, which is shortened for planning alone: a slow machine is given its time until then."""
-    monkeypatch.setattr("mpcache.parties.client.planning_check", lambda seconds, check: planning_check(seconds / 1200, check))
+    monkeypatch.setattr(
+        "mpcache.parties.client.planning_check", lambda seconds, check: planning_check(seconds / 1200, check)
+    )
     with owner_that(welcoming(), issued(servers.certificates, "owner")) as address:
         connection = replace(servers.connection, owner=address, state=tmp_path)
         with pytest.raises(MpcacheError, match=r"planning this session takes longer than 0\.5 seconds"):

@@ -14,13 +14,16 @@ import pytest
 from cryptography import x509
 
 from mpcache.generation.request import PROTOCOL_VERSION, GenerationRequest
+from mpcache.parties import dealer as dealing
 from mpcache.parties.certificates import Identity, host_name
 from mpcache.parties.chunks import BoundedChunks
 from mpcache.parties.generated import dealer_pb2, owner_pb2
-from mpcache.parties.link import ClientLink, Frame, Link
+from mpcache.parties.link import AHEAD, ClientLink, Frame, Link
 from mpcache.parties.tls import _options, _server_certificate
 from mpcache.protocols.errors import PeerLost
-from tests.hostile.client import hello, request
+from tests.hostile.client import hello
+from tests.hostile.client import request as wanting
+from tests.hostile.dealer import request
 from tests.hostile.identities import issued
 from tests.hostile.servers import PATIENT, Servers, serving
 from tests.hostile.test_clients import until
@@ -70,7 +73,7 @@ def test_a_client_that_takes_no_corrections_keeps_no_session(
     with caplog.at_level(logging.INFO), serving(model, tmp_path, dealer_settings=dealer) as servers:
         identity = issued(servers.certificates, "client")
         link = ClientLink(servers.connection.owner, identity, os.urandom(16), 600)
-        wanted = request(max_new_tokens=100)
+        wanted = wanting(max_new_tokens=100)
         link.put(hello(session=link.session, request=wanted))
         welcome = link.next_frame().welcome
         link.send(b"\x00")

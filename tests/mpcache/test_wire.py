@@ -40,10 +40,10 @@ def test_a_description_survives_its_journey(value: Any) -> None:
 
 
 def test_a_description_has_no_more_than_its_characters() -> None:
-    text = PARAMETERS.to_json()
-    assert PublicParameters.from_json(text.ljust(LONGEST)) == PARAMETERS
+    text = REQUEST.to_json()
+    assert GenerationRequest.from_json(text.ljust(LONGEST)) == REQUEST
     with pytest.raises(HandshakeError, match=f"it has {LONGEST + 1} characters, more than {LONGEST}"):
-        PublicParameters.from_json(text.ljust(LONGEST + 1))
+        GenerationRequest.from_json(text.ljust(LONGEST + 1))
 
 
 def test_every_field_of_a_model_has_a_bound() -> None:

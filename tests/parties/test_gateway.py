@@ -96,7 +96,7 @@ def test_a_gateway_that_drains_lets_what_runs_end(monkeypatch: pytest.MonkeyPatc
     begun, told = threading.Event(), threading.Event()
 
     class Waiting:
-        def __init__(self, connection: Connection, request: Request) -> None: ...
+        def __init__(self, connection: Connection, request: ClientRequest) -> None: ...
 
         def __iter__(self) -> Any:
             begun.set()

@@ -12,7 +12,7 @@ from mpcache.model.config import ModelConfig
 from mpcache.parties.weights import encoded_digest, load_masked_weights, masked_weights, save_masked_weights, weight_key
 from mpcache.protocols.backends.mpc import weight_bits
 from mpcache.protocols.correlation import weight_mask
-from mpcache.protocols.errors import IdentityError
+from mpcache.protocols.errors import ConfigError, IdentityError
 from mpcache.protocols.ring import encode, signed
 
 CONFIG = ModelConfig("llama", 11, 8, 12, 1, 2, 1, 4, 32, 1e-5, "silu")
