@@ -57,9 +57,7 @@ def serving(
     dealing = DealerSettings("127.0.0.1:0", **{**patient, **(dealer_settings or {})})
     dealer = DealerServer(dealing, identities["dealer"], dealer_program)
     patient = {**patient, "hello_seconds": PATIENT, "state": folder / "owner-state"}
-    settings = OwnerSettings(
-        "127.0.0.1:0", f"127.0.0.1:{dealer.port}", model, **{**patient, **(owner_settings or {})}
-    )
+    settings = OwnerSettings("127.0.0.1:0", f"127.0.0.1:{dealer.port}", model, **{**patient, **(owner_settings or {})})
     owner = OwnerServer(settings, identities["owner"], program=program, transport=transport)
     where = (f"127.0.0.1:{owner.port}", f"127.0.0.1:{dealer.port}")
     try:
