@@ -10,32 +10,30 @@ import threading
 from collections.abc import Iterator
 
 import grpc
-from tokenizers import Tokenizer
 
-from mpcache.generation.request import ClientRequest
 from mpcache.generation.text import TextStream
-from mpcache.parties.client import Connection, Generation
+from mpcache.parties.data_owner import DataOwner
 from mpcache.parties.generated import client_pb2, client_pb2_grpc
 from mpcache.parties.result import Result
 from mpcache.parties.tls import on_end, open_server, require_loopback
-from mpcache.protocols.errors import MpcacheError
+from mpcache.protocols.errors import ConfigError, MpcacheError
 
 
 class GatewayService(client_pb2_grpc.ClientServicer):
     """One generation a call, as pieces of text and a summary of what it cost."""
 
-    def __init__(self, connection: Connection, tokenizer: Tokenizer, defaults: ClientRequest) -> None:
-        self._connection, self._tokenizer, self._defaults = connection, tokenizer, defaults
+    def __init__(self, data_owner: DataOwner) -> None:
+        self._data_owner = data_owner
 
     def Generate(
         self, request: client_pb2.GenerateRequest, context: grpc.ServicerContext
     ) -> Iterator[client_pb2.GenerateReply]:
-        prompt = self._tokenizer.encode(request.prompt).ids
-        if not prompt:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the prompt is empty")
-        most = request.max_new_tokens or self._defaults.public.max_new_tokens
-        wanted = self._defaults.with_prompt(prompt, max_new_tokens=most)
-        generation, answer = Generation(self._connection, wanted), TextStream(self._tokenizer)
+        changes = {"max_new_tokens": request.max_new_tokens} if request.max_new_tokens else {}
+        try:
+            wanted = self._data_owner.request(request.prompt, **changes)
+        except ConfigError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        generation, answer = self._data_owner.start(wanted), TextStream(self._data_owner.tokenizer)
         on_end(context, generation.stop)
         try:
             for token in generation:
@@ -52,10 +50,10 @@ class GatewayService(client_pb2_grpc.ClientServicer):
 class GatewayServer:
     """The gateway's process: serves until stopped, in plaintext on loopback."""
 
-    def __init__(self, address: str, connection: Connection, tokenizer: Tokenizer, defaults: ClientRequest) -> None:
+    def __init__(self, address: str, data_owner: DataOwner) -> None:
         require_loopback(address)
         self._server, self.port = open_server(address, None, workers=4)
-        client_pb2_grpc.add_ClientServicer_to_server(GatewayService(connection, tokenizer, defaults), self._server)
+        client_pb2_grpc.add_ClientServicer_to_server(GatewayService(data_owner), self._server)
         self._server.start()
 
     def drain(self, seconds: float) -> threading.Event:

@@ -20,7 +20,6 @@ ROOMS = (
     "mpcache.benchmarks.peers",
     "mpcache.benchmarks.records",
     "mpcache.parties.command",
-    "mpcache.api",
     "mpcache.parties",
     "mpcache.inspection",
     "mpcache.generation",

@@ -14,9 +14,8 @@ from mpcache.generation.plan import phase_costs
 from mpcache.generation.request import FULL, ClientRequest, GenerationRequest
 from mpcache.inspection.watched import plain_twin
 from mpcache.model.config_file import read_model_config
-from mpcache.model.tokenizer import end_tokens, load_tokenizer, vocabulary_size
-from mpcache.parties.client import Connection, Generation
 from mpcache.parties.command.report import run_generation, show_result
+from mpcache.parties.data_owner import DataOwner, data_owner
 from mpcache.parties.launcher import local_parties
 from mpcache.parties.result import FullCache, Result
 from mpcache.parties.settings import DEFAULT_POLICY
@@ -39,29 +38,25 @@ def run_demo(
     compare: run the full cache privately as well, instead of planning what it would take.
     """
     folder = model or DEMO_MODEL
-    tokenizer = load_tokenizer(folder)
     if prompt is None:
         if model is not None:
             raise ConfigError("with --model, give --prompt-file as well")
         prompt = DEMO_PROMPT.read_text()
-    ids = tokenizer.encode(prompt).ids
-    if not ids:
-        raise ConfigError("the prompt is empty")
-    click.echo(f"private prompt of {len(ids)} tokens, ending: ...{prompt[-160:]}", nl=not prompt.endswith("\n"))
-    ends = end_tokens(folder, tokenizer)
-    public = GenerationRequest(prompt_tokens=len(ids), max_new_tokens=max_new_tokens, policy=policy, backend=backend)
-    request = ClientRequest(
-        prompt=ids, public=public, end_tokens=ends, fixed_length=fixed_length, vocabulary=vocabulary_size(tokenizer)
-    )
+    asked = GenerationRequest(prompt_tokens=0, max_new_tokens=max_new_tokens, policy=policy, backend=backend)
     with local_parties(folder) as connection:
-        result = run_generation(lambda on_block: Generation(connection, request, on_block), tokenizer, public)
-        plain, ranges = plain_twin(folder, ids, max_new_tokens, policy, ends)
+        me = data_owner(connection, folder, asked)
+        request = me.request(prompt, fixed_length=fixed_length)
+        public, tokenizer, ends = request.public, me.tokenizer, request.end_tokens
+        shown = f"private prompt of {public.prompt_tokens} tokens, ending: ...{prompt[-160:]}"
+        click.echo(shown, nl=not prompt.endswith("\n"))
+        result = run_generation(lambda on_block: me.start(request, on_block), tokenizer, public)
+        plain, ranges = plain_twin(folder, request.prompt, max_new_tokens, policy, ends)
         result = replace(result, plain_answer=tokenizer.decode(plain), ranges=ranges)
         if policy.name != FULL.name:
             wanted = replace(request, public=replace(public, policy=FULL, max_new_tokens=result.new_tokens))
-            full = _full_cache(folder, connection, wanted, compare)
+            full = _full_cache(folder, me, wanted, compare)
             if full is not None:
-                plain, ranges = plain_twin(folder, ids, max_new_tokens, FULL, ends)
+                plain, ranges = plain_twin(folder, request.prompt, max_new_tokens, FULL, ends)
                 full = replace(full, plain_answer=tokenizer.decode(plain), ranges=ranges)
             result = replace(result, full_cache=full)
     show_result(result)
@@ -70,10 +65,10 @@ def run_demo(
     return result
 
 
-def _full_cache(folder: Path, connection: Connection, request: ClientRequest, compare: bool) -> FullCache | None:
+def _full_cache(folder: Path, me: DataOwner, request: ClientRequest, compare: bool) -> FullCache | None:
     """Measured or planned; None for CrypTen's plan, which is a dry run that takes as long as a real one."""
     if compare:
-        return _measured_full(connection, request)
+        return _measured_full(me, request)
     return _planned_full(folder, request.public) if request.public.backend == "mpc" else None
 
 
@@ -84,9 +79,9 @@ def _planned_full(folder: Path, request: GenerationRequest) -> FullCache:
     )
 
 
-def _measured_full(connection: Connection, request: ClientRequest) -> FullCache:
+def _measured_full(me: DataOwner, request: ClientRequest) -> FullCache:
     click.echo("and once more with a full cache ...", err=True)
-    generation = Generation(connection, request)
+    generation = me.start(request)
     for _ in generation:
         pass
     meter = generation.meter

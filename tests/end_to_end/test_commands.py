@@ -18,6 +18,7 @@ from mpcache.generation.request import ClientRequest
 from mpcache.model.tokenizer import load_tokenizer
 from mpcache.parties.client import Connection
 from mpcache.parties.command.main import main
+from mpcache.parties.data_owner import DataOwner
 from mpcache.parties.gateway import GatewayServer
 from mpcache.parties.generated import client_pb2, client_pb2_grpc
 from mpcache.parties.launcher import local_parties, role_process
@@ -71,12 +72,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Connection, ClientReque
         found.append((connection, request))
         raise PeerLost("nobody is there")
 
-    def gateway(listen: str, connection: Connection, tokenizer: object, defaults: ClientRequest) -> None:
-        generation(connection, defaults, None)
+    def gateway(listen: str, me: DataOwner) -> None:
+        generation(me.connection, me.defaults, None)
 
-    monkeypatch.setattr("mpcache.parties.client.Generation", generation)
-    monkeypatch.setattr("mpcache.parties.command.demo.Generation", generation)
-    monkeypatch.setattr("mpcache.parties.gateway.GatewayServer", gateway)
+    monkeypatch.setattr("mpcache.parties.data_owner.Generation", generation)
+    monkeypatch.setattr("mpcache.parties.command.roles.GatewayServer", gateway)
     return found
 
 
@@ -207,9 +207,8 @@ def test_every_command_explains_itself() -> None:
 
 def test_the_gateway_answers_an_application() -> None:
     with local_parties(DEMO_MODEL) as where:
-        server = GatewayServer(
-            "127.0.0.1:0", where, load_tokenizer(DEMO_MODEL), asking((), 3, policy=policy_settings("tova"))
-        )
+        me = DataOwner(where, load_tokenizer(DEMO_MODEL), asking((), 3, policy=policy_settings("tova")))
+        server = GatewayServer("127.0.0.1:0", me)
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             stub = client_pb2_grpc.ClientStub(channel)
             replies = list(stub.Generate(client_pb2.GenerateRequest(prompt="Q: Which Dr does Jasdell see?")))

@@ -12,6 +12,7 @@ from mpcache.demo import DEMO_MODEL
 from mpcache.generation.request import ClientRequest
 from mpcache.model.tokenizer import load_tokenizer
 from mpcache.parties.client import Connection
+from mpcache.parties.data_owner import DataOwner
 from mpcache.parties.gateway import GatewayServer
 from mpcache.parties.generated import client_pb2, client_pb2_grpc
 from mpcache.policies import policy_settings
@@ -38,17 +39,17 @@ WHERE = Connection("127.0.0.1:1", "127.0.0.1:2", None, Path("state"))
 def test_every_setting_of_the_data_owners_reaches_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[ClientRequest] = []
 
-    def generation(connection: Connection, request: ClientRequest) -> Any:
+    def generation(connection: Connection, request: ClientRequest, on_block: object) -> Any:
         asked.append(request)
         raise PeerLost("nobody is there")
 
-    monkeypatch.setattr("mpcache.parties.gateway.Generation", generation)
+    monkeypatch.setattr("mpcache.parties.data_owner.Generation", generation)
     for described, own in ((DEFAULTS, {"prompt", "public"}), (DEFAULTS.public, {"prompt_tokens"})):
         for field in fields(described):
             unlike = field.name in own or getattr(described, field.name) != field.default
             assert unlike, f"{field.name} differs from its default"
     tokenizer = load_tokenizer(DEMO_MODEL)
-    server = GatewayServer("127.0.0.1:0", WHERE, tokenizer, DEFAULTS)
+    server = GatewayServer("127.0.0.1:0", DataOwner(WHERE, tokenizer, DEFAULTS))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         stub = client_pb2_grpc.ClientStub(channel)
         for wanted in (0, 3):
@@ -65,14 +66,14 @@ def test_every_setting_of_the_data_owners_reaches_the_session(monkeypatch: pytes
 
 def test_the_gateway_listens_on_this_machine_alone() -> None:
     with pytest.raises(ConfigError, match="only a loopback address"):
-        GatewayServer("0.0.0.0:0", WHERE, load_tokenizer(DEMO_MODEL), DEFAULTS)
+        GatewayServer("0.0.0.0:0", DataOwner(WHERE, load_tokenizer(DEMO_MODEL), DEFAULTS))
 
 
 def test_a_session_ends_when_its_application_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, stopped = threading.Event(), threading.Event()
 
     class Endless:
-        def __init__(self, connection: Connection, request: ClientRequest) -> None: ...
+        def __init__(self, connection: Connection, request: ClientRequest, on_block: object) -> None: ...
 
         def __iter__(self) -> Any:
             begun.set()
@@ -82,8 +83,8 @@ def test_a_session_ends_when_its_application_has_gone(monkeypatch: pytest.Monkey
         def stop(self) -> None:
             stopped.set()
 
-    monkeypatch.setattr("mpcache.parties.gateway.Generation", Endless)
-    server = GatewayServer("127.0.0.1:0", WHERE, load_tokenizer(DEMO_MODEL), DEFAULTS)
+    monkeypatch.setattr("mpcache.parties.data_owner.Generation", Endless)
+    server = GatewayServer("127.0.0.1:0", DataOwner(WHERE, load_tokenizer(DEMO_MODEL), DEFAULTS))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         call = client_pb2_grpc.ClientStub(channel).Generate(client_pb2.GenerateRequest(prompt="Q: Who?"))
         assert begun.wait(600)
@@ -96,7 +97,7 @@ def test_a_gateway_that_drains_lets_what_runs_end(monkeypatch: pytest.MonkeyPatc
     begun, told = threading.Event(), threading.Event()
 
     class Waiting:
-        def __init__(self, connection: Connection, request: ClientRequest) -> None: ...
+        def __init__(self, connection: Connection, request: ClientRequest, on_block: object) -> None: ...
 
         def __iter__(self) -> Any:
             begun.set()
@@ -105,8 +106,8 @@ def test_a_gateway_that_drains_lets_what_runs_end(monkeypatch: pytest.MonkeyPatc
 
         def stop(self) -> None: ...
 
-    monkeypatch.setattr("mpcache.parties.gateway.Generation", Waiting)
-    server = GatewayServer("127.0.0.1:0", WHERE, load_tokenizer(DEMO_MODEL), DEFAULTS)
+    monkeypatch.setattr("mpcache.parties.data_owner.Generation", Waiting)
+    server = GatewayServer("127.0.0.1:0", DataOwner(WHERE, load_tokenizer(DEMO_MODEL), DEFAULTS))
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         call = client_pb2_grpc.ClientStub(channel).Generate(client_pb2.GenerateRequest(prompt="Q: Who?"))
         assert begun.wait(600)

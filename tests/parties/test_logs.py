@@ -22,11 +22,11 @@ def test_a_message_has_an_end() -> None:
 def test_what_a_user_reads_of_a_peer_is_one_line() -> None:
     program = (
         "import sys\n"
-        "from mpcache import cli\n"
-        "from protocols.errors import HandshakeError\n"
+        "from mpcache.parties.command import look, main\n"
+        "from mpcache.protocols.errors import HandshakeError\n"
         "def fail(*a, **o): raise HandshakeError('the owner says \\n\\x1b[2Jforged')\n"
-        "cli.list_policies.callback = fail\n"
-        "cli.main(['policies'])\n"
+        "look.list_policies.callback = fail\n"
+        "main.main(['policies'])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and done.stderr == "mpcache: the owner says   [2Jforged\n"

@@ -1,0 +1,95 @@
+"""Commands that ask a private question: of parties elsewhere, or of three processes on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import torch
+
+from mpcache.files import write_json
+from mpcache.parties.command.demo import run_demo
+from mpcache.parties.command.options import (
+    backend,
+    chosen_policy,
+    config,
+    insecure,
+    policy_options,
+    prompt_options,
+    read_prompt,
+)
+from mpcache.parties.command.report import run_generation, show_result
+from mpcache.parties.data_owner import data_owner_of
+from mpcache.parties.settings import ClientSettings, load_settings
+from mpcache.policies import policy_settings
+
+
+@click.command()
+@config
+@insecure
+@prompt_options
+@policy_options
+@backend
+@click.option("--temperature", type=click.FloatRange(0, 100), help="0 takes the likeliest token.")
+@click.option("--network", help="What protocols are chosen for: loopback, lan, wan or e.g. 5ms,100mbit.")
+def client(
+    path: Path,
+    insecure: bool,
+    prompt_file: Path | None,
+    max_new_tokens: int | None,
+    fixed_length: bool,
+    json_path: Path | None,
+    policy: str | None,
+    budget: float | None,
+    backend: str,
+    temperature: float | None,
+    network: str | None,
+) -> None:
+    """Run the data owner: generate from a private prompt, from a file or standard input."""
+    torch.set_num_threads(1)
+    settings = load_settings(path, ClientSettings)
+    if prompt_file is None and sys.stdin.isatty():
+        click.echo("Type the prompt, then Ctrl-D:", err=True)
+    me = data_owner_of(settings, insecure)
+    request = me.request(
+        read_prompt(prompt_file or Path("-")),
+        fixed_length=fixed_length or settings.fixed_length,
+        max_new_tokens=max_new_tokens or settings.max_new_tokens,
+        temperature=settings.temperature if temperature is None else temperature,
+        policy=chosen_policy(settings.policy, policy, budget),
+        backend=backend,
+        network=network or settings.network,
+    )
+    result = run_generation(lambda on_block: me.start(request, on_block), me.tokenizer, request.public)
+    show_result(result)
+    if json_path:
+        write_json(json_path, result.to_dict(), "the result", private=True)
+
+
+@click.command()
+@prompt_options
+@policy_options
+@click.option("--model", type=click.Path(path_type=Path), help="Model folder. Default: the demo model.")
+@backend
+@click.option("--compare", is_flag=True, help="Also run the full cache privately, and measure it instead of planning.")
+def demo(
+    prompt_file: Path | None,
+    max_new_tokens: int | None,
+    fixed_length: bool,
+    json_path: Path | None,
+    policy: str | None,
+    budget: float | None,
+    model: Path | None,
+    backend: str,
+    compare: bool,
+) -> None:
+    """Start all three processes on this machine and answer a private question.
+
+    Shows beside the costs what the full cache would have cost: planned to the byte, or measured with --compare.
+    """
+
+    torch.set_num_threads(1)
+    text = None if prompt_file is None else read_prompt(prompt_file)
+    chosen = chosen_policy(policy_settings(), policy, budget)
+    run_demo(text, max_new_tokens or 16, model, json_path, chosen, backend, compare, fixed_length)

@@ -1,0 +1,77 @@
+"""Options that commands share, and what is read from them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from mpcache.policies import PolicySettings, check_policy, policy_settings
+from mpcache.protocols.errors import ConfigError
+
+config = click.option(
+    "--config", "path", type=click.Path(path_type=Path), required=True, help="TOML file of this role."
+)
+backend = click.option(
+    "--backend", type=click.Choice(["mpc", "crypten"]), default="mpc", show_default=True, help="crypten: baseline."
+)
+insecure = click.option("--insecure", is_flag=True, help="Plaintext, on loopback only. For tests.")
+
+
+def refuse_prompt(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        raise ConfigError(
+            "a prompt does not belong on a command line, which every user of this machine can list: put it into a file "
+            "and name that with --prompt-file, or give it on standard input"
+        )
+
+
+def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--prompt", hidden=True, expose_value=False, callback=refuse_prompt),
+        click.option(
+            "--prompt-file",
+            type=click.Path(path_type=Path),
+            help="File with the private prompt, or - for standard input; a newline at its end is left out.",
+        ),
+        click.option("--max-new-tokens", type=click.IntRange(1), help="Tokens to generate at most."),
+        click.option(
+            "--fixed-length", is_flag=True, help="Generate --max-new-tokens whatever they are, to hide the length."
+        ),
+        click.option(
+            "--json", "json_path", type=click.Path(path_type=Path), help="Also write the result as JSON, for you alone."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def policy_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option(
+            "--policy",
+            metavar="NAME[:KEY=VALUE]...",
+            help="KV cache policy and what differs from its settings, as mpcache:keep_ratio=1; see: mpcache policies.",
+        ),
+        click.option("--budget", type=float, help="Tokens a step attends to; below 1: a fraction of the prompt."),
+    ):
+        command = option(command)
+    return command
+
+
+def chosen_policy(settings: PolicySettings, policy: str | None, budget: float | None) -> PolicySettings:
+    """What the command line says; the settings where it says nothing."""
+    chosen = settings if policy is None else policy_settings(policy)
+    return check_policy(chosen if budget is None else replace(chosen, budget=budget))
+
+
+def read_prompt(path: Path) -> str:
+    """From a file, or from standard input for '-'. Raises ConfigError."""
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the prompt in {path} cannot be read: {error}") from None
+    return text.removesuffix("\n")  # an editor's last newline is no part of the prompt

@@ -1,0 +1,82 @@
+"""Commands that run a role's process until it is told to stop, and the one that makes identities for them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import torch
+
+from mpcache.parties.certificates import Identity, load_identity, write_development_certificates
+from mpcache.parties.command.options import config, insecure
+from mpcache.parties.data_owner import data_owner_of
+from mpcache.parties.dealer import DealerServer
+from mpcache.parties.gateway import GatewayServer
+from mpcache.parties.logs import log_service
+from mpcache.parties.owner import OwnerServer
+from mpcache.parties.serving import Server, serve
+from mpcache.parties.settings import ClientSettings, DealerSettings, OwnerSettings, load_settings
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), default="certificates")
+@click.option("--days", default=30, show_default=True, help="How long the certificates are valid.")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+def certs(folder: Path, days: int, force: bool) -> None:
+    """Make a development authority and the three identities in FOLDER.
+
+    Give each machine ca.pem and its own role's .pem and .key, nothing else; keep ca.key apart.
+    """
+
+    write_development_certificates(folder, days, force)
+    click.echo(f"wrote ca, owner, client and dealer (.pem, .key) to {folder}, valid for {days} days")
+
+
+@click.command()
+@config
+@insecure
+def dealer(path: Path, insecure: bool) -> None:
+    """Run the dealer: correlated randomness from public parameters."""
+    log_service()
+
+    settings = load_settings(path, DealerSettings)
+    identity = _identity(settings.certificates, "dealer", insecure or settings.insecure)
+    _serve(DealerServer(settings, identity), "dealer", settings.listen, settings.drain_seconds)
+
+
+@click.command()
+@config
+@insecure
+def owner(path: Path, insecure: bool) -> None:
+    """Run the model owner: serves private generations."""
+    log_service()
+
+    settings = load_settings(path, OwnerSettings)
+    identity = _identity(settings.certificates, "owner", insecure or settings.insecure)
+    _serve(OwnerServer(settings, identity), "owner", settings.listen, settings.drain_seconds)
+
+
+@click.command()
+@config
+@insecure
+@click.option("--listen", default="127.0.0.1:7002", show_default=True, help="Loopback address for applications.")
+def gateway(path: Path, insecure: bool, listen: str) -> None:
+    """Run the data owner's gateway: applications on this machine generate through it (proto/client.proto)."""
+    log_service()
+    settings = load_settings(path, ClientSettings)
+    _serve(GatewayServer(listen, data_owner_of(settings, insecure)), "gateway", listen, drain_seconds=60.0)
+
+
+def _identity(folder: Path, role: str, insecure: bool) -> Identity | None:
+    return None if insecure else load_identity(folder, role)
+
+
+def _serve(server: Server, role: str, address: str, drain_seconds: float) -> None:
+    torch.set_num_threads(1)  # three processes share the machine; integer kernels gain little from more
+
+    def announce() -> None:
+        click.echo(f"{role} listening on {address.rpartition(':')[0]}:{server.port}")
+        sys.stdout.flush()
+
+    serve(server, drain_seconds, announce)
