@@ -1,146 +1,207 @@
-"""What a policy forgets: answers by cache policy, in the clear, on the tasks of tasks.py.
-
-Where the question stands matters. `end`: the prompt is document and question, as in the paper; static eviction sees the
-question's attention. The prompt's last token is then computed again, as a decode step on the evicted cache: the token
-after a prefill comes from full attention whatever the policy, and would say nothing of it. `later`: the document alone
-is the prompt, evicted before the question is known; the question's tokens are decode steps.
-"""
+"""Quality as records: every task, length, policy, budget and placement of the question."""
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mpcache.benchmarks.cases.tasks import Sample
-from mpcache.generation.recorded import Recorded, greedy, log_likelihood, record
+from mpcache.benchmarks.cases.scoring import Score, score
+from mpcache.benchmarks.cases.tasks import TASKS, Sample
+from mpcache.benchmarks.records.ranges import RANGES
+from mpcache.benchmarks.records.record import Record, make_record
+from mpcache.benchmarks.records.selection import done
+from mpcache.benchmarks.records.store import Records
+from mpcache.benchmarks.records.tables import Rows
+from mpcache.inspection.watched import WatchedBackend
+from mpcache.model.checkpoint import Checkpoint, load_checkpoint
 from mpcache.model.decoder import Decoder
-from mpcache.policies import Policy, PolicySettings
-from mpcache.protocols.backends.interface import KeyValues
+from mpcache.model.tokenizer import load_tokenizer
+from mpcache.policies import LabelledPolicy
+from mpcache.protocols.errors import MpcacheError
 
-PLACEMENTS = ("end", "later")
-Key = TypeVar("Key", bound=Hashable)
+CONTAINS = {
+    "exact_match": "share of samples whose answers are right in every token, by greedy decoding",
+    "standard_error": "of exact_match, by the add-two rule",
+    "attended": "mean share of the tokens so far that the step which begins the answer attends to",
+    "placement": "end: the prompt ends with the question, its last token is computed again after eviction; later: the "
+    "question comes after eviction",
+    "perplexity": "of the answers' tokens, given those before them",
+    "cells": "by label: right, asked",
+    "ranges": f"{RANGES}; of all policies that were measured together",
+}
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Of one sample. attended: the share of the tokens so far that the first answer's step attends to."""
-
-    right: bool
-    attended: float
-    log_likelihood: float = 0.0
-    tokens: int = 0
-
-
-@dataclass
-class Score:
-    """Of many samples."""
-
-    outcomes: list[Outcome] = field(default_factory=list)
-    cells: dict[str, list[int]] = field(default_factory=dict)
-    """By the sample's label (a needle's depth): right, asked."""
-
-    def add(self, outcome: Outcome, label: str | None) -> None:
-        self.outcomes.append(outcome)
-        if label is not None:
-            cell = self.cells.setdefault(label, [0, 0])
-            cell[0] += outcome.right
-            cell[1] += 1
-
-    @property
-    def right(self) -> int:
-        return sum(outcome.right for outcome in self.outcomes)
-
-    @property
-    def exact_match(self) -> float:
-        return self.right / len(self.outcomes)
-
-    @property
-    def standard_error(self) -> float:
-        """Of the exact match, by the add-two rule, which is not zero at 0 or 1."""
-        asked = len(self.outcomes) + 4
-        share = (self.right + 2) / asked
-        return math.sqrt(share * (1 - share) / asked)
-
-    @property
-    def attended(self) -> float:
-        return sum(outcome.attended for outcome in self.outcomes) / len(self.outcomes)
-
-    @property
-    def perplexity(self) -> float | None:
-        """Of the answers' tokens; None where answers were generated."""
-        tokens = sum(outcome.tokens for outcome in self.outcomes)
-        return math.exp(-sum(o.log_likelihood for o in self.outcomes) / tokens) if tokens else None
+class QualityOptions:
+    model: Path
+    tasks: Sequence[str]
+    tokens: Sequence[int]
+    policies: Sequence[LabelledPolicy]
+    budgets: Sequence[float]
+    placements: Sequence[str]
+    documents: int
 
 
-@torch.no_grad()
-def score(
-    decoder: Decoder,
-    documents: Iterable[Sequence[Sample]],
-    policies: Mapping[Key, PolicySettings],
-    placements: Sequence[str] = PLACEMENTS,
-    on_document: Callable[[], None] = lambda: None,
-) -> dict[tuple[Key, str], Score]:
-    """All policies on the same documents: for each, samples that ask about one document.
+@dataclass(frozen=True)
+class _Entry:
+    """A policy at a budget."""
 
-    decoder: on the plain backend. A document's prefill is computed once, for all policies and questions.
-    """
-    scores = {(key, placement): Score() for key in policies for placement in placements}
-    for samples in documents:
-        document = record(decoder, samples[0].document)
-        for placement in placements:
-            prompts = [_prompt(decoder, document, sample, placement) for sample in samples]
-            for key, policy in policies.items():
-                kept = document.cache(decoder, policy) if placement == "later" else None
-                for sample, prompt in zip(samples, prompts, strict=True):
-                    cache = _copy(kept) if kept is not None else prompt.cache(decoder, policy, again=1)
-                    outcome = _outcome(decoder, cache, sample, placement)
-                    scores[key, placement].add(outcome, sample.label)
-        on_document()
-    return scores
+    policy: LabelledPolicy
+    budget: float | None
+
+    def settings(self, options: QualityOptions, task: str, tokens: int, placement: str) -> Record:
+        return {
+            "bench": "quality",
+            "model": options.model.name,
+            "task": task,
+            "tokens": tokens,
+            "placement": placement,
+            "documents": options.documents,
+            "policy": asdict(self.policy.settings),
+            "label": self.policy.label,
+            "backend": "plain",
+        }
 
 
-def _prompt(decoder: Decoder, document: Recorded, sample: Sample, placement: str) -> Recorded:
-    return record(decoder, sample.turns[0][0], document) if placement == "end" else document
-
-
-def _outcome(decoder: Decoder, cache: Policy, sample: Sample, placement: str) -> Outcome:
-    right, attended, likelihood, tokens = True, 0.0, 0.0, 0
-    for i, (question, answer) in enumerate(sample.turns):
-        asked = question[-1:] if i == 0 and placement == "end" else question
-        for token in asked:
-            seen = cache.attended() / (cache.past + 1)
-            x = decoder.forward([token], 1, cache)
-        attended = seen if i == 0 else attended
-        if sample.scored == "likelihood":
-            likelihood, tokens = likelihood + log_likelihood(decoder, cache, x, answer), tokens + len(answer)
-        else:
-            right = greedy(decoder, cache, x, len(answer)) == list(answer) and right
-            if i + 1 < len(sample.turns):
-                decoder.forward(answer[-1:], 1, cache)
-    return Outcome(right, attended, likelihood, tokens)
-
-
-def _copy(cache: Policy) -> Policy:
-    """A cache that goes its own way; tensors are never changed in place, so they are shared."""
-    other = copy.copy(cache)
-    for name, value in vars(cache).items():
-        if isinstance(value, list):
-            setattr(other, name, _copy_list(value))
-    return other
-
-
-def _copy_list(values: list[Any]) -> list[Any]:
-    out: list[Any] = []
-    for value in values:
-        if isinstance(value, list):
-            out.append(_copy_list(value))
-        elif isinstance(value, torch.Tensor | KeyValues) or value is None:
-            out.append(value)
-        else:
-            out.append(copy.copy(value))
+def run_quality(options: QualityOptions, records: Records) -> list[Record]:
+    """All records, those that were there already included; all policies share each document's prefill."""
+    checkpoint, tokenizer = load_checkpoint(options.model), load_tokenizer(options.model)
+    out: list[Record] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("documents"))
+    total = len(options.tasks) * len(options.tokens) * len(options.placements) * options.documents
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        progress = bar.add_task("", total=total)
+        for task in options.tasks:
+            for tokens in options.tokens:
+                bar.update(progress, description=f"quality {task} {tokens} tokens")
+                samples = [TASKS[task].generate(tokenizer, tokens, seed) for seed in range(options.documents)]
+                for placement in options.placements:
+                    group = _Group(options, task, tokens, placement, samples)
+                    out += group.run(checkpoint, records, lambda: bar.advance(progress))
     return out
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The cases that share their documents."""
+
+    options: QualityOptions
+    task: str
+    tokens: int
+    placement: str
+    samples: list[list[Sample]]
+
+    def run(self, checkpoint: Checkpoint, records: Records, on_document: Callable[[], None]) -> list[Record]:
+        entries = self._entries()
+        missing = [entry for entry in entries if records.find(self._settings(entry)) is None]
+        if missing:
+            for record in self._measure(checkpoint, missing, on_document):
+                records.add(record)
+        else:
+            for _ in self.samples:
+                on_document()
+        wanted = [self._settings(entry) for entry in entries]
+        return [record for record in records.records if record["settings"] in wanted]
+
+    def _entries(self) -> list[_Entry]:
+        """The full cache has no budget."""
+        out = []
+        for policy in self.options.policies:
+            if policy.settings.name == "full":
+                out.append(_Entry(policy, None))
+            else:
+                out += [_Entry(policy.with_budget(budget), budget) for budget in self.options.budgets]
+        return out
+
+    def _settings(self, entry: _Entry) -> Record:
+        raw = entry.settings(self.options, self.task, self.tokens, self.placement)
+        return {**raw, "policy": {k: list(v) if isinstance(v, tuple) else v for k, v in raw["policy"].items()}}
+
+    def _measure(
+        self, checkpoint: Checkpoint, entries: Sequence[_Entry], on_document: Callable[[], None]
+    ) -> list[Record]:
+        """One policy's failure is its own: then each is measured alone."""
+        watched = WatchedBackend()
+        decoder = Decoder(checkpoint.config, watched, checkpoint.tensors)
+        policies = {entry: entry.policy.settings for entry in entries}
+        try:
+            results = score(decoder, self.samples, policies, (self.placement,), on_document)
+        except (MpcacheError, RuntimeError, ValueError, IndexError) as error:
+            if len(entries) == 1:
+                settings = self._settings(entries[0])
+                return [make_record(settings, "failed", {"error": f"{type(error).__name__}: {error}"})]
+            return [record for entry in entries for record in self._measure(checkpoint, [entry], lambda: None)]
+        ranges = watched.sizes().to_dict()
+        return [
+            make_record(self._settings(entry), "done", self._figures(entry, results[entry, self.placement], ranges))
+            for entry in entries
+        ]
+
+    def _figures(self, entry: _Entry, result: Score, ranges: Record) -> Record:
+        figures: Record = {
+            "policy": entry.policy.label,
+            "task": self.task,
+            "tokens": self.tokens,
+            "placement": self.placement,
+            "budget": entry.budget,
+            "attended": result.attended,
+            "asked": len(result.outcomes),
+            "ranges": ranges,
+            "contains": CONTAINS,
+        }
+        if result.perplexity is not None:
+            return {**figures, "perplexity": result.perplexity}
+        exact = {"exact_match": result.exact_match, "standard_error": result.standard_error, "right": result.right}
+        return {**figures, **exact, "cells": result.cells}
+
+
+# ------------------------------------------------------------ tables
+
+
+def quality_tables(records: Sequence[Record]) -> list[tuple[str, list[str], Rows]]:
+    """For each task, length and placement: (title, header, rows), a row for each policy, a column for each budget."""
+    measured = done(records)
+    groups = dict.fromkeys((r["task"], r["tokens"], r["placement"]) for r in measured)
+    out = []
+    for task, tokens, placement in groups:
+        group = [r for r in measured if (r["task"], r["tokens"], r["placement"]) == (task, tokens, placement)]
+        budgets = sorted({r["budget"] for r in group if r["budget"] is not None})
+        title = f"{task}, {tokens:,} tokens, {PLACED[placement]}"
+        header = ["policy", *(f"{budget:.4g}" if budget >= 1 else f"{budget:.1%}" for budget in budgets)]
+        labels = dict.fromkeys(r["policy"] for r in group)
+        out.append((title + _caveat(group), header, [_row(label, group, budgets) for label in labels]))
+    return out
+
+
+PLACED = {"end": "question at the end of the prompt", "later": "question after eviction"}
+
+
+def _caveat(group: Sequence[Record]) -> str:
+    """What a table says where the model itself fails, so that nothing is read into the policies' figures."""
+    full = next((r for r in group if r["budget"] is None and "exact_match" in r), None)
+    if full is None or full["exact_match"] >= CAN:
+        return ""
+    return f": beyond this model, whose full cache reaches {full['exact_match']:.2f}"
+
+
+CAN = 0.9
+"""The full cache's exact match from which on a model can be said to do a task."""
+
+
+def _row(label: str, group: Sequence[Record], budgets: Sequence[float]) -> list[str]:
+    mine = {r["budget"]: r for r in group if r["policy"] == label}
+    if None in mine:
+        return [label, _cell(mine[None]), *[""] * (len(budgets) - 1)]
+    return [label, *(_cell(mine[b]) if b in mine else "" for b in budgets)]
+
+
+def _cell(record: Record) -> str:
+    if "perplexity" in record:
+        return f"{record['perplexity']:.3f}"
+    return f"{record['exact_match']:.3f} ± {record['standard_error']:.3f}"

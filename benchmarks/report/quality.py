@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from mpcache.benchmarks.cases.quality_cases import CAN, PLACED
+from mpcache.benchmarks.cases.quality import CAN, PLACED
 from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.report.figure import COMPARED, Figure
 from mpcache.benchmarks.report.html import table

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
+from mpcache.benchmarks.cases.ablations import compared_policies
 from mpcache.benchmarks.cases.decode import decode_cases
 from mpcache.benchmarks.cases.generation import MAX_NEW_TOKENS, generation_cases
 from mpcache.benchmarks.cases.networks import network_cases
 from mpcache.benchmarks.cases.ops import OPERATIONS, operation_cases
-from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.cases.prefill import prefill_cases
 from mpcache.benchmarks.measure.namespace import parse_namespace
 from mpcache.benchmarks.measure.processes import ProcessPool

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from mpcache.benchmarks.cases.ablations import compared_policies
 from mpcache.benchmarks.cases.decode import Workload
-from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.measure.program import Program
 from mpcache.generation.network import LOOPBACK, Network
 from mpcache.policies import LabelledPolicy

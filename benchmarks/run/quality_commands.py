@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from mpcache.benchmarks.cases.ablations import compared_policies
 from mpcache.benchmarks.cases.agreement import ANSWERED, agreement_cases
-from mpcache.benchmarks.cases.policies import compared_policies
-from mpcache.benchmarks.cases.quality import PLACEMENTS
-from mpcache.benchmarks.cases.quality_cases import QualityOptions, quality_tables, run_quality
+from mpcache.benchmarks.cases.quality import QualityOptions, quality_tables, run_quality
+from mpcache.benchmarks.cases.scoring import PLACEMENTS
 from mpcache.benchmarks.cases.tasks import TASKS
 from mpcache.benchmarks.records import tables
 from mpcache.benchmarks.records.store import Records

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mpcache.benchmarks.cases import agreement, generation, networks, ops, prefill
-from mpcache.benchmarks.cases.quality_cases import quality_tables
+from mpcache.benchmarks.cases.quality import quality_tables
 from mpcache.benchmarks.records import tables
 from mpcache.benchmarks.records.ranges import all_ranges
 from mpcache.benchmarks.records.record import Record

@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpcache.benchmarks.cases.ablations import compared_policies
 from mpcache.benchmarks.cases.agreement import ANSWERED, agreement_cases
 from mpcache.benchmarks.cases.decode import Workload, decode_cases
 from mpcache.benchmarks.cases.generation import MAX_NEW_TOKENS, generation_cases
 from mpcache.benchmarks.cases.networks import network_cases
 from mpcache.benchmarks.cases.ops import operation_cases
 from mpcache.benchmarks.cases.peer_cases import peer_cases
-from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.cases.prefill import prefill_cases
-from mpcache.benchmarks.cases.quality import PLACEMENTS
-from mpcache.benchmarks.cases.quality_cases import QualityOptions, run_quality
+from mpcache.benchmarks.cases.quality import QualityOptions, run_quality
+from mpcache.benchmarks.cases.scoring import PLACEMENTS
 from mpcache.benchmarks.cases.tasks import TASKS
 from mpcache.benchmarks.measure.processes import ProcessPool
 from mpcache.benchmarks.measure.program import Program

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from mpcache.benchmarks.cases.ablations import compared_policies
 from mpcache.benchmarks.cases.decode import Workload
-from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.cases.prefill import total
 from mpcache.benchmarks.measure.processes import Processes, ProcessPool, Span
 from mpcache.benchmarks.measure.program import Program

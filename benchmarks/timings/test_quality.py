@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from mpcache.benchmarks.cases.policies import compared_policies
-from mpcache.benchmarks.cases.quality import PLACEMENTS, score
+from mpcache.benchmarks.cases.ablations import compared_policies
+from mpcache.benchmarks.cases.scoring import PLACEMENTS, score
 from mpcache.benchmarks.cases.tasks import TASKS
 from mpcache.demo import DEMO_MODEL
 from mpcache.model.checkpoint import load_checkpoint

@@ -1,5 +1,5 @@
+from mpcache.benchmarks.cases.ablations import compared_policies
 from mpcache.benchmarks.cases.agreement import agreement_cases, agreement_rows
-from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.measure.runner import run_cases
 from mpcache.benchmarks.records.store import Records
 from mpcache.demo import DEMO_MODEL

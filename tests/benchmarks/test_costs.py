@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from mpcache.benchmarks.cases.ablations import compared_policies
 from mpcache.benchmarks.cases.decode import WARM_UP, Workload, decode_cases
 from mpcache.benchmarks.cases.networks import MESSAGE_SECONDS, bound_seconds, model_seconds
 from mpcache.benchmarks.cases.ops import OPERATIONS
-from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.cases.prefill import prefill_cases
 from mpcache.benchmarks.measure.delay import DelayedChannel
 from mpcache.benchmarks.measure.processes import ProcessPool

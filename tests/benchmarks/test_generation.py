@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mpcache.benchmarks.cases import generation
+from mpcache.benchmarks.cases.ablations import compared_policies
 from mpcache.benchmarks.cases.generation import PROMPT, generation_cases, generation_rows, prompt_tokens
-from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.measure.runner import run_cases
 from mpcache.benchmarks.records.store import Records
 from mpcache.demo import DEMO_MODEL

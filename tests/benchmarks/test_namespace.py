@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mpcache.benchmarks.cases.ablations import compared_policies
 from mpcache.benchmarks.cases.decode import Workload, decode_cases
-from mpcache.benchmarks.cases.policies import compared_policies
 from mpcache.benchmarks.measure.namespace import Namespace, parse_namespace
 from mpcache.benchmarks.measure.processes import ProcessPool
 from mpcache.benchmarks.measure.program import Program

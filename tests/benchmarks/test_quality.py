@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpcache.benchmarks.cases.policies import compared_policies
-from mpcache.benchmarks.cases.quality import Outcome, Score, score
-from mpcache.benchmarks.cases.quality_cases import QualityOptions, quality_tables, run_quality
+from mpcache.benchmarks.cases.ablations import compared_policies
+from mpcache.benchmarks.cases.quality import QualityOptions, quality_tables, run_quality
+from mpcache.benchmarks.cases.scoring import Outcome, Score, score
 from mpcache.benchmarks.cases.tasks import TASKS
 from mpcache.benchmarks.records.store import Records
 from mpcache.demo import DEMO_MODEL

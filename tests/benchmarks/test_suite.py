@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from mpcache.benchmarks.cases.agreement import ANSWERED
-from mpcache.benchmarks.cases.quality_cases import QualityOptions
+from mpcache.benchmarks.cases.quality import QualityOptions
 from mpcache.benchmarks.cases.tasks import TASKS
 from mpcache.benchmarks.measure.processes import ProcessPool
 from mpcache.benchmarks.measure.runner import Case

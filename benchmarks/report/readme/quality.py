@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpcache.benchmarks.cases.quality_cases import PLACED
+from mpcache.benchmarks.cases.quality import PLACED
 from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.selection import largest_run
 from mpcache.benchmarks.records.tables import markdown

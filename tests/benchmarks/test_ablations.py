@@ -1,6 +1,6 @@
 import pytest
 
-from mpcache.benchmarks.cases.policies import ABLATIONS, compared_policies
+from mpcache.benchmarks.cases.ablations import ABLATIONS, compared_policies
 from mpcache.policies import available_policies, policy_settings
 from mpcache.protocols.errors import ConfigError
 
