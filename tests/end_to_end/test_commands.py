@@ -120,7 +120,7 @@ def test_a_users_mistake_gets_one_line_and_no_traceback(role: str, tmp_path: Pat
     for text, message in [
         (None, "there is no file"),
         ("listen =", "not valid TOML"),
-        ("colour = 1", "unknown key 'colour'"),
+        ("colour = 1", "unknown setting 'colour'"),
     ]:
         path = tmp_path / f"{role}.toml"
         path.unlink(missing_ok=True)
