@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -145,3 +146,9 @@ def test_the_command_works_from_another_folder(installed: Path, tmp_path: Path, 
 
 def test_the_package_runs_as_the_command(installed: Path, tmp_path: Path) -> None:
     assert "--repeat" in run(installed / "bin" / "python", "-m", "mpcache", "bench", "decode", "--help", cwd=tmp_path)
+
+
+def test_the_readmes_library_snippet_runs(installed: Path, tmp_path: Path) -> None:
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    private, plain = run(installed / "bin" / "python", "-c", snippet, cwd=tmp_path).splitlines()
+    assert plain and private.startswith(f"{plain} ")
