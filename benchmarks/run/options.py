@@ -39,7 +39,7 @@ def policy_option(default: str) -> Callable[[Command], Command]:
         "--policy",
         default=default,
         show_default=True,
-        help="Policies, joined by commas; 'all', 'ablations'; with settings: mpcache:keep_ratio=1:clusters=8+4.",
+        help="Policies, joined by commas, or 'all', or 'ablations'. Settings follow a name: mpcache:clusters=8+4.",
     )
 
 

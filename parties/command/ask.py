@@ -1,4 +1,4 @@
-"""Commands that ask a private question: of parties elsewhere, or of three processes on this machine."""
+"""Commands that ask a private question, with parties elsewhere or with three processes on this machine."""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ from mpcache.policies import policy_settings
 @prompt_options
 @policy_options
 @backend
-@click.option("--temperature", type=click.FloatRange(0, 100), help="0 takes the likeliest token.")
-@click.option("--network", help="What protocols are chosen for: loopback, lan, wan or e.g. 5ms,100mbit.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 100),
+    help="0 takes the likeliest token. Above 0, tokens are sampled privately.",
+)
+@click.option("--network", help="Network that protocols are chosen for: loopback, lan, wan, or e.g. 5ms,100mbit.")
 def client(
     path: Path,
     insecure: bool,
@@ -46,7 +50,10 @@ def client(
     temperature: float | None,
     network: str | None,
 ) -> None:
-    """Run the data owner: generate from a private prompt, from a file or standard input."""
+    """Generate from a private prompt, as the data owner.
+
+    The prompt comes from a file or from standard input.
+    """
     torch.set_num_threads(1)
     settings = load_settings(path, ClientSettings)
     if prompt_file is None and sys.stdin.isatty():
@@ -84,9 +91,10 @@ def demo(
     backend: str,
     compare: bool,
 ) -> None:
-    """Start all three processes on this machine and answer a private question.
+    """Answer a private question on this machine.
 
-    Shows beside the costs what the full cache would have cost: planned to the byte, or measured with --compare.
+    Starts all three processes: owner, client and dealer. Shows what the answer cost, and beside it what the full cache
+    would have cost: planned to the byte, or measured with --compare.
     """
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Commands that look before a private run: at a model's values, at costs, at policies. No other party hears of it."""
+"""Commands that look before a private run, at a model's values, at costs and at policies. They tell no other party."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ from mpcache.protocols.errors import ModelError
 @click.option(
     "--prompt-file",
     type=click.Path(path_type=Path),
-    help="File with a prompt, or - for standard input; a newline at its end is left out. Default: random tokens, or "
-    "the demo model's day sheet.",
+    help="File with a prompt, or - for standard input. A newline at its end is left out. Default: the demo model's day "
+    "sheet, or random tokens for another model.",
 )
 @policy_options
-@click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Tokens to generate.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all of it as JSON, for you alone.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="How many tokens to generate."
+)
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write all values as JSON, readable by you alone."
+)
 def inspect(
     model: Path | None,
     prompt_file: Path | None,
@@ -41,10 +45,10 @@ def inspect(
     max_new_tokens: int,
     json_path: Path | None,
 ) -> None:
-    """Whether a model's values fit a private computation: by its weights, and by a run in plaintext.
+    """Check whether a model's values fit a private computation.
 
-    MODEL is a folder (default: the demo model). Runs here alone and tells nobody. Ends with 1 if a bound was passed, or
-    is certain to be.
+    MODEL is a folder (default: the demo model). The command looks at the weights, and runs the model in plaintext. It
+    runs here alone and tells nobody. It ends with 1 if a bound was passed, or is certain to be.
     """
 
     torch.set_num_threads(1)
@@ -67,7 +71,10 @@ def inspect(
 
 @click.command("policies")
 def list_policies() -> None:
-    """List the KV cache policies: what each costs beyond attention to the tokens that it leaves, and its settings."""
+    """List the cache policies, with settings and costs.
+
+    MPC cost is what a policy adds to attention to the tokens that it keeps.
+    """
     for name, policy in available_policies().items():
         click.echo(f"{name:10} {policy.summary}\n{'':10} MPC cost: {policy.mpc_cost}")
         click.echo(f"{'':10} default: {spelled(policy_settings(name))}")
@@ -75,16 +82,24 @@ def list_policies() -> None:
 
 @click.command()
 @click.option("--shape", default="gpt2", show_default=True, help="gpt2, gpt2-medium, llama-7b, or a model folder.")
-@click.option("--model", type=click.Path(path_type=Path), help="A model folder, for --shape.")
-@click.option("--tokens", type=click.IntRange(1), default=512, show_default=True, help="Prompt tokens.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--model", type=click.Path(path_type=Path), help="Model folder, in place of --shape.")
+@click.option(
+    "--tokens", type=click.IntRange(1), default=512, show_default=True, help="How many tokens the prompt has."
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="How many tokens to generate at most.",
+)
 @click.option(
     "--policy",
     default="full",
     show_default=True,
-    help="Policies, joined by commas, or 'all'; with settings: mpcache:keep_ratio=1.",
+    help="Policies, joined by commas, or 'all'. Settings follow a name: mpcache:keep_ratio=1.",
 )
-@click.option("--network", default="loopback", show_default=True, help="loopback, lan, wan or e.g. 5ms,100mbit.")
+@click.option("--network", default="loopback", show_default=True, help="loopback, lan, wan, or e.g. 5ms,100mbit.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the plan as JSON.")
 def plan(
     shape: str,
@@ -95,9 +110,10 @@ def plan(
     network: str,
     json_path: Path | None,
 ) -> None:
-    """What a private generation will take, to the byte, without running it; its seconds are estimated.
+    """Plan what a private generation will take.
 
-    A model of any size is planned within seconds. The first new token comes with the prefill.
+    Nothing runs. Bytes and rounds are exact, seconds are estimates. A model of any size is planned within seconds. The
+    first new token comes with the prefill.
     """
 
     request = GenerationRequest(prompt_tokens=tokens, max_new_tokens=max_new_tokens, network=network)

@@ -50,7 +50,10 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
-@click.option("--verbose", is_flag=True, help="Log what the processes do (never a secret).")
+@click.option("--verbose", is_flag=True, help="Log what the processes do, never a secret.")
 def main(verbose: bool) -> None:
-    """Answer private prompts with private language models: neither side shows the other what it has."""
+    """Answer private prompts with private language models.
+
+    The model's owner sees no prompt, and the user sees no weights.
+    """
     configure(verbose)

@@ -13,12 +13,12 @@ from mpcache.policies import PolicySettings, check_policy, policy_settings
 from mpcache.protocols.errors import ConfigError
 
 config = click.option(
-    "--config", "path", type=click.Path(path_type=Path), required=True, help="TOML file of this role."
+    "--config", "path", type=click.Path(path_type=Path), required=True, help="The TOML file of this role."
 )
 backend = click.option(
-    "--backend", type=click.Choice(["mpc", "crypten"]), default="mpc", show_default=True, help="crypten: baseline."
+    "--backend", type=click.Choice(["mpc", "crypten"]), default="mpc", show_default=True, help="crypten is a baseline."
 )
-insecure = click.option("--insecure", is_flag=True, help="Plaintext, on loopback only. For tests.")
+insecure = click.option("--insecure", is_flag=True, help="Use no TLS. On loopback only, for tests.")
 
 
 def refuse_prompt(context: click.Context, option: click.Parameter, value: str | None) -> None:
@@ -35,14 +35,17 @@ def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--prompt-file",
             type=click.Path(path_type=Path),
-            help="File with the private prompt, or - for standard input; a newline at its end is left out.",
+            help="File with the private prompt, or - for standard input. A newline at its end is left out.",
         ),
-        click.option("--max-new-tokens", type=click.IntRange(1), help="Tokens to generate at most."),
+        click.option("--max-new-tokens", type=click.IntRange(1), help="How many tokens to generate at most."),
         click.option(
-            "--fixed-length", is_flag=True, help="Generate --max-new-tokens whatever they are, to hide the length."
+            "--fixed-length", is_flag=True, help="Always generate --max-new-tokens tokens, to hide the answer's length."
         ),
         click.option(
-            "--json", "json_path", type=click.Path(path_type=Path), help="Also write the result as JSON, for you alone."
+            "--json",
+            "json_path",
+            type=click.Path(path_type=Path),
+            help="Also write the result as JSON, readable by you alone.",
         ),
     ):
         command = option(command)
@@ -54,9 +57,11 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--policy",
             metavar="NAME[:KEY=VALUE]...",
-            help="KV cache policy and what differs from its settings, as mpcache:keep_ratio=1; see: mpcache policies.",
+            help="Cache policy, with the settings to change: mpcache:keep_ratio=1. `mpcache policies` lists them.",
         ),
-        click.option("--budget", type=float, help="Tokens a step attends to; below 1: a fraction of the prompt."),
+        click.option(
+            "--budget", type=float, help="How many tokens a step attends to. Below 1: a fraction of the prompt."
+        ),
     ):
         command = option(command)
     return command

@@ -1,4 +1,4 @@
-"""Commands that run a role's process until it is told to stop, and the one that makes identities for them."""
+"""Commands that run the process of a role until it is told to stop, and the command that makes their identities."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mpcache.parties.settings import ClientSettings, DealerSettings, OwnerSettin
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default="certificates")
-@click.option("--days", default=30, show_default=True, help="How long the certificates are valid.")
-@click.option("--force", is_flag=True, help="Replace what is there.")
+@click.option("--days", default=30, show_default=True, help="How many days the certificates are valid.")
+@click.option("--force", is_flag=True, help="Replace the certificates that are there.")
 def certs(folder: Path, days: int, force: bool) -> None:
     """Make a development authority and the three identities in FOLDER.
 
-    Give each machine ca.pem and its own role's .pem and .key, nothing else; keep ca.key apart.
+    Give each machine ca.pem and the .pem and .key of its own role, and nothing else. Keep ca.key apart.
     """
 
     write_development_certificates(folder, days, force)
@@ -37,7 +37,10 @@ def certs(folder: Path, days: int, force: bool) -> None:
 @config
 @insecure
 def dealer(path: Path, insecure: bool) -> None:
-    """Run the dealer: correlated randomness from public parameters."""
+    """Run the dealer.
+
+    It makes correlated randomness from public parameters.
+    """
     log_service()
 
     settings = load_settings(path, DealerSettings)
@@ -49,7 +52,7 @@ def dealer(path: Path, insecure: bool) -> None:
 @config
 @insecure
 def owner(path: Path, insecure: bool) -> None:
-    """Run the model owner: serves private generations."""
+    """Run the model owner, who serves private generations."""
     log_service()
 
     settings = load_settings(path, OwnerSettings)
@@ -60,9 +63,12 @@ def owner(path: Path, insecure: bool) -> None:
 @click.command()
 @config
 @insecure
-@click.option("--listen", default="127.0.0.1:7002", show_default=True, help="Loopback address for applications.")
+@click.option("--listen", default="127.0.0.1:7002", show_default=True, help="Loopback address for programs.")
 def gateway(path: Path, insecure: bool, listen: str) -> None:
-    """Run the data owner's gateway: applications on this machine generate through it (proto/client.proto)."""
+    """Run the data owner's gateway.
+
+    Programs on this machine generate through it (proto/client.proto).
+    """
     log_service()
     settings = load_settings(path, ClientSettings)
     _serve(GatewayServer(listen, data_owner_of(settings, insecure)), "gateway", listen, drain_seconds=60.0)
