@@ -51,7 +51,7 @@ class Tokens(Protocol):
 
 
 class Stream:
-    """Iterate for pieces of text, once; `answer` is there when all are taken. Leaving early ends the session."""
+    """Iterate once, for pieces of text. `answer` is there when all are taken. Leaving early ends the session."""
 
     def __init__(self, tokens: Tokens, request: GenerationRequest, tokenizer: Decodes) -> None:
         self._tokens, self._request = tokens, request
@@ -75,8 +75,10 @@ class Stream:
 
 
 class Parties(ABC):
-    """Owner, client and dealer, wherever they are; this process is the client's. A context manager: what was started
-    ends with it."""
+    """Owner, client and dealer, wherever they are. This process is the client's.
+
+    It is a context manager: what was started ends with the `with` block.
+    """
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
         """The whole answer; for the options see `stream`."""
@@ -122,7 +124,7 @@ def _asked() -> GenerationRequest:
 
 
 class InProcess(Parties):
-    """All three in this process, for notebooks and tests: the same bytes are sent, and nothing is protected."""
+    """All three parties in this process, for notebooks and tests. The same bytes are sent; nothing is protected."""
 
     def __init__(self, model: Model) -> None:
         """Raises ModelError if the model's weights cannot be computed with privately."""
@@ -186,7 +188,7 @@ def plan(
     policy: str | PolicySettings = "mpcache",
     network: str = "loopback",
 ) -> Prices:
-    """What a private generation will take, exactly, without running it: prefill, eviction and each decode step.
+    """Plan what a private generation will take, exactly and without running it: prefill, eviction, each decode step.
 
     model: a loaded one, its shape, a folder, or the name of a shape such as "gpt2". Cost: seconds, whatever the size.
     Raises ConfigError, ModelError.

@@ -5,11 +5,11 @@ MpcacheError
 ├── ModelError             a model folder cannot be used
 ├── IdentityError          certificates: missing, expired, wrong authority, wrong role
 ├── HandshakeError         the parties do not agree (version, model, policy, precision, plan)
-├── Busy                   a process serves as many as it may
+├── Busy                   a process serves as many sessions as it may
 ├── TooLarge               a step of the computation needs more memory than a process allows it
 ├── ProtocolError          a message is out of order, of the wrong length, or was never due
 ├── PeerLost               a process went away or stopped answering; names the role
-└── PlanError              a run and its plan went apart (a bug, never the user's mistake)
+└── PlanError              a run and its plan differ (a fault of MPCache, never the user's mistake)
 """
 
 
@@ -34,7 +34,7 @@ class HandshakeError(MpcacheError):
 
 
 class Busy(MpcacheError):
-    """A process serves as many as it may; another time it may have a place."""
+    """A process serves as many sessions as it may. Try again later."""
 
 
 class TooLarge(MpcacheError):
@@ -57,4 +57,4 @@ class PeerLost(MpcacheError):
 
 
 class PlanError(MpcacheError):
-    """A run and its plan went apart."""
+    """A run and its plan differ: a fault of MPCache, never the user's mistake."""

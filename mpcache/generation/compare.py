@@ -26,10 +26,10 @@ from mpcache.protocols.errors import ConfigError
 class PolicyQuality:
     """How a policy answered, over all prompts.
 
-    exact_match: the share of answers that are the wanted ones, token by token; wanted are the answers given, or what
-    the full cache says. token_match: the share of the wanted answers' tokens before the first that differs.
-    perplexity: of the wanted answers, each token given those before it. attended: the share of the tokens so far that
-    the first step attends to.
+    The wanted answers are those that were given, or else those of the full cache. exact_match: the share of answers
+    that equal the wanted ones, token by token. token_match: the share of the wanted answers' tokens before the first
+    that differs. perplexity: of the wanted answers, each token given those before it. attended: the share of the tokens
+    so far that the first step attends to.
     """
 
     policy: str
@@ -60,9 +60,9 @@ def compare_policies(
 ) -> list[PolicyQuality]:
     """Answer every prompt under every policy, greedily, in plaintext.
 
-    policies: spellings such as "mpcache:budget=0.25", or settings. answers: the wanted ones, text or token ids for each
-    prompt; without, what the full cache generates up to an end token, `max_new_tokens` at most. on_prompt: hears how
-    many prompts are done.
+    policies: spellings such as "mpcache:budget=0.25", or settings. answers: the wanted answer to each prompt, as text
+    or token ids. By default they are what the full cache generates up to an end token, `max_new_tokens` at most.
+    on_prompt: hears how many prompts are done.
     Raises ConfigError for prompts or answers that do not fit the model.
     """
     wanted = [None] * len(prompts) if answers is None else [_tokens(model, answer) for answer in answers]

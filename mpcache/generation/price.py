@@ -62,7 +62,7 @@ def _times(cost: Cost, count: int) -> Cost:
 
 @dataclass(frozen=True)
 class Prices:
-    """prefill: with the first token, without eviction, which comes once after it. decode: all steps."""
+    """prefill: with the first token, without eviction. eviction: once, after the prefill. decode: each step."""
 
     prefill: Price
     eviction: Price

@@ -19,7 +19,7 @@ from mpcache.protocols.errors import ConfigError
 
 
 class Policy(ABC):
-    """Base of all policies: a cache that every token joins, attended to in full; what leaves it, a subclass says.
+    """Base of all policies: a cache that every token joins, attended to in full. A subclass says what leaves it.
 
     Shapes: G key/value heads, each for r query heads, of size d; m tokens at hand; n prompt tokens; T cached ones.
     A subclass gives `name`, `summary` and `mpc_cost` (what it adds to attention), its `settings_class` if it has

@@ -36,7 +36,7 @@ _registered: dict[str, type[Policy]] = {}
 
 
 def register_policy(policy: P) -> P:
-    """Make a policy known to this process, by its `name`; as a decorator, too. Raises ConfigError if it is not whole.
+    """Make a policy known to this process by its `name`. Also a decorator. Raises ConfigError if something is missing.
 
     Both parties and the dealer must know a policy that they run.
     """

@@ -81,11 +81,13 @@ def bounds_of(one: Field[Any]) -> Bounds:
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """Public: both parties and the dealer know all of it. Raises ConfigError for values that are out of bounds.
+    """The public settings of a policy, which both parties and the dealer know.
 
-    name: the policy's, see `mpcache policies`. budget: how many tokens a decode step attends to, a number of tokens (1
-    or more) or a fraction of the prompt (below 1), which is raised to the least that the policy can do with; policies
-    that only evict after the prompt keep so many of it.
+    Raises ConfigError for values that are out of bounds.
+
+    name: the policy's, see `mpcache policies`. budget: how many tokens a decode step attends to. It is a number of
+    tokens (1 or more) or a fraction of the prompt (below 1). A fraction is raised to the least that the policy needs.
+    Policies that only evict after the prompt keep so many of its tokens.
     """
 
     name: str

@@ -18,7 +18,7 @@ DEFAULT = "mpcache"
 
 
 def policy_settings(spelling: str = DEFAULT, **changes: Any) -> PolicySettings:
-    """The settings of a policy by its name or spelling, with these changed: `policy_settings("quest", page=32)`.
+    """The settings of a policy, by its name or spelling, with changes: `policy_settings("quest", page=32)`.
 
     Raises ConfigError that says what to change.
     """
