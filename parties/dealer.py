@@ -171,6 +171,9 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         if request.backend not in s.backends:
             allowed = ", ".join(s.backends)
             raise HandshakeError(f"the dealer does not allow the backend {request.backend!r} (allowed: {allowed})")
+        if s.policies and request.policy.name not in s.policies:
+            allowed = ", ".join(s.policies)
+            raise HandshakeError(f"the dealer does not allow the policy {request.policy.name!r} (allowed: {allowed})")
         check_size(model, request.tokens, "dealer", s.max_model_gib)
         return model, request
 

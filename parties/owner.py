@@ -28,7 +28,7 @@ from mpcache.parties.settings import OwnerSettings
 from mpcache.parties.threads import start_thread
 from mpcache.parties.tls import Peer, on_end, open_server, require_peer
 from mpcache.parties.weights import encoded_checkpoint, encoded_digest, masked_weights, weight_key, weights_fingerprint
-from mpcache.policies import policy_names
+from mpcache.policies import known_policies
 from mpcache.protocols.backends.mpc import weight_bits
 from mpcache.protocols.errors import Busy, HandshakeError, MpcacheError
 from mpcache.protocols.ring import pack
@@ -165,7 +165,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         settings = self._settings
         request.check("owner", self._checkpoint.config, settings.max_prompt_tokens, settings.max_new_tokens)
         self._check_allowed("backend", request.backend, settings.backends)
-        self._check_allowed("cache policy", request.policy.name, settings.policies or tuple(policy_names()))
+        self._check_allowed("cache policy", request.policy.name, settings.policies or tuple(known_policies()))
         return request
 
     def _check_allowed(self, what: str, name: str, allowed: Sequence[str]) -> None:

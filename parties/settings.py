@@ -38,9 +38,9 @@ S = TypeVar("S", bound=RoleSettings)
 class OwnerSettings(RoleSettings):
     """The model owner. listen: host:port; model: folder; state: where weight-mask keys are kept.
 
-    max_step_gib: of one correlation or message. policies: the cache policies that clients may ask for, all if there are
-    none; backends: likewise, of 'mpc' and 'crypten' (a baseline that does not keep what 'mpc' promises, see
-    docs/threat-model.md).
+    max_step_gib: of one correlation or message. policies: the cache policies that clients may ask for, all that come
+    with MPCache if there are none (one of another distribution is loaded for its name here); backends: likewise, of
+    'mpc' and 'crypten' (a baseline that does not keep what 'mpc' promises, see docs/threat-model.md).
     """
 
     listen: str
@@ -63,8 +63,7 @@ class OwnerSettings(RoleSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.policies:
-            policy_class(name)
+        _know_policies(self.policies)
         _check_backends(self.backends)
 
 
@@ -101,7 +100,7 @@ class ClientSettings(RoleSettings):
 class DealerSettings(RoleSettings):
     """The dealer. memory_mib: what it may make ahead, per session; max_calls_per_certificate: sessions that one party
     takes part in or waits for; max_model_gib: of masks of weights and cache, for each session; max_step_gib: of one
-    correlation; backends: as the owner's."""
+    correlation; policies and backends: as the owner's."""
 
     listen: str
     certificates: Path = Path("certificates")
@@ -117,11 +116,19 @@ class DealerSettings(RoleSettings):
     max_new_tokens: int = 1024
     max_model_gib: float = 16.0
     max_step_gib: float = 2.0
+    policies: tuple[str, ...] = ()
     backends: tuple[str, ...] = ("mpc",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _know_policies(self.policies)
         _check_backends(self.backends)
+
+
+def _know_policies(names: tuple[str, ...]) -> None:
+    """Raises ConfigError. From now on a peer may name them."""
+    for name in names:
+        policy_class(name)
 
 
 def _check_backends(names: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from mpcache.policies.received import AnySettings
 from mpcache.policies.registry import (
     available_policies,
     check_policy,
+    known_policies,
     new_cache,
     policy_class,
     policy_names,
@@ -27,6 +28,7 @@ __all__ = [
     "SinkSettings",
     "available_policies",
     "check_policy",
+    "known_policies",
     "new_cache",
     "parse_policies",
     "policy_class",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import WrapValidator
 
-from mpcache.policies.registry import policy_class
+from mpcache.policies.registry import known_policy
 from mpcache.policies.settings import LONGEST_NAME, PolicySettings
 from mpcache.wire import adapter
 
@@ -17,7 +17,7 @@ def _of_its_class(raw: Any, plain: Callable[[Any], PolicySettings]) -> PolicySet
     name = raw.get("name") if isinstance(raw, dict) else None
     if not isinstance(name, str) or len(name) > LONGEST_NAME:
         return plain(raw)  # refuses it in words
-    kind = policy_class(name).settings_class
+    kind = known_policy(name).settings_class
     settings = plain(raw) if kind is PolicySettings else adapter(kind).validate_json(json.dumps(raw))
     assert isinstance(settings, PolicySettings)
     return settings

@@ -5,8 +5,8 @@ A distribution offers a policy by an entry point of the group `mpcache.policies`
     [project.entry-points."mpcache.policies"]
     newest = "my_package:Newest"
 
-It is loaded when its name is asked for, or all policies are listed. A peer's settings ask for a name, too: so what is
-installed beside MPCache may be run by them, and nothing else.
+It is loaded when this process asks for its name (on a command line, in code, in `policies` of owner.toml and
+dealer.toml) or lists all policies; never because a peer names it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ GROUP = "mpcache.policies"
 P = TypeVar("P", bound=type[Policy])
 _NAME = re.compile(rf"[a-z0-9][a-z0-9_.-]{{0,{LONGEST_NAME - 1}}}")
 _registered: dict[str, type[Policy]] = {}
+_asked_for: dict[str, type[Policy]] = {}
+"""Of other distributions, those that this process has loaded."""
 
 
 def register_policy(policy: P) -> P:
@@ -58,13 +60,31 @@ def policy_names() -> list[str]:
 
 
 def policy_class(name: str) -> type[Policy]:
-    """Raises ConfigError if there is none of that name."""
-    if found := _ours().get(name) or _registered.get(name):
+    """What this process asks for by itself: loads a policy of another distribution. Raises ConfigError if there is none
+    of that name."""
+    if found := known_policies().get(name):
         return found
     path = tuple(sys.path)
     if name not in _offered(path):
-        raise ConfigError(f"unknown cache policy {name[:40]!r} ({suggestion(name[:LONGEST_NAME], policy_names())})")
-    return _loaded(name, path)
+        raise _unknown(name, policy_names())
+    _asked_for[name] = _loaded(name, path)
+    return _asked_for[name]
+
+
+def known_policies() -> dict[str, type[Policy]]:
+    """Ours, the registered ones, and those of other distributions that were asked for. Loads nothing."""
+    return {**_asked_for, **_registered, **_ours()}
+
+
+def known_policy(name: str) -> type[Policy]:
+    """What a peer may name. Raises ConfigError if it is not known."""
+    if (found := known_policies().get(name)) is None:
+        raise _unknown(name, sorted(known_policies()))
+    return found
+
+
+def _unknown(name: str, names: list[str]) -> ConfigError:
+    return ConfigError(f"unknown cache policy {name[:40]!r} ({suggestion(name[:LONGEST_NAME], names)})")
 
 
 def check_policy(settings: PolicySettings) -> PolicySettings:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mpcache.parties.settings import DealerSettings
 from mpcache.policies import (
     AnySettings,
     PolicySettings,
@@ -133,12 +134,15 @@ def test_one_that_cannot_be_loaded_is_named_with_its_distribution() -> None:
         policy_class("other")
 
 
-def test_a_name_that_a_peer_sends_loads_nothing_that_is_not_installed(tmp_path: Path) -> None:
-    (tmp_path / "newest_tokens.py").write_text(PLUGIN)
+@pytest.mark.usefixtures("distribution")
+def test_a_name_that_a_peer_sends_loads_nothing() -> None:
+    """Neither of another distribution, nor of anything else; a name in a party's own settings does."""
     for name in ("newest", "newest_tokens:Newest", "newest_tokens", "os", "mpcache.policies.full", "../full", ""):
         with pytest.raises(ConfigError, match="unknown cache policy"):
             received(json.dumps({"name": name, "budget": 0.5}))
     assert "newest_tokens" not in sys.modules
+    DealerSettings("127.0.0.1:0", policies=("newest",))
+    assert received(to_wire(policy_settings("newest", budget=8))).name == "newest"
 
 
 # ---------------------------------------------------------------- registered here
@@ -147,6 +151,7 @@ def test_a_name_that_a_peer_sends_loads_nothing_that_is_not_installed(tmp_path: 
 @pytest.fixture(autouse=True)
 def nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry, "_asked_for", {})
 
 
 class Everything(Full):
