@@ -12,14 +12,17 @@ import pytest
 
 from mpcache.parties import dealer as dealing
 from mpcache.parties.chunks import BoundedChunks
+from mpcache.parties.client import Generation
 from mpcache.parties.generated import dealer_pb2
 from mpcache.parties.owner import OwnerServer
 from mpcache.parties.settings import OwnerSettings
 from mpcache.parties.threads import session_threads
+from mpcache.policies import policy_settings
 from mpcache.protocols.errors import MpcacheError
+from tests.asking import asking
 from tests.hostile.dealer import DEALERS, REQUESTS, Answers, HostileParty, dealer_that, noise, request
 from tests.hostile.identities import issued
-from tests.hostile.servers import Servers, serving
+from tests.hostile.servers import PROMPT, Servers, serving
 from tests.hostile.test_clients import endless, until
 
 
@@ -111,6 +114,13 @@ def test_a_full_dealer_says_so(model: Path, tmp_path: Path) -> None:
         with pytest.raises(MpcacheError, match="the dealer serves 1 sessions already: try again later"):
             list(servers.client(1))
         first.close()  # type: ignore[attr-defined]
+
+
+def test_a_dealer_restricts_policies(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, dealer_settings={"policies": ("full", "quest")}) as servers:
+        wanted = asking(PROMPT, 1, policy=policy_settings("h2o"))
+        with pytest.raises(MpcacheError, match=r"the dealer does not allow the policy 'h2o' \(allowed: full, quest\)"):
+            list(Generation(servers.connection, wanted))
 
 
 def test_a_half_session_ends_with_the_time_out(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
