@@ -146,7 +146,7 @@ def import_crypten() -> Any:
 
 def _import() -> Any:
     if sys.modules.get("crypten"):
-        raise ConfigError("crypten was imported before MPCache could give it its sessions: import protocols first")
+        raise ConfigError("crypten was imported before MPCache could give it its sessions: let it import crypten")
     modules = {
         "crypten.nn": _Absent("crypten.nn"),
         "crypten.optim": _Absent("crypten.optim"),
