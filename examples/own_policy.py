@@ -12,7 +12,7 @@ class Newest(mpcache.Policy):
     def evict(self) -> None:  # once, after the prompt
         n = self.prompt_tokens
         for layer in range(self.config.layers):
-            self._rows(layer, (max(0, n - self.budget), n))
+            self.keep_ranges(layer, (max(0, n - self.budget), n))
 
 
 model = mpcache.load_model(mpcache.DEMO_MODEL)

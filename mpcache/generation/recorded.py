@@ -21,16 +21,12 @@ from mpcache.protocols.backends.interface import Value
 class Recorder(Full):
     """Keeps every layer's queries as well."""
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
+    def prepare(self) -> None:
         self.queries: list[list[Any]] = [[] for _ in range(self.config.layers)]
 
     def observe(self, layer: int, queries: Value, keys: Value, values: Value) -> None:
         heads, m, d = keys.shape
         self.queries[layer].append(queries.reshape(heads, -1, m, d))
-
-    def key_values(self, layer: int) -> tuple[Any, Any]:
-        return self._key_values(layer)
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,8 @@ def record(decoder: Decoder, tokens: Sequence[int], after: Recorded | None = Non
         recorder._layers = list(recorder._layers)
         recorder.queries = [list(parts) for parts in recorder.queries]
     hidden: Any = decoder.forward(tokens, len(tokens), recorder)  # on the plain backend, a tensor
-    layers = [Layer(torch.cat(recorder.queries[i], 2), *recorder.key_values(i)) for i in range(decoder.config.layers)]
+    pairs: list[Any] = [recorder.key_values(i) for i in range(decoder.config.layers)]
+    layers = [Layer(torch.cat(queries, 2), *pair) for queries, pair in zip(recorder.queries, pairs, strict=True)]
     return Recorded(layers, recorder.past, hidden, recorder)
 
 

@@ -23,8 +23,9 @@ class Policy(ABC):
 
     Shapes: G key/value heads, each for r query heads, of size d; m tokens at hand; n prompt tokens; T cached ones.
     A subclass gives `name`, `summary` and `mpc_cost` (what it adds to attention), its `settings_class` if it has
-    settings of its own, and what it does: `observed_queries` (whose attention is added up in `received`), `observe`
-    (sees every block of the prompt), `evict` (once, after the prompt), `step` (each new token).
+    settings of its own, and what it does: `prepare` (state of its own), `observed_queries` (whose attention is added up
+    in `received`), `observe` (sees every block of the prompt), `evict` (once, after the prompt), `step` (each new
+    token).
     """
 
     name: ClassVar[str]
@@ -40,7 +41,8 @@ class Policy(ABC):
         self.budget = settings.budget_tokens(prompt_tokens)
         self.past = 0
         self._layers: list[KeyValues | None] = [None] * config.layers
-        self.received: list[Value | None] = [None] * config.layers
+        self._received: list[Value | None] = [None] * config.layers
+        self.prepare()
 
     @classmethod
     def check(cls, settings: PolicySettings) -> None:
@@ -67,17 +69,20 @@ class Policy(ABC):
         received: (G, n), the attention that the observed queries gave. A call of `advance` for all tokens follows.
         """
         self.observe(layer, queries, keys, values)
-        self._append(layer, keys, values)
-        self.received[layer] = received
+        self.store(layer, self.backend.append(self._layers[layer], keys, values))
+        self._received[layer] = received
 
     def advance(self, count: int) -> None:
         """All layers have seen `count` more tokens."""
         self.past += count
         if self.past == self.prompt_tokens:
             self.evict()
-            self.received = [None] * self.config.layers
+            self._received = [None] * self.config.layers
 
     # ------------------------------------------------------------ what policies change
+
+    def prepare(self) -> None:  # noqa: B027, most need none
+        """Make what state the policy has of its own; `settings`, `config`, `backend` and `budget` are there."""
 
     def observed_queries(self) -> int:
         """How many of the prompt's last queries are observed: `received` sums the attention that they give."""
@@ -92,55 +97,64 @@ class Policy(ABC):
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
         """Attention of one new token."""
-        cached, masked = self._enter(layer, queries, keys, values)
+        cached, masked = self.enter(layer, queries, keys, values)
         return self.backend.attend(masked, cached)
 
     def attended(self) -> int:
         """Tokens that the next step attends to, in a layer that skips none."""
-        return self._cached(-1).tokens + 1
+        return self.cached(-1).tokens + 1
 
-    # ------------------------------------------------------------ helpers
+    # ------------------------------------------------------------ what policies call
 
-    def _cached(self, layer: int) -> KeyValues:
+    def cached(self, layer: int) -> KeyValues:
+        """The layer's keys and values as they are cached: masked, T tokens."""
         cached = self._layers[layer]
         assert cached is not None
         return cached
 
-    def _received(self, layer: int) -> Value:
-        received = self.received[layer]
+    def key_values(self, layer: int) -> tuple[Value, Value]:
+        """The same as values (G, T, d), to compute with."""
+        cached = self.cached(layer)
+        return self.backend.unmask(cached.keys), self.backend.unmask(cached.values)
+
+    def received(self, layer: int) -> Value:
+        """Attention (G, n) that the observed queries gave to each of the prompt's tokens, summed; for `evict` alone."""
+        received = self._received[layer]
         assert received is not None
         return received
 
-    def _append(self, layer: int, keys: Value, values: Value) -> KeyValues:
-        cached = self._layers[layer] = self.backend.append(self._layers[layer], keys, values)
-        return cached
-
-    def _enter(self, layer: int, queries: Value, keys: Value, values: Value) -> tuple[KeyValues, Masked]:
+    def enter(self, layer: int, queries: Value, keys: Value, values: Value) -> tuple[KeyValues, Masked]:
         """The keys and values join the cache; the queries are masked for one attention."""
         cached, masked = self.backend.enter(self._layers[layer], queries, keys, values)
         self._layers[layer] = cached
         return cached, masked
 
-    def _rows(self, layer: int, *ranges: tuple[int, int]) -> KeyValues:
-        """Keep public ranges of the tokens and forget the rest."""
-        cached = self._cached(layer)
-        parts = [self.backend.rows([(h, a, b) for a, b in ranges]) for h in (cached.keys, cached.values)]
+    def keep_ranges(self, layer: int, *ranges: tuple[int, int]) -> None:
+        """Keep public ranges [a, b) of the cached tokens and forget the rest."""
+        cached = self.cached(layer)
+        keys, values = (self.backend.rows([(m, a, b) for a, b in ranges]) for m in (cached.keys, cached.values))
         self.backend.forget(cached.keys, cached.values)
-        kept = self._layers[layer] = KeyValues(parts[0], parts[1], sum(b - a for a, b in ranges))
-        return kept
+        self.store(layer, KeyValues(keys, values, sum(b - a for a, b in ranges)))
 
-    def _replace(self, layer: int, keys: Value, values: Value) -> None:
-        """Cache these rows instead."""
-        cached = self._cached(layer)
+    def replace(self, layer: int, keys: Value, values: Value) -> None:
+        """Forget what is cached, and cache these keys and values (G, tokens, d) instead."""
+        cached = self.cached(layer)
         self.backend.forget(cached.keys, cached.values)
-        self._layers[layer] = self.backend.append(None, keys, values)
+        self.store(layer, self.backend.append(None, keys, values))
 
-    def _key_values(self, layer: int) -> tuple[Value, Value]:
-        cached = self._cached(layer)
-        return self.backend.unmask(cached.keys), self.backend.unmask(cached.values)
+    def store(self, layer: int, cached: KeyValues) -> None:
+        """What is cached from now on, masked already; what was is the caller's to forget."""
+        self._layers[layer] = cached
+
+    def add_padded(self, earlier: Value | None, later: Value) -> Value:
+        """(G, T) + (G, T') with T <= T': sums by token, where tokens have joined."""
+        if earlier is None:
+            return later
+        missing = self.backend.zeros((later.shape[0], later.shape[1] - earlier.shape[1]))
+        return later + self.backend.concatenate([earlier, missing], 1)
 
     def _attend_block(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        (cached, masked), m = self._enter(layer, queries, keys, values), keys.shape[1]
+        (cached, masked), m = self.enter(layer, queries, keys, values), keys.shape[1]
         repeat = self.config.queries_per_head
         visible = _causal(m, self.past).repeat(repeat, 1) if m > 1 else None
         first = max(0, self.prompt_tokens - self.observed_queries() - self.past)
@@ -148,15 +162,8 @@ class Policy(ABC):
             return self.backend.attend(masked, cached, visible)
         observed = (torch.arange(repeat)[:, None] * m + torch.arange(first, m)).flatten()
         out, received = self.backend.attend_observed(masked, cached, visible, observed)
-        self.received[layer] = self._add_padded(self.received[layer], received)
+        self._received[layer] = self.add_padded(self._received[layer], received)
         return out
-
-    def _add_padded(self, earlier: Value | None, later: Value) -> Value:
-        """(G, T) + (G, T') with T <= T'."""
-        if earlier is None:
-            return later
-        missing = self.backend.zeros((later.shape[0], later.shape[1] - earlier.shape[1]))
-        return later + self.backend.concatenate([earlier, missing], 1)
 
 
 def _causal(m: int, past: int) -> torch.Tensor:

@@ -60,8 +60,7 @@ class ClusterPolicy(Policy):
 
     settings: ClusterSettings
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
+    def prepare(self) -> None:
         self._sizes = self.settings.sizes()
         self._clusters = [_Clusters() for _ in range(self.config.layers)]
         self._stages: list[Stage] = []
@@ -93,7 +92,7 @@ class ClusterPolicy(Policy):
         group = self.group(layer)
         if not group:
             return super().step(layer, queries, keys, values)
-        cached, masked = self._enter(layer, queries, keys, values)
+        cached, masked = self.enter(layer, queries, keys, values)
         self._close(layer)
         if layer == group[0]:
             self._stages = self._select(layer, queries, masked)
@@ -141,14 +140,14 @@ class ClusterPolicy(Policy):
         if not self.group(layer):
             return
         clusters = self._clusters[layer]
-        count = self._inside(self._cached(layer).tokens) - clusters.tokens
+        count = self._inside(self.cached(layer).tokens) - clusters.tokens
         if not count:
             return
         first = self.settings.sinks + clusters.tokens
         clusters.tokens += count
         if layer != self.group(layer)[0]:
             return  # only who selects needs representatives
-        keys = self.backend.unmask(self._cached(layer).keys)[:, first : first + count]
+        keys = self.backend.unmask(self.cached(layer).keys)[:, first : first + count]
         new = self.represent(layer, keys, first)
         old: Sequence[Sequence[Masked | None]] = clusters.representatives or [[None] * len(level) for level in new]
         clusters.representatives = [
@@ -158,7 +157,7 @@ class ClusterPolicy(Policy):
 
     def _select(self, layer: int, queries: Value, masked: Masked) -> list[Stage]:
         """Stages from coarse to fine; none if everything is attended to."""
-        picks, backend = self.picks(self._cached(layer).tokens), self.backend
+        picks, backend = self.picks(self.cached(layer).tokens), self.backend
         if not picks:
             return []
         scores = self.compare(queries, masked, self._clusters[layer].representatives[-len(picks) :])

@@ -36,8 +36,7 @@ class H2O(Policy):
     settings_class = H2OSettings
     settings: H2OSettings
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
+    def prepare(self) -> None:
         self._heavy = self.budget // 2
         self._scores: list[Value] = []
 
@@ -46,22 +45,22 @@ class H2O(Policy):
 
     def evict(self) -> None:
         layers, n = range(self.config.layers), self.prompt_tokens
-        self._scores = [self._received(layer) for layer in layers]
+        self._scores = [self.received(layer) for layer in layers]
         if self.budget >= n:
             return
-        parts = [(*self._key_values(layer), _column(self._scores[layer])) for layer in layers]
+        parts = [(*self.key_values(layer), _column(self._scores[layer])) for layer in layers]
         largest = float(n * self.config.queries_per_head)
         recent = self.budget - self._heavy
         kept = keep_top_k_per_head(self.backend, parts, self._scores, self.budget, 0, recent, largest)
         for layer, (keys, values, scores) in zip(layers, kept, strict=True):
-            self._replace(layer, keys, values)
+            self.replace(layer, keys, values)
             self._scores[layer] = scores[:, :, 0]
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        cached, masked = self._enter(layer, queries, keys, values)
+        cached, masked = self.enter(layer, queries, keys, values)
         everyone = torch.arange(queries.shape[1])
         out, received = self.backend.attend_observed(masked, cached, None, everyone)
-        self._scores[layer] = self._add_padded(self._scores[layer], received)
+        self._scores[layer] = self.add_padded(self._scores[layer], received)
         if cached.tokens > self.budget:
             self._drop_one(layer, cached)
         return out
@@ -81,7 +80,7 @@ class H2O(Policy):
             slots = backend.overwrite(backend.rows([(masked, 0, heavy)]), choice, leaving)
             kept.append(backend.rows([(slots, 0, heavy), (masked, heavy + 1, tokens)]))
             backend.forget(masked, slots)
-        self._layers[layer] = KeyValues(kept[0], kept[1], tokens - 1)
+        self.store(layer, KeyValues(kept[0], kept[1], tokens - 1))
         change = backend.gather(choice.transpose(1, 2), scores[:, heavy : heavy + 1].reshape(-1, 1, 1))
         lost = backend.gather(choice, _column(scores[:, :heavy]))
         spread = backend.gather(choice.transpose(1, 2), lost)

@@ -38,8 +38,8 @@ class InfLLM(ClusterPolicy):
     settings_class = InfLLMSettings
     settings: InfLLMSettings
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
+    def prepare(self) -> None:
+        super().prepare()
         self._queries: list[Value | None] = [None] * self.config.layers
 
     def observe(self, layer: int, queries: Value, keys: Value, values: Value) -> None:

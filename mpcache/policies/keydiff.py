@@ -22,8 +22,7 @@ class KeyDiff(Policy):
     settings_class = SinkSettings
     settings: SinkSettings
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
+    def prepare(self) -> None:
         self._directions: list[list[Value]] = [[] for _ in range(self.config.layers)]
 
     def observe(self, layer: int, queries: Value, keys: Value, values: Value) -> None:
@@ -34,11 +33,11 @@ class KeyDiff(Policy):
         s, layers, d = self.settings, range(self.config.layers), self.config.head_size
         if self.budget >= self.prompt_tokens:
             return
-        parts = [self._key_values(layer) for layer in layers]
+        parts = [self.key_values(layer) for layer in layers]
         scores = [self._difference(layer) for layer in layers]
         kept = keep_top_k_per_head(self.backend, parts, scores, self.budget, s.sinks, s.recent, 2 * d + 2)
         for layer, (keys, values) in zip(layers, kept, strict=True):
-            self._replace(layer, keys, values)
+            self.replace(layer, keys, values)
         self._directions = []
 
     def _difference(self, layer: int) -> Value:

@@ -116,7 +116,7 @@ class MPCache(ClusterPolicy):
     def _evict_groups(self, groups: list[range]) -> None:
         """Groups of equally many layers, in the same rounds."""
         s, r = self.settings, self.config.queries_per_head
-        parts = [[value for layer in group for value in self._key_values(layer)] for group in groups]
+        parts = [[value for layer in group for value in self.key_values(layer)] for group in groups]
         scores = [self._group_score(group) for group in groups]
         largest = float(self.observed_queries() * r * len(groups[0]))
         if s.per_head:
@@ -127,11 +127,11 @@ class MPCache(ClusterPolicy):
             kept = keep_top_k_together(self.backend, parts, scores, self.keep(), s.sinks, s.recent, largest)
         for group, values in zip(groups, kept, strict=True):
             for i, layer in enumerate(group):
-                self._replace(layer, values[2 * i], values[2 * i + 1])
+                self.replace(layer, values[2 * i], values[2 * i + 1])
 
     def _group_score(self, group: range) -> Value:
         """Attention received (G, n), summed over the layers that will share the choice."""
-        total, *others = [self._received(layer) for layer in group]
+        total, *others = [self.received(layer) for layer in group]
         for received in others:
             total = total + received
         return total

@@ -33,4 +33,4 @@ class Random(Policy):
             chosen = sorted(random.Random(f"{self.settings.seed}-{layer}").sample(range(n), self.budget))
             runs = itertools.groupby(enumerate(chosen), lambda pair: pair[1] - pair[0])
             ranges = [(run[0][1], run[-1][1] + 1) for run in (list(group) for _, group in runs)]
-            self._rows(layer, *ranges)
+            self.keep_ranges(layer, *ranges)

@@ -42,11 +42,11 @@ class SnapKV(Policy):
         if self.budget >= self.prompt_tokens:
             return
         largest = self.observed_queries() * self.config.queries_per_head * s.kernel
-        parts = [self._key_values(layer) for layer in layers]
-        scores = [self._pooled(self._received(layer)) for layer in layers]
+        parts = [self.key_values(layer) for layer in layers]
+        scores = [self._pooled(self.received(layer)) for layer in layers]
         kept = keep_top_k_per_head(self.backend, parts, scores, self.budget, s.sinks, s.recent, largest)
         for layer, (keys, values) in zip(layers, kept, strict=True):
-            self._replace(layer, keys, values)
+            self.replace(layer, keys, values)
 
     def _pooled(self, scores: Value) -> Value:
         """Sums over `kernel` neighbours (G, n)."""

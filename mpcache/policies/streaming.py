@@ -22,14 +22,14 @@ class Streaming(Policy):
             self._slide(layer)
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        _, masked = self._enter(layer, queries, keys, values)
+        _, masked = self.enter(layer, queries, keys, values)
         self._slide(layer)
-        return self.backend.attend(masked, self._cached(layer))
+        return self.backend.attend(masked, self.cached(layer))
 
     def attended(self) -> int:
         return min(super().attended(), self.budget)
 
     def _slide(self, layer: int) -> None:
-        tokens, sinks = self._cached(layer).tokens, self.settings.sinks
+        tokens, sinks = self.cached(layer).tokens, self.settings.sinks
         if tokens > self.budget:
-            self._rows(layer, (0, sinks), (tokens - self.budget + sinks, tokens))
+            self.keep_ranges(layer, (0, sinks), (tokens - self.budget + sinks, tokens))

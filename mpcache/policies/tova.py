@@ -27,14 +27,14 @@ class Tova(Policy):
         layers = range(self.config.layers)
         if self.budget >= self.prompt_tokens:
             return
-        parts = [self._key_values(layer) for layer in layers]
-        scores = [self._over_heads(self._received(layer)) for layer in layers]
+        parts = [self.key_values(layer) for layer in layers]
+        scores = [self._over_heads(self.received(layer)) for layer in layers]
         kept = keep_top_k_together(self.backend, parts, scores, self.budget, 0, 0, float(self.config.heads))
         for layer, (keys, values) in zip(layers, kept, strict=True):
-            self._replace(layer, keys, values)
+            self.replace(layer, keys, values)
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        cached, masked = self._enter(layer, queries, keys, values)
+        cached, masked = self.enter(layer, queries, keys, values)
         if cached.tokens <= self.budget:
             return self.backend.attend(masked, cached)
         out, received = self.backend.attend_observed(masked, cached, None, torch.arange(queries.shape[1]))
@@ -44,7 +44,7 @@ class Tova(Policy):
         for masked, newest in ((cached.keys, keys), (cached.values, values)):
             slots.append(self.backend.overwrite(self.backend.rows([(masked, 0, self.budget)]), choice, newest))
             self.backend.forget(masked)
-        self._layers[layer] = KeyValues(slots[0], slots[1], self.budget)
+        self.store(layer, KeyValues(slots[0], slots[1], self.budget))
         return out
 
     def attended(self) -> int:

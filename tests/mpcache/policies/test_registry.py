@@ -71,7 +71,7 @@ class Newest(Policy):
     def evict(self) -> None:
         n, first = self.prompt_tokens, self.settings.first
         for layer in range(self.config.layers):
-            self._rows(layer, (0, first), (max(first, n - self.budget + first), n))
+            self.keep_ranges(layer, (0, first), (max(first, n - self.budget + first), n))
 '''
 ENTRY_POINTS = """
 [mpcache.policies]
