@@ -11,12 +11,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mpcache.generation.request import ClientRequest, GenerationRequest
-from mpcache.model.load import Prompt
-from mpcache.model.tokenizer import end_tokens, load_tokenizer, vocabulary_size
+from mpcache.model.tokenizer import Prompt, encode_prompt, end_tokens, load_tokenizer, vocabulary_size
 from mpcache.parties.certificates import load_identity
 from mpcache.parties.client import Connection, Generation
 from mpcache.parties.settings import ClientSettings
-from mpcache.protocols.errors import ConfigError
 
 log = logging.getLogger("mpcache.client")
 
@@ -32,11 +30,10 @@ class DataOwner:
     def request(self, prompt: Prompt, *, fixed_length: bool | None = None, **public: Any) -> ClientRequest:
         """For a prompt, text or token ids. public: facts that differ from the defaults, see `GenerationRequest`.
 
-        Raises ConfigError if the prompt is empty.
+        Raises ConfigError if the prompt is empty, or has tokens that the tokenizer does not: such a one could end a
+        session that has begun, which would tell of the prompt.
         """
-        tokens = list(self.tokenizer.encode(prompt).ids) if isinstance(prompt, str) else list(prompt)
-        if not tokens:
-            raise ConfigError("the prompt is empty")
+        tokens = encode_prompt(prompt, self.tokenizer, vocabulary_size(self.tokenizer))
         request = self.defaults.with_prompt(tokens, **public)
         return request if fixed_length is None else replace(request, fixed_length=fixed_length)
 

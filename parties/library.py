@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, Self, TypedDict, Unpack
+from weakref import WeakSet
 
 from mpcache.generation.answer import Answer
 from mpcache.generation.in_process import InProcessGeneration
@@ -20,13 +21,15 @@ from mpcache.generation.request import ClientRequest, GenerationRequest
 from mpcache.generation.text import Decodes, TextStream
 from mpcache.inspection.implied import check_ranges
 from mpcache.model.config import ModelConfig
-from mpcache.model.load import Model, Prompt
+from mpcache.model.load import Model, model_folder
 from mpcache.model.shapes import model_shape
+from mpcache.model.tokenizer import Prompt, load_tokenizer
 from mpcache.parties.data_owner import DataOwner, data_owner, data_owner_of
 from mpcache.parties.launcher import local_parties
 from mpcache.parties.settings import ClientSettings, load_settings
 from mpcache.policies import PolicySettings, policy_settings
 from mpcache.protocols.errors import ConfigError
+from mpcache.suggest import suggestion
 
 OnBlock = Callable[[int, int], None]
 
@@ -48,21 +51,33 @@ class Tokens(Protocol):
     meter: Meter | None
 
     def __iter__(self) -> Iterator[int]: ...
+    def stop(self) -> None: ...
 
 
 class Stream:
-    """Iterate once, for pieces of text. `answer` is there when all are taken. Leaving early ends the session."""
+    """Iterate once, for pieces of text: one for each token, empty inside a character, and at last what is left.
+
+    `answer` is there when all are taken. Leaving early ends the session, as the end of the parties' `with` block does.
+    """
 
     def __init__(self, tokens: Tokens, request: GenerationRequest, tokenizer: Decodes) -> None:
         self._tokens, self._request = tokens, request
         self._text = TextStream(tokenizer)
         self._answer: Answer | None = None
+        self._taken = False
 
     def __iter__(self) -> Iterator[str]:
         """Raises MpcacheError."""
+        if self._taken:
+            raise ConfigError("a stream is read once: ask for another, or take the `answer` of this one")
+        self._taken = True
+        return self._pieces()
+
+    def _pieces(self) -> Iterator[str]:
         for token in self._tokens:
             yield self._text.add(token)
-        yield self._text.rest()
+        if piece := self._text.rest():
+            yield piece
         assert self._tokens.meter is not None
         self._answer = Answer.of(self._text.text, self._text.tokens, self._request, self._tokens.meter)
 
@@ -75,10 +90,13 @@ class Stream:
 
 
 class Parties(ABC):
-    """Owner, client and dealer, wherever they are. This process is the client's.
+    """Owner, client and dealer, wherever they are. This process is the client's. Threads may share one.
 
     It is a context manager: what was started ends with the `with` block.
     """
+
+    def __init__(self) -> None:
+        self._running: WeakSet[Tokens] = WeakSet()
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
         """The whole answer; for the options see `stream`."""
@@ -93,20 +111,26 @@ class Parties(ABC):
         prompt: text, or token ids. max_new_tokens: 16, or what the settings say. policy: settings, or a spelling such
         as "mpcache:budget=0.25"; "mpcache". temperature: 0, the likeliest token. network: what protocols are chosen
         for; "loopback". fixed_length: False; True hides where the answer ended. on_block: hears how many of the
-        prompt's tokens are done, and how many there are. Raises MpcacheError, some of it while it is iterated.
+        prompt's tokens are done, and how many there are. Raises ConfigError for what cannot be asked for; and
+        MpcacheError while it is iterated.
         """
+        for name in options:
+            if name not in Options.__annotations__:
+                raise ConfigError(f"unknown option {name!r} ({suggestion(name, Options.__annotations__)})")
         on_block = options.pop("on_block", lambda done, total: None)
-        policy = options.get("policy")
-        if isinstance(policy, str):
-            options["policy"] = policy_settings(policy)
+        if "policy" in options:
+            options["policy"] = policy_settings(options["policy"])
         request = self._request(prompt, **options)
-        return Stream(self._start(request, on_block), request.public, self._tokenizer())
+        tokens = self._start(request, on_block)
+        self._running.add(tokens)
+        return Stream(tokens, request.public, self._tokenizer())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        return None
+        for tokens in list(self._running):
+            tokens.stop()
 
     @abstractmethod
     def _request(self, prompt: Prompt, **options: Any) -> ClientRequest: ...
@@ -128,13 +152,14 @@ class InProcess(Parties):
 
     def __init__(self, model: Model) -> None:
         """Raises ModelError if the model's weights cannot be computed with privately."""
+        super().__init__()
         check_ranges(model.checkpoint)
         self._model = model
 
     def _request(self, prompt: Prompt, *, fixed_length: bool = False, **public: Any) -> ClientRequest:
         tokens = self._model.encode(prompt)
         facts = replace(_asked(), prompt_tokens=len(tokens), **public)
-        facts.check("model", self._model.config, len(tokens), facts.max_new_tokens)
+        facts.check_for(self._model.config)
         return ClientRequest(prompt=tokens, public=facts, end_tokens=self._model.end_tokens, fixed_length=fixed_length)
 
     def _start(self, request: ClientRequest, on_block: OnBlock) -> InProcessGeneration:
@@ -149,12 +174,21 @@ class Remote(Parties):
 
     def __init__(self, settings: str | Path | DataOwner) -> None:
         """Raises ConfigError, IdentityError, ModelError."""
+        super().__init__()
         if not isinstance(settings, DataOwner):
             settings = data_owner_of(load_settings(Path(settings), ClientSettings))
-        self._data_owner = settings
+        self._connected: DataOwner | None = settings
+
+    @property
+    def _data_owner(self) -> DataOwner:
+        if self._connected is None:
+            raise ConfigError("the processes run in a block alone: with mpcache.LocalProcesses(folder) as parties: ...")
+        return self._connected
 
     def _request(self, prompt: Prompt, **options: Any) -> ClientRequest:
-        return self._data_owner.request(prompt, **options)
+        request = self._data_owner.request(prompt, **options)
+        request.public.check_values()
+        return request
 
     def _start(self, request: ClientRequest, on_block: OnBlock) -> Tokens:
         return self._data_owner.start(request, on_block)
@@ -168,15 +202,23 @@ class LocalProcesses(Remote):
     and end with it."""
 
     def __init__(self, folder: str | Path) -> None:
-        """folder: of the owner's model, and of the client's tokenizer."""
-        self._folder, self._started = Path(folder), ExitStack()
+        """folder: of the owner's model, and of the client's tokenizer. Raises ModelError if it has none."""
+        Parties.__init__(self)
+        self._folder, self._started = model_folder(folder), ExitStack()
+        self._connected = None
+        load_tokenizer(self._folder)
 
     def __enter__(self) -> Self:
-        connection = self._started.enter_context(local_parties(self._folder))
-        super().__init__(data_owner(connection, self._folder, _asked()))
+        """Raises PeerLost with what the owner says, if it does not start."""
+        with ExitStack() as started:
+            connection = started.enter_context(local_parties(self._folder))
+            self._connected = data_owner(connection, self._folder, _asked())
+            self._started = started.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._connected = None
         self._started.close()
 
 
@@ -186,11 +228,13 @@ def plan(
     prompt_tokens: int,
     max_new_tokens: int = 16,
     policy: str | PolicySettings = "mpcache",
+    temperature: float = 0.0,
     network: str = "loopback",
 ) -> Prices:
     """Plan what a private generation will take, exactly and without running it: prefill, eviction, each decode step.
 
-    model: a loaded one, its shape, a folder, or the name of a shape such as "gpt2". Cost: seconds, whatever the size.
+    model: a loaded one, its shape, a folder, or the name of a shape such as "gpt2"; a shape by its name or folder has
+    room for any prompt here. An answer that ends early takes less. Cost: seconds, whatever the size.
     Raises ConfigError, ModelError.
     """
     if isinstance(model, Model):
@@ -202,7 +246,9 @@ def plan(
     request = GenerationRequest(
         prompt_tokens=prompt_tokens,
         max_new_tokens=max_new_tokens,
-        policy=policy_settings(policy) if isinstance(policy, str) else policy,
+        policy=policy_settings(policy),
+        temperature=temperature,
         network=network,
     )
+    request.check_for(config)
     return price(config, request)

@@ -16,8 +16,9 @@ import torch
 from mpcache.generation.recorded import Recorded, greedy, log_likelihood, record
 from mpcache.generation.request import FULL
 from mpcache.model.decoder import Decoder
-from mpcache.model.load import Model, Prompt
-from mpcache.policies import PolicySettings, policy_settings, spelled
+from mpcache.model.load import Model
+from mpcache.model.tokenizer import Prompt, encode_prompt
+from mpcache.policies import PolicySettings, check_policy, policy_settings, spelled
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.errors import ConfigError
 
@@ -65,15 +66,16 @@ def compare_policies(
     on_prompt: hears how many prompts are done.
     Raises ConfigError for prompts or answers that do not fit the model.
     """
+    _check_lists(prompts, policies, answers)
+    if max_new_tokens < 1:
+        raise ConfigError(f"an answer has at least one token: max_new_tokens cannot be {max_new_tokens}")
     wanted = [None] * len(prompts) if answers is None else [_tokens(model, answer) for answer in answers]
-    if not prompts or len(wanted) != len(prompts):
-        raise ConfigError(f"{len(prompts)} prompts and {len(wanted)} answers: give at least one prompt, an answer each")
     decoder = Decoder(model.config, PlainBackend(), model.checkpoint.tensors)
-    chosen = [policy_settings(policy) if isinstance(policy, str) else policy for policy in policies]
+    chosen = [check_policy(policy_settings(policy)) for policy in policies]
     found: list[list[_Answer]] = [[] for _ in chosen]
     for done, (prompt, answer) in enumerate(zip(prompts, wanted, strict=True), 1):
         tokens = model.encode(prompt)
-        _check_room(model, len(tokens) + (max_new_tokens if answer is None else len(answer)))
+        _check_room(model, tokens, max_new_tokens if answer is None else len(answer))
         recorded = record(decoder, tokens)
         expected = answer
         if expected is None:
@@ -86,16 +88,28 @@ def compare_policies(
 
 
 def _tokens(model: Model, answer: Prompt) -> list[int]:
-    if isinstance(answer, str) and model.tokenizer is not None:
-        return list(model.tokenizer.encode(answer, add_special_tokens=False).ids)
-    return model.encode(answer)
+    try:
+        return encode_prompt(answer, model.tokenizer, model.config.vocabulary, special_tokens=False)
+    except ConfigError as error:
+        raise ConfigError(f"an answer: {error}") from None
 
 
-def _check_room(model: Model, tokens: int) -> None:
-    if tokens > model.config.max_positions:
+def _check_lists(prompts: Sequence[Prompt], policies: Sequence[object], answers: Sequence[Prompt] | None) -> None:
+    for name, several in (("prompts", prompts), ("policies", policies), ("answers", answers)):
+        if isinstance(several, str) or (several is not None and not len(several)):
+            raise ConfigError(f"{name} are a list with at least one in it")
+    if answers is not None and len(answers) != len(prompts):
+        raise ConfigError(f"there are {len(prompts)} prompts and {len(answers)} answers: give one for each")
+
+
+def _check_room(model: Model, tokens: list[int], new: int) -> None:
+    if len(tokens) < 2:
+        raise ConfigError("a prompt has two tokens or more: the last is answered from what is kept of the others")
+    taken, positions = len(tokens) + new, model.config.max_positions
+    if taken > positions:
         raise ConfigError(
-            f"a prompt and its answer take {tokens} tokens, and the model has {model.config.max_positions} positions: "
-            "shorten the prompt or lower max_new_tokens"
+            f"a prompt and its answer take {taken} tokens, and the model has {positions} positions: shorten the prompt "
+            "or lower max_new_tokens"
         )
 
 

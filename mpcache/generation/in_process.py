@@ -36,13 +36,15 @@ class InProcessGeneration:
             raise ConfigError("only the backend 'mpc' runs in one process: others need processes of their own")
         self._checkpoint, self._request, self._on_block = checkpoint, request, on_block
         self._failure: Exception | None = None
+        self._channels = channel_pair(threading.TIMEOUT_MAX)
+        self._stopped = False
         self.meter: Meter | None = None
 
     def __iter__(self) -> Iterator[int]:
-        """Raises MpcacheError."""
+        """Once. Raises MpcacheError, and whatever else went wrong in the owner's thread."""
         config, request = self._checkpoint.config, self._request
         seeds, key = (new_key(), new_key()), new_key()
-        here, there = channel_pair(threading.TIMEOUT_MAX)
+        here, there = self._channels
         owner = threading.Thread(target=self._own, args=(there, seeds[0], key), name="mpcache owner", daemon=True)
         stream = _Stream(corrections(Dealer(seeds, key), correlations(config, request.public)))
         session = Session(1, here, PartyCorrelations(1, seeds[1], stream.read))
@@ -61,10 +63,18 @@ class InProcessGeneration:
                         yield token
                     ended = ended or token in request.end_tokens
         except PeerLost:
+            if self._stopped:
+                raise PeerLost("the client stopped") from None
             raise self._failure or PeerLost("the owner's thread ended") from None
         finally:
             here.close()
             owner.join()
+
+    def stop(self) -> None:
+        """Nobody wants more tokens: the owner's thread ends, and so does an iteration. Any thread may call it."""
+        self._stopped = True
+        for channel in self._channels:
+            channel.close()
 
     def _stops(self, token: int) -> bool:
         return token in self._request.stop_tokens

@@ -10,7 +10,8 @@ from mpcache.generation.answer import Answer
 from mpcache.generation.loop import Meter, steps
 from mpcache.generation.request import GenerationRequest
 from mpcache.model.decoder import Decoder
-from mpcache.model.load import Model, Prompt
+from mpcache.model.load import Model
+from mpcache.model.tokenizer import Prompt
 from mpcache.policies import PolicySettings, policy_settings
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.session import Cost
@@ -38,9 +39,9 @@ def generate(
         prompt_tokens=len(tokens),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        policy=policy_settings(policy) if isinstance(policy, str) else policy,
+        policy=policy_settings(policy),
     )
-    request.check("model", model.config, len(tokens), max_new_tokens)
+    request.check_for(model.config)
     backend = PlainBackend(torch.Generator().manual_seed(seed))
     decoder, meter, found = Decoder(model.config, backend, model.checkpoint.tensors), Meter(Cost), list[int]()
     for token in steps(decoder, request, tokens, on_block, lambda token: token in model.end_tokens):

@@ -6,7 +6,7 @@ one, the owner has the other, and neither is repeated anywhere. Whoever varies o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,34 +74,51 @@ class GenerationRequest:
         """Raises HandshakeError if this cannot be run, or if `role` does not allow it: whoever made it, it is checked
         before anything is planned."""
         self._check_program(role)
+        _as_handshake(self.check_values)
         if self.prompt_tokens > most_prompt_tokens:
             raise HandshakeError(f"the {role} allows {most_prompt_tokens} prompt tokens, not {self.prompt_tokens}")
         if self.max_new_tokens > most_new_tokens:
             raise HandshakeError(
                 f"the {role} allows {most_new_tokens} new tokens, not {self.max_new_tokens}: lower max_new_tokens"
             )
-        if self.prompt_tokens < 1 or self.max_new_tokens < 1:
-            raise HandshakeError("a generation needs a prompt and at least one new token")
-        if self.tokens > model.max_positions:
-            raise HandshakeError(
-                f"{self.prompt_tokens} prompt and {self.max_new_tokens} new tokens do not fit the model's "
-                f"{model.max_positions} positions: shorten the prompt or lower max_new_tokens"
-            )
+        _as_handshake(lambda: self._check_room(model))
+
+    def check_for(self, model: ModelConfig) -> None:
+        """Raises ConfigError if no process could run this with the model: for who asks and runs it alike."""
+        self.check_values()
+        self._check_room(model)
 
     def _check_program(self, role: str) -> None:
         if self.precision != PRECISION:
             raise HandshakeError(f"the {role} computes with {PRECISION}, not {self.precision[:60]}")
         if self.block != PREFILL_BLOCK:
             raise HandshakeError(f"the {role} reads prompts in blocks of {PREFILL_BLOCK} tokens, not {self.block}")
+
+    def check_values(self) -> None:
+        """The same for any model. Raises ConfigError."""
+        if self.prompt_tokens < 1 or self.max_new_tokens < 1:
+            raise ConfigError("a generation needs a prompt and at least one new token")
         if not 0 <= self.temperature <= HOTTEST:
-            raise HandshakeError(f"the temperature must be between 0 and {HOTTEST}")
+            raise ConfigError(f"the temperature must be between 0 and {HOTTEST}")
         if self.backend not in PRIVATE_BACKENDS:
-            raise HandshakeError(f"unknown backend {self.backend[:40]!r} (known: {', '.join(PRIVATE_BACKENDS)})")
-        try:
-            check_policy(self.policy)
-            parse_network(self.network)
-        except ConfigError as error:
-            raise HandshakeError(str(error)) from None
+            raise ConfigError(f"unknown backend {self.backend[:40]!r} (known: {', '.join(PRIVATE_BACKENDS)})")
+        check_policy(self.policy)
+        parse_network(self.network)
+
+    def _check_room(self, model: ModelConfig) -> None:
+        if self.tokens > model.max_positions:
+            raise ConfigError(
+                f"{self.prompt_tokens} prompt and {self.max_new_tokens} new tokens do not fit the model's "
+                f"{model.max_positions} positions: shorten the prompt or lower max_new_tokens"
+            )
+
+
+def _as_handshake(check: Callable[[], None]) -> None:
+    """What is wrong with a peer's request is no mistake of this process's user."""
+    try:
+        check()
+    except ConfigError as error:
+        raise HandshakeError(str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,8 @@ from mpcache.inspection.bounds import Sizes
 from mpcache.inspection.implied import Implied, implied_ranges
 from mpcache.inspection.watched import watched_answer
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
-from mpcache.model.tokenizer import end_tokens, load_tokenizer
+from mpcache.model.tokenizer import encode_prompt, end_tokens, load_tokenizer
 from mpcache.policies import PolicySettings
-from mpcache.protocols.errors import ConfigError
 
 RANDOM_TOKENS = 256
 """Of a prompt that nobody gave, where the model has room for it."""
@@ -71,32 +70,17 @@ def inspect_model(
     Raises ModelError, and ConfigError for a prompt that does not fit the model.
     """
     checkpoint = load_checkpoint(folder)
-    tokens, ends = (_random_tokens(checkpoint, max_new_tokens), ()) if prompt is None else _encoded(folder, prompt)
-    _check(tokens, max_new_tokens, checkpoint)
+    if prompt is None:
+        tokens, ends = _random_tokens(checkpoint, max_new_tokens), tuple[int, ...]()
+    else:
+        tokenizer = load_tokenizer(folder)
+        tokens, ends = encode_prompt(prompt, tokenizer, checkpoint.config.vocabulary), end_tokens(folder, tokenizer)
     request = GenerationRequest(prompt_tokens=len(tokens), max_new_tokens=max_new_tokens, policy=policy)
+    request.check_for(checkpoint.config)
     answer, sizes = watched_answer(checkpoint, request, tokens, ends, on_block)
     kind = "random tokens of the vocabulary, as no prompt was given" if prompt is None else "the prompt given"
     implied = implied_ranges(checkpoint)
     return Inspection(folder.name, checkpoint.digest, implied, sizes, kind, len(tokens), len(answer), policy)
-
-
-def _encoded(folder: Path, prompt: str) -> tuple[list[int], tuple[int, ...]]:
-    """The prompt's tokens, and those that end an answer."""
-    tokenizer = load_tokenizer(folder)
-    return list(tokenizer.encode(prompt).ids), end_tokens(folder, tokenizer)
-
-
-def _check(tokens: list[int], max_new_tokens: int, checkpoint: Checkpoint) -> None:
-    config = checkpoint.config
-    if len(tokens) + max_new_tokens > config.max_positions:
-        raise ConfigError(
-            f"{len(tokens)} prompt and {max_new_tokens} new tokens do not fit the model's {config.max_positions} "
-            "positions: shorten the prompt or lower --max-new-tokens"
-        )
-    if not tokens:
-        raise ConfigError("the prompt is empty")
-    if max(tokens) >= config.vocabulary:
-        raise ConfigError("the tokenizer does not fit the model: a token is beyond its vocabulary")
 
 
 def _random_tokens(checkpoint: Checkpoint, max_new_tokens: int) -> list[int]:

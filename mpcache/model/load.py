@@ -10,11 +10,8 @@ from tokenizers import Tokenizer
 
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
 from mpcache.model.config import ModelConfig
-from mpcache.model.tokenizer import end_tokens, load_tokenizer
-from mpcache.protocols.errors import ConfigError, ModelError
-
-Prompt = str | Sequence[int]
-"""Text, or token ids of the model's vocabulary."""
+from mpcache.model.tokenizer import Prompt, encode_prompt, end_tokens, load_tokenizer
+from mpcache.protocols.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -37,21 +34,18 @@ class Model:
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids. Raises ConfigError for an empty prompt, for tokens beyond the vocabulary, and for text where the
         model has no tokenizer."""
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise ConfigError(f"{self.folder} has no tokenizer.json: give the prompt as token ids")
-            tokens = list(self.tokenizer.encode(prompt).ids)
-        else:
-            tokens = list(prompt)
-        if not tokens:
-            raise ConfigError("the prompt is empty")
-        if not 0 <= min(tokens) <= max(tokens) < self.config.vocabulary:
-            raise ConfigError(f"the prompt has tokens beyond the model's vocabulary of {self.config.vocabulary}")
-        return tokens
+        return encode_prompt(prompt, self.tokenizer, self.config.vocabulary)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens; empty where the model has no tokenizer."""
         return "" if self.tokenizer is None else self.tokenizer.decode(list(tokens))
+
+
+def model_folder(folder: str | Path) -> Path:
+    """Raises ModelError if there is none."""
+    if not Path(folder).is_dir():
+        raise ModelError(f"there is no folder {folder}")
+    return Path(folder)
 
 
 def load_model(folder: str | Path) -> Model:
@@ -60,9 +54,7 @@ def load_model(folder: str | Path) -> Model:
     No code of the folder runs, nothing is unpickled. Raises ModelError with what is wrong.
     Memory: 4 bytes a weight.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ModelError(f"there is no folder {folder}")
+    folder = model_folder(folder)
     checkpoint = load_checkpoint(folder)
     if not (folder / "tokenizer.json").exists():
         return Model(folder, checkpoint, None, ())

@@ -1,14 +1,18 @@
-"""The data owner's side of a model folder: its tokenizer, and which tokens end an answer."""
+"""The data owner's side of a model folder: its tokenizer, what a prompt is to it, and which tokens end an answer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import index
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from mpcache.model.json_files import find_json_object, shown
-from mpcache.protocols.errors import ModelError
+from mpcache.protocols.errors import ConfigError, ModelError
 
+Prompt = str | Sequence[int]
+"""Text, or token ids of the model's vocabulary."""
 MOST_TOKEN = (1 << 32) - 1
 
 
@@ -31,6 +35,26 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def vocabulary_size(tokenizer: Tokenizer) -> int:
     """What a model's vocabulary must have room for: ids may have gaps, so it is the largest that counts."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0) + 1
+
+
+def encode_prompt(
+    prompt: Prompt, tokenizer: Tokenizer | None, vocabulary: int, special_tokens: bool = True
+) -> list[int]:
+    """Token ids, all in the vocabulary; special_tokens: with those that the tokenizer puts around a text.
+
+    Raises ConfigError for a prompt of no tokens or of others, and for text where there is no tokenizer.
+    """
+    if not isinstance(prompt, str):
+        tokens = [index(token) for token in prompt]
+    elif tokenizer is not None:
+        tokens = list(tokenizer.encode(prompt, add_special_tokens=special_tokens).ids)
+    else:
+        raise ConfigError("the model's folder has no tokenizer.json: give token ids instead of text")
+    if not tokens:
+        raise ConfigError("the prompt is empty")
+    if not 0 <= min(tokens) <= max(tokens) < vocabulary:
+        raise ConfigError(f"the prompt does not fit the model: it has tokens beyond its vocabulary of {vocabulary}")
+    return tokens
 
 
 def end_tokens(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -17,12 +17,17 @@ from mpcache.typed_fields import field_types, from_text, to_text, typed_fields
 DEFAULT = "mpcache"
 
 
-def policy_settings(spelling: str = DEFAULT, **changes: Any) -> PolicySettings:
+def policy_settings(policy: str | PolicySettings = DEFAULT, /, **changes: Any) -> PolicySettings:
     """The settings of a policy, by its name or spelling, with changes: `policy_settings("quest", page=32)`.
 
-    Raises ConfigError that says what to change.
+    policy: settings already are what they are. Raises ConfigError that says what to change.
     """
-    name, *said = spelling.strip().split(":")
+    if isinstance(policy, PolicySettings):
+        same = {one.name: getattr(policy, one.name) for one in fields(policy) if one.name != "name"}
+        return _settings(policy.name, {**same, **changes}) if changes else policy
+    if not isinstance(policy, str):
+        raise ConfigError(f"a policy is named in quotes, as 'mpcache:budget=0.25', or by its settings: not {policy!r}")
+    name, *said = policy.strip().split(":")
     kind = policy_class(name).settings_class
     with _errors_of(name):
         table = {**_read(kind, said), **changes}
