@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from mpcache.protocols.correlation import Correlation, Dealer, PartyCorrelations, Tensors
+from mpcache.protocols.errors import PeerLost
 from mpcache.protocols.randomness import Stream, new_key
 from mpcache.protocols.ring import RING_BITS, signed
 from mpcache.protocols.session import Session
@@ -20,7 +21,7 @@ T = TypeVar("T")
 class InlineCorrelations:
     """A party with a dealer of its own, which works when asked.
 
-    It knows both seeds, so it protects nothing: for tests only.
+    It knows both seeds, so it protects nothing.
     """
 
     def __init__(self, party: int, seeds: tuple[bytes, bytes], weight_key: bytes | None = None) -> None:
@@ -40,14 +41,23 @@ class InlineCorrelations:
 def run_parties(
     program: Callable[[Session], T], timeout: float = 600.0, weight_key: bytes | None = None
 ) -> tuple[T, T]:
-    """Run `program` as both parties and return what each of them returned. The first error of either is raised."""
+    """Run `program` as both parties and return what each of them returned. If either fails, neither waits for long:
+    its error is raised."""
     seeds = (new_key(), new_key())
     channels = channel_pair(timeout)
-    sessions = [Session(p, channels[p], InlineCorrelations(p, seeds, weight_key)) for p in (0, 1)]
+
+    def run(party: int) -> T:
+        try:
+            return program(Session(party, channels[party], InlineCorrelations(party, seeds, weight_key)))
+        finally:
+            channels[party].close()
+
     with ThreadPoolExecutor(2) as pool:
-        futures = [pool.submit(program, session) for session in sessions]
-        first, second = (future.result() for future in futures)
-    return first, second
+        futures = [pool.submit(run, party) for party in (0, 1)]
+        errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:  # rather than that the other party ended, why it did
+        raise next((error for error in errors if not isinstance(error, PeerLost)), errors[0])
+    return futures[0].result(), futures[1].result()
 
 
 def shares_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

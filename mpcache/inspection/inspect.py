@@ -17,6 +17,7 @@ from mpcache.inspection.watched import watched_answer
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
 from mpcache.model.tokenizer import encode_prompt, end_tokens, load_tokenizer
 from mpcache.policies import PolicySettings
+from mpcache.protocols.errors import ConfigError
 
 RANDOM_TOKENS = 256
 """Of a prompt that nobody gave, where the model has room for it."""
@@ -76,11 +77,19 @@ def inspect_model(
         tokenizer = load_tokenizer(folder)
         tokens, ends = encode_prompt(prompt, tokenizer, checkpoint.config.vocabulary), end_tokens(folder, tokenizer)
     request = GenerationRequest(prompt_tokens=len(tokens), max_new_tokens=max_new_tokens, policy=policy)
-    request.check_for(checkpoint.config)
+    _check_room(request, checkpoint.config.max_positions)
     answer, sizes = watched_answer(checkpoint, request, tokens, ends, on_block)
     kind = "random tokens of the vocabulary, as no prompt was given" if prompt is None else "the prompt given"
     implied = implied_ranges(checkpoint)
     return Inspection(folder.name, checkpoint.digest, implied, sizes, kind, len(tokens), len(answer), policy)
+
+
+def _check_room(request: GenerationRequest, positions: int) -> None:
+    if request.tokens > positions:
+        raise ConfigError(
+            f"{request.prompt_tokens} prompt and {request.max_new_tokens} new tokens do not fit the model's "
+            f"{positions} positions: shorten the prompt or lower --max-new-tokens"
+        )
 
 
 def _random_tokens(checkpoint: Checkpoint, max_new_tokens: int) -> list[int]:

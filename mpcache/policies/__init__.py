@@ -1,6 +1,8 @@
 """Cache policies: what stays of the prompt, and what each new token attends to. One policy, one file."""
 
 from mpcache.policies.base import Policy
+from mpcache.policies.clusters import ClusterPolicy, ClusterSettings
+from mpcache.policies.eviction import keep_top_k_per_head, keep_top_k_together
 from mpcache.policies.received import AnySettings
 from mpcache.policies.registry import (
     available_policies,
@@ -22,12 +24,16 @@ from mpcache.policies.spelling import (
 
 __all__ = [
     "AnySettings",
+    "ClusterPolicy",
+    "ClusterSettings",
     "LabelledPolicy",
     "Policy",
     "PolicySettings",
     "SinkSettings",
     "available_policies",
     "check_policy",
+    "keep_top_k_per_head",
+    "keep_top_k_together",
     "known_policies",
     "new_cache",
     "parse_policies",

@@ -6,7 +6,6 @@ import math
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from tokenizers.pre_tokenizers import Whitespace
 import mpcache
 from mpcache.generation import in_process
 from mpcache.parties.launcher import launched_model, write_settings
+from mpcache.parties.threads import session_threads
 from mpcache.protocols.session import Cost
 from tests.mpcache.models import save_random_model
 
@@ -57,10 +57,6 @@ def model(tiny: Tiny) -> mpcache.Model:
 @pytest.fixture(scope="module")
 def parties(model: mpcache.Model) -> mpcache.InProcess:
     return mpcache.InProcess(model)
-
-
-def library_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("mpcache ")]
 
 
 # ---------------------------------------------------------------- the front door
@@ -101,7 +97,7 @@ def test_private_answers_in_this_process_are_the_plaintext_ones(
     assert private.tokens == plain.tokens and len(private.tokens) == NEW
     assert private.text == plain.text == " ".join(f"w{token}" for token in plain.tokens)
     assert private.request == plain.request and plain.decode.cost == Cost()
-    assert not library_threads()
+    assert not session_threads()
 
 
 def test_plaintext_is_what_transformers_says(model: mpcache.Model, tiny: Tiny) -> None:
@@ -122,7 +118,7 @@ def test_processes_and_parties_elsewhere_give_the_plaintext_answer_as_well(model
         assert mpcache.Remote(folder / "client.toml").generate(PROMPT, max_new_tokens=1).tokens == plain.tokens[:1]
         with pytest.raises(mpcache.ConfigError, match="beyond its vocabulary of 96"):
             remote.generate([96])
-    assert not library_threads()
+    assert not session_threads()
 
 
 def test_the_pieces_of_a_stream_are_its_answer(parties: mpcache.InProcess) -> None:
@@ -158,16 +154,16 @@ def test_an_answer_ends_with_an_end_token_and_shows_nothing_after_it(model: mpca
 
 def test_to_leave_a_stream_early_ends_the_owners_thread(parties: mpcache.InProcess) -> None:
     for _ in parties.stream(PROMPT, max_new_tokens=NEW):
-        assert library_threads()
+        assert session_threads()
         break
-    assert not library_threads()
+    assert not session_threads()
 
 
 def test_the_end_of_the_block_ends_what_was_not_read_to_its_end(model: mpcache.Model) -> None:
     with mpcache.InProcess(model) as parties:
         pieces = iter(parties.stream(PROMPT, max_new_tokens=NEW))
         next(pieces)
-        (owner,) = library_threads()
+        (owner,) = session_threads()
     owner.join(60)
     assert not owner.is_alive()
     with pytest.raises(mpcache.PeerLost, match="the client stopped"):
@@ -187,7 +183,7 @@ def test_what_goes_wrong_in_the_owners_thread_is_raised_to_who_asked(
     monkeypatch.setattr(in_process, "steps", failing)
     with pytest.raises(ZeroDivisionError, match="of the owner"):
         parties.generate(PROMPT, max_new_tokens=1)
-    assert not library_threads()
+    assert not session_threads()
 
 
 def test_what_goes_wrong_where_blocks_are_heard_ends_the_owners_thread(parties: mpcache.InProcess) -> None:
@@ -196,7 +192,7 @@ def test_what_goes_wrong_where_blocks_are_heard_ends_the_owners_thread(parties: 
 
     with pytest.raises(ZeroDivisionError, match="of the caller"):
         parties.generate(PROMPT, max_new_tokens=1, on_block=broken)
-    assert not library_threads()
+    assert not session_threads()
 
 
 # ---------------------------------------------------------------- plans

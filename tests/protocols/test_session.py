@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 
@@ -44,6 +46,17 @@ def test_a_silent_peer_is_an_error_after_the_deadline() -> None:
     a, _ = channel_pair(timeout=0.01)
     with pytest.raises(PeerLost, match="sent nothing"):
         a.receive(8)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_if_one_of_two_parties_fails_its_error_is_raised_and_the_other_does_not_wait(failing: int) -> None:
+    def program(session: Session) -> None:
+        if session.party == failing:
+            raise ZeroDivisionError("of one party")
+        session.run(session.open(torch.tensor([5]), 64))
+
+    with pytest.raises(ZeroDivisionError, match="of one party"):
+        run_parties(program, timeout=threading.TIMEOUT_MAX)
 
 
 def test_the_plan_of_a_protocol_equals_its_run() -> None:
