@@ -88,26 +88,27 @@ def price(model: ModelConfig, request: GenerationRequest) -> Prices:
     )
 
 
-Program = Callable[[GenerationRequest, Decoder, "_Counter"], Iterator[Price]]
+_Phase = Callable[[GenerationRequest, Decoder, "_Counter"], Iterator[Price]]
+"""Runs a part of a generation on shapes, and yields its prices."""
 
 
-def _scaled(model: ModelConfig, request: GenerationRequest, offset: int, period: int, program: Program) -> list[Price]:
-    """The program's prices at the model's layers, from models of one and of two repetitions of the pattern."""
+def _scaled(model: ModelConfig, request: GenerationRequest, offset: int, period: int, phase: _Phase) -> list[Price]:
+    """The phase's prices at the model's layers, from models of one and of two repetitions of the pattern."""
     rest = (model.layers - offset) % period
     few, more = offset + rest + period, offset + rest + 2 * period
     if model.layers <= more:
-        return _planned(model, request, program)
+        return _planned(model, request, phase)
     repetitions = (model.layers - few) // period
-    small, large = (_planned(replace(model, layers=layers), request, program) for layers in (few, more))
+    small, large = (_planned(replace(model, layers=layers), request, phase) for layers in (few, more))
     return [one + (other - one).times(repetitions) for one, other in zip(small, large, strict=True)]
 
 
-def _planned(model: ModelConfig, request: GenerationRequest, program: Program) -> list[Price]:
+def _planned(model: ModelConfig, request: GenerationRequest, phase: _Phase) -> list[Price]:
     session = PlanSession()
     session.round_bytes = request.round_bytes
     decoder = Decoder(model, MpcBackend(session))
     with ShapeArithmetic():
-        return list(program(request, decoder, _Counter(session, model)))
+        return list(phase(request, decoder, _Counter(session, model)))
 
 
 class _Counter:

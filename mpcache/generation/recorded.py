@@ -73,7 +73,7 @@ class Recorded:
     ) -> Policy:
         """The policy's cache after this prompt, eviction done.
 
-        again: so many last tokens are left out of the cache, to be computed again as decode steps; eviction has seen
+        again: how many last tokens are left out of the cache, to be computed again as decode steps. Eviction has seen
         their attention all the same, as it would after this prompt. share: makes tensors the backend's values.
         """
         tokens = self.tokens - again

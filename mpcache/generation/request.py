@@ -1,7 +1,7 @@
 """A generation before it runs: the public facts that all three processes know, and what the client alone knows.
 
 Handshake, plan, digest and price derive from `GenerationRequest` and the model's `ModelConfig`: the client writes the
-one, the owner has the other, and neither is repeated anywhere. Whoever varies one uses `dataclasses.replace`.
+one, the owner has the other, and neither is repeated anywhere. To vary one, use `dataclasses.replace`.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ class GenerationRequest:
             raise HandshakeError(str(error)) from None
 
     def check(self, role: str, model: ModelConfig, most_prompt_tokens: int, most_new_tokens: int) -> None:
-        """Raises HandshakeError if this cannot be run, or if `role` does not allow it: whoever made it, it is checked
-        before anything is planned."""
+        """Raises HandshakeError if this cannot be run, or if `role` does not allow it: before anything is planned."""
         self._check_program(role)
         _as_handshake(self.check_values)
         if self.prompt_tokens > most_prompt_tokens:
@@ -84,7 +83,7 @@ class GenerationRequest:
         _as_handshake(lambda: self._check_room(model))
 
     def check_for(self, model: ModelConfig) -> None:
-        """Raises ConfigError if no process could run this with the model: for who asks and runs it alike."""
+        """Raises ConfigError if no process could run this with the model."""
         self.check_values()
         self._check_room(model)
 

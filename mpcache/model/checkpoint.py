@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,12 +28,12 @@ Read = Callable[[str], torch.Tensor]
 """A stored tensor by its full name: float32, read anew and the caller's to change."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model as its owner has it: weights (out, in) and biases by the decoder's names."""
+    """A model as its owner has it: weights (out, in) and biases by the decoder's names, which no log shows."""
 
     config: ModelConfig
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[str, torch.Tensor] = field(repr=False)
     digest: str
 
 

@@ -65,7 +65,7 @@ class Decoder:
         return x
 
     def next_token(self, x: Value, temperature: float = 0.0) -> int | None:
-        """The token after the last of `x`, for whom may know it."""
+        """The token after the last of `x`; None where the process must not know it."""
         last = self._norm(x[-1:])
         head, bias = self._weights["head"], self._tensors.get("head.bias")
         return self.backend.next_token(last, head, bias, self.config.vocabulary, temperature)

@@ -14,7 +14,7 @@ from mpcache.model.tokenizer import Prompt, encode_prompt, end_tokens, load_toke
 from mpcache.protocols.errors import ModelError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A loaded model folder. Whoever holds it has the weights in the clear: it is the owner's.
 

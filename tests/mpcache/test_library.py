@@ -109,7 +109,10 @@ def test_processes_and_parties_elsewhere_give_the_plaintext_answer_as_well(model
     text = model.decode(PROMPT)
     plain = mpcache.generate(model, text, max_new_tokens=NEW)
     with mpcache.LocalProcesses(tiny.folder) as local:
-        assert local.generate(text, max_new_tokens=NEW).tokens == plain.tokens
+        apart = local.generate(text, max_new_tokens=NEW)
+    together = mpcache.InProcess(model).generate(text, max_new_tokens=NEW)
+    assert apart.tokens == together.tokens == plain.tokens
+    assert (apart.prefill.cost, apart.decode.cost) == (together.prefill.cost, together.decode.cost)
     with launched_model(tiny.folder) as running:
         folder = running.connection.state.parent
         places = {"owner": running.owner.address, "dealer": running.dealer.address, "tokenizer": tiny.folder}
@@ -384,6 +387,11 @@ def test_a_comparison_of_nothing_is_refused_in_words(
     asked = {"prompts": [PROMPT], "policies": ["full"], "max_new_tokens": 2, **changes}
     with pytest.raises(mpcache.ConfigError, match=message):
         mpcache.compare_policies(model, **asked)
+
+
+def test_a_model_shows_its_shape_and_no_weights(model: mpcache.Model) -> None:
+    assert "vocabulary=96" in repr(model) and "tensor(" not in repr(model)
+    assert len({model, model}) == 1
 
 
 def test_a_model_without_a_tokenizer_takes_token_ids_alone(model: mpcache.Model) -> None:

@@ -26,7 +26,7 @@ def all_policies(records: Sequence[Record]) -> str:
 
 
 def costs(record: Record) -> list[str]:
-    """Seconds, online and correlation bytes, and rounds: for who does not tell them, messages of a party."""
+    """Seconds, online and correlation bytes, and rounds, or messages where a system counts no rounds."""
     correlations = record["correlation_bytes"]
     return [
         seconds(record["seconds"]),
