@@ -61,6 +61,8 @@ def test_messages_arrive_in_order_over_mutual_tls(identities: dict[str, Identity
         (message(1, b"1234"), "sent message 1 where message 0 was due"),
         (message(0, b"12345"), "has 5 bytes, of which 5 came at once, where 4 and 4 were due"),
         (message(0, b"1234", length=9), "has 9 bytes, of which 4 came at once"),
+        (message(0, b"12345", length=4), "has 4 bytes, of which 5 came at once"),
+        (message(0, b"", length=4), "has 4 bytes, of which 0 came at once"),
         (message(0, b"1234", session=b"another session!"), "another session"),
         (Frame(welcome=owner_pb2.Welcome()), "sent a welcome where message 0 was due"),
     ],
