@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mpcache import __version__
-from mpcache.parties.logs import configure, one_line
+from mpcache.parties.logs import configure, log_service, one_line
 from mpcache.protocols.errors import MpcacheError
 
 _HERE = "mpcache.parties.command"
@@ -26,6 +26,7 @@ COMMANDS = {
     "policies": f"{_HERE}.look:list_policies",
 }
 """Where each command is."""
+SERVICES = ("dealer", "gateway", "owner")
 
 
 class _Commands(click.Group):
@@ -37,6 +38,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in SERVICES:
+            log_service()  # before the command's module imports gRPC, which reads then what it logs
         module, _, name = COMMANDS[cmd_name].partition(":")
         return getattr(import_module(module), name)  # type: ignore[no-any-return]
 

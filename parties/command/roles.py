@@ -13,7 +13,6 @@ from mpcache.parties.command.options import config, insecure
 from mpcache.parties.data_owner import data_owner_of
 from mpcache.parties.dealer import DealerServer
 from mpcache.parties.gateway import GatewayServer
-from mpcache.parties.logs import log_service
 from mpcache.parties.owner import OwnerServer
 from mpcache.parties.serving import Server, serve
 from mpcache.parties.settings import ClientSettings, DealerSettings, OwnerSettings, load_settings
@@ -28,7 +27,6 @@ def certs(folder: Path, days: int, force: bool) -> None:
 
     Give each machine ca.pem and the .pem and .key of its own role, and nothing else. Keep ca.key apart.
     """
-
     write_development_certificates(folder, days, force)
     click.echo(f"wrote ca, owner, client and dealer (.pem, .key) to {folder}, valid for {days} days")
 
@@ -41,8 +39,6 @@ def dealer(path: Path, insecure: bool) -> None:
 
     It makes correlated randomness from public parameters.
     """
-    log_service()
-
     settings = load_settings(path, DealerSettings)
     identity = _identity(settings.certificates, "dealer", insecure or settings.insecure)
     _serve(DealerServer(settings, identity), "dealer", settings.listen, settings.drain_seconds)
@@ -53,8 +49,6 @@ def dealer(path: Path, insecure: bool) -> None:
 @insecure
 def owner(path: Path, insecure: bool) -> None:
     """Run the model owner, who serves private generations."""
-    log_service()
-
     settings = load_settings(path, OwnerSettings)
     identity = _identity(settings.certificates, "owner", insecure or settings.insecure)
     _serve(OwnerServer(settings, identity), "owner", settings.listen, settings.drain_seconds)
@@ -69,7 +63,6 @@ def gateway(path: Path, insecure: bool, listen: str) -> None:
 
     Programs on this machine generate through it (proto/client.proto).
     """
-    log_service()
     settings = load_settings(path, ClientSettings)
     _serve(GatewayServer(listen, data_owner_of(settings, insecure)), "gateway", listen, drain_seconds=60.0)
 
