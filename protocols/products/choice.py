@@ -30,16 +30,18 @@ SETTING = "MPCACHE_PRODUCTS"
 """Environment variable: a kernel's name, or auto."""
 
 WIDTHS = (32, 48, 56, 64)
-MANY_ROWS = 16
+ROWS = {"few": 4, "some": 16, "many": 64}
+"""Rows of the smaller operand: of what is measured, for those up to twice as many (many: and more)."""
+
 SMALL = 1 << 17
 """Multiply-adds below which nothing is gained by a choice: torch multiplies."""
 
 FASTER = 1.25
 """How much faster than torch another kernel must be to be taken: a measurement is as good as the machine is quiet."""
 
-REPETITIONS = 3
-HOPELESS = 3.0
-"""A kernel whose first run takes so many times as long as the fastest is run no more."""
+LEAST_RUNS, MOST_RUNS = 3, 9
+ENOUGH_SECONDS = 0.01
+"""A kernel that has had so much time, and its LEAST_RUNS, is run no more."""
 
 _FILE_BYTES = 1 << 16
 _VERSION = 1  # of the kernels and of the file
@@ -50,7 +52,7 @@ Speeds = Mapping[str, float]
 
 @dataclass(frozen=True)
 class ShapeClass:
-    """Products that one measurement stands for. rows: of the smaller operand, 'few' or 'many'."""
+    """Products that one measurement stands for. rows: of the smaller operand, one of ROWS."""
 
     form: str
     """'matrix' (rows times a weight) or 'heads' (a batch of smaller matrices)."""
@@ -62,13 +64,12 @@ class ShapeClass:
         return f"{self.form}, {self.rows} rows, {self.bits} bits"
 
 
-CLASSES = tuple(
-    ShapeClass(form, rows, bits) for form in ("matrix", "heads") for rows in ("few", "many") for bits in WIDTHS
-)
+CLASSES = tuple(ShapeClass(form, rows, bits) for form in ("matrix", "heads") for rows in ROWS for bits in WIDTHS)
 
 
 def shape_class(form: str, rows: int, bits: int) -> ShapeClass:
-    return ShapeClass(form, "few" if rows < MANY_ROWS else "many", next(w for w in WIDTHS if w >= bits))
+    size = next((name for name, measured in ROWS.items() if rows < 2 * measured), "many")
+    return ShapeClass(form, size, next(width for width in WIDTHS if width >= bits))
 
 
 def kernel_for(form: str, shape: tuple[int, int, int, int], bits: int) -> str:
@@ -127,17 +128,17 @@ def measure(what: ShapeClass) -> dict[str, float]:
     run, multiply_adds = _example(what)
     exact = run("torch")
     right = [name for name in KERNELS if not ((run(name) - exact) << (64 - what.bits)).any()]  # and all are warm
-    seconds = {name: [_seconds(run, name)] for name in right}
-    for _ in range(REPETITIONS):
+    seconds: dict[str, list[float]] = {name: [] for name in right}
+    for _ in range(MOST_RUNS):
         for name, taken in seconds.items():
-            if min(taken) < HOPELESS * min(map(min, seconds.values())):
+            if len(taken) < LEAST_RUNS or sum(taken) < ENOUGH_SECONDS:
                 taken.append(_seconds(run, name))
     return {name: round(multiply_adds / min(taken) / 1e9, 4) for name, taken in seconds.items()}
 
 
 def _example(what: ShapeClass) -> tuple[Callable[[str], torch.Tensor], int]:
     """Multiplies an example of the class by the kernel of a name; and its multiply-adds."""
-    rows = 4 if what.rows == "few" else 64
+    rows = ROWS[what.rows]
     if what.form == "matrix":
         x, matrix = _numbers(rows, 512), stored(_numbers(256, 512), what.bits)
         return lambda name: KERNELS[name](x, matrix, what.bits), rows * 256 * 512
@@ -152,9 +153,11 @@ def _numbers(*shape: int) -> torch.Tensor:
 
 
 def _seconds(run: Callable[[str], Any], name: str) -> float:
-    start = time.perf_counter()
+    """One thread is timed by the time that it had: the other parties may be at work, too."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     run(name)
-    return time.perf_counter() - start
+    return max(clock() - start, 1e-9)
 
 
 # ---------------------------------------------------------------- this machine, and what is kept of it

@@ -200,6 +200,13 @@ def test_vectors_and_small_products_need_no_measurement(
 
 
 @pytest.mark.parametrize(
+    ("rows", "expected"), [(2, "few"), (7, "few"), (8, "some"), (31, "some"), (32, "many"), (1000, "many")]
+)
+def test_rows_are_classed_by_the_nearest_measured(rows: int, expected: str) -> None:
+    assert choice.shape_class("heads", rows, 50) == ShapeClass("heads", expected, 56)
+
+
+@pytest.mark.parametrize(
     ("speeds", "expected"),
     [
         ({"torch": 1.0, "vectors": 0.5, "limbs": 2.0}, "limbs"),
