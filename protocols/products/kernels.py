@@ -43,5 +43,9 @@ def heads_product(name: str, x: torch.Tensor, y: torch.Tensor, bits: int) -> tor
     """x (heads, a, inner) times y (heads, inner, b), head by head: (heads, a, b), by the kernel of that name."""
     if name == "torch":
         return torch.matmul(x, y)
+    if name == "vectors" and x.shape[1] == 1:  # a token's queries: short enough that every call shows
+        return torch.stack([torch.mv(keys, query[0]) for keys, query in zip(y.transpose(1, 2), x, strict=True)])[
+            :, None
+        ]
     kernel = KERNELS[name]
     return torch.stack([kernel(queries, keys.transpose(0, 1), bits) for queries, keys in zip(x, y, strict=True)])
