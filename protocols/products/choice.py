@@ -36,6 +36,9 @@ ROWS = {"few": 4, "some": 16, "many": 64}
 SMALL = 1 << 17
 """Multiply-adds below which nothing is gained by a choice: torch multiplies."""
 
+LONG = 1 << 10
+"""Multiply-adds of a matrix times a vector that are worth a call for each head."""
+
 FASTER = 1.25
 """How much faster than torch another kernel must be to be taken: a measurement is as good as the machine is quiet."""
 
@@ -79,7 +82,7 @@ def kernel_for(form: str, shape: tuple[int, int, int, int], bits: int) -> str:
     multiply_adds = heads * rows * inner * columns
     if forced != "auto" and multiply_adds:
         return forced
-    if multiply_adds and min(rows, columns) == 1:
+    if min(rows, columns) == 1 and multiply_adds >= heads * LONG:
         return "vectors"  # the fastest everywhere: integers are read once, and nothing is cut
     if multiply_adds < SMALL:
         return "torch"
