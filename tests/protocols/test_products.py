@@ -9,15 +9,20 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mpcache.protocols import products
+from mpcache.protocols import linear, products
 from mpcache.protocols.beaver import multiply
+from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.errors import ConfigError
+from mpcache.protocols.linear import MaskedWeight
+from mpcache.protocols.local import run_parties
 from mpcache.protocols.plan import ShapeArithmetic
 from mpcache.protocols.products import choice, limbs
 from mpcache.protocols.products.choice import SETTING, WIDTHS, ShapeClass
 from mpcache.protocols.products.kernels import KERNELS, heads_product
+from mpcache.protocols.randomness import new_key
 from mpcache.protocols.ring import signed, stored, wrap
-from tests.protocols.sharing import run_ring
+from mpcache.protocols.session import Session
+from tests.protocols.sharing import run_ring, shares_of
 
 INNER = (1, 2, 3, 64, 65, 128, 129, limbs.LONGEST_INNER, limbs.LONGEST_INNER + 1, 2 * limbs.LONGEST_INNER + 3)
 KINDS = ("random", "zero", "one", "minus one", "least", "largest", "alternating", "half limbs", "bits")
@@ -168,6 +173,29 @@ def test_parties_that_choose_differently_agree(monkeypatch: pytest.MonkeyPatch) 
         result = run_ring(multiply, x, y, width=48, operation="matmul_transposed")
         assert torch.equal(result, signed(x @ y.transpose(1, 2), 48))
     assert set(calls) == set(KERNELS)
+
+
+@pytest.mark.parametrize("bits", [32, 48])
+@pytest.mark.parametrize("kernels", [("limbs", "torch"), ("torch", "vectors"), ("vectors", "limbs")])
+def test_a_weight_may_meet_another_kernel_at_each_party(
+    kernels: tuple[str, str], bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weight that a party multiplies by tells which one it is; the dealer's is the weight's mask."""
+    key, shape = new_key(), (7, 5)
+    x, w = numbers("random", 3, 5, 64, 7), stored(numbers("random", *shape, 64, 8), bits)
+    b, shared = weight_mask(key, "w", shape, bits), shares_of(x)
+
+    def times_rows(rows: torch.Tensor, matrix: torch.Tensor, width: int) -> torch.Tensor:
+        owners = torch.equal(matrix, w)
+        return KERNELS[kernels[0] if owners else kernels[1]](rows, matrix, width)
+
+    def program(session: Session) -> torch.Tensor:
+        weight = MaskedWeight("w", w if session.party == 0 else w - b, bits)
+        return session.run(linear.linear(session, shared[session.party], weight))
+
+    monkeypatch.setattr(linear, "times_rows", times_rows)
+    first, second = run_parties(program, weight_key=key)
+    assert torch.equal(signed(first + second, bits), signed(x @ w.to(torch.int64).T, bits))
 
 
 # ---------------------------------------------------------------- the choice
