@@ -14,6 +14,7 @@ import torch
 
 from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
 from mpcache.protocols.growing import Growing
+from mpcache.protocols.products import matmul
 from mpcache.protocols.ring import PRODUCT_BITS
 from mpcache.protocols.session import Session, together
 
@@ -36,19 +37,13 @@ class Mask(Correlation):
         return {}
 
 
-def _matmul_transposed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """x y^T. With one row of x a head, matrix times vector is four times faster than torch's batches of integers."""
-    if x.dim() == 3 and x.shape[1] == 1 and x.shape[0] == y.shape[0] and not x.is_meta:
-        return torch.stack([torch.mv(rows, row[0]) for rows, row in zip(y, x, strict=True)])[:, None]
-    return torch.matmul(x, y.transpose(-1, -2))
-
-
-PRODUCTS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "multiply": torch.mul,
-    "matmul": torch.matmul,
-    "matmul_transposed": _matmul_transposed,
-    "transposed_matmul": lambda x, y: torch.matmul(x.transpose(-1, -2), y),
+PRODUCTS: dict[str, Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]] = {
+    "multiply": lambda x, y, bits: x * y,
+    "matmul": matmul,
+    "matmul_transposed": lambda x, y, bits: matmul(x, y.transpose(-1, -2), bits),
+    "transposed_matmul": lambda x, y, bits: matmul(x.transpose(-1, -2), y, bits),
 }
+"""Products by name, right modulo 2^bits."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class MaskProduct(Correlation):
         return {"a_b": Corrected(self.shape, self.bits)}
 
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
-        a_b = PRODUCTS[self.operation](dealer.kept(self.left), dealer.kept(self.right))
+        a_b = PRODUCTS[self.operation](dealer.kept(self.left), dealer.kept(self.right), self.bits)
         for handle in self.forget:
             dealer.forget(handle)
         return {"a_b": a_b}
@@ -192,9 +187,8 @@ def multiply_masked(
     """
     bits = min(x.bits, y.bits)
     product = PRODUCTS[operation]
-    result = product(x.opened, y.mask) + product(x.mask, y.opened)
-    if session.party == 0:
-        result = product(x.opened, y.opened + y.mask) + product(x.mask, y.opened)
+    opened = y.opened + y.mask if session.party == 0 else y.mask
+    result = product(x.opened, opened, bits) + product(x.mask, y.opened, bits)
     handles = tuple(m.handle for m in forget)
     return result + session.take(MaskProduct(operation, x.handle, y.handle, tuple(result.shape), bits, handles)).a_b
 

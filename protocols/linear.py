@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.products import times_rows
 from mpcache.protocols.ring import PRODUCT_BITS
 from mpcache.protocols.session import Session
 
@@ -33,7 +34,7 @@ class LinearMask(Correlation):
 
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         b = dealer.weight_mask(self.weight, self.weight_shape, self.bits)
-        return {"a_b": times_rows(randoms.a, b)}
+        return {"a_b": times_rows(randoms.a, b, self.bits)}
 
 
 @dataclass
@@ -63,23 +64,6 @@ async def linear(session: Session, x: torch.Tensor, weight: MaskedWeight) -> tor
     shares = session.take(LinearMask(weight.name, weight.shape, tuple(x.shape), shape, bits))
     if session.party == 1:
         await session.transfer(x - shares.a, x.shape, bits, receiver=0)
-        return times_rows(shares.a, weight.tensor) + shares.a_b
+        return times_rows(shares.a, weight.tensor, bits) + shares.a_b
     masked = await session.transfer(None, x.shape, bits, receiver=0)
-    return times_rows(x + masked, weight.tensor) + shares.a_b
-
-
-def times_rows(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """x (..., in) times the transpose of matrix (out, in): (..., out), in the matrix' type, returned as int64.
-
-    A single x is ten times faster as a product of a matrix and a vector than as one of two matrices. Of these, torch
-    is two to three times faster in int64 with the large matrix first (the other way it copies its transpose), in int32
-    with the large matrix second.
-    """
-    rows = x.reshape(-1, x.shape[-1]).to(matrix.dtype)
-    if rows.shape[0] == 1:
-        out = torch.mv(matrix, rows[0])
-    elif matrix.dtype == torch.int32:
-        out = rows @ matrix.transpose(0, 1)
-    else:
-        out = (matrix @ rows.transpose(0, 1)).transpose(0, 1)
-    return out.reshape(*x.shape[:-1], -1).to(torch.int64)
+    return times_rows(x + masked, weight.tensor, bits) + shares.a_b

@@ -19,6 +19,7 @@ COMMANDS = {
     "client": f"{_HERE}.ask:client",
     "dealer": f"{_HERE}.roles:dealer",
     "demo": f"{_HERE}.ask:demo",
+    "doctor": f"{_HERE}.doctor:doctor",
     "gateway": f"{_HERE}.roles:gateway",
     "inspect": f"{_HERE}.look:inspect",
     "owner": f"{_HERE}.roles:owner",

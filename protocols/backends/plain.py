@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from mpcache.protocols.backends.interface import KeyValues, Stage
-from mpcache.protocols.beaver import PRODUCTS
 from mpcache.protocols.public import Factor
 
 
@@ -133,7 +132,7 @@ class PlainBackend:
         pass
 
     def product(self, x: torch.Tensor, masked: torch.Tensor, operation: str) -> torch.Tensor:
-        return PRODUCTS[operation](x, masked)
+        return x * masked if operation == "multiply" else x @ masked.transpose(-1, -2)
 
     def similarity(self, queries: torch.Tensor, masked: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return [(queries @ rows.transpose(-1, -2)).sum(1) for rows in masked]

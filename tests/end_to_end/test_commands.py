@@ -200,7 +200,19 @@ def test_the_demo_shows_what_a_full_cache_costs_planned_or_measured(tmp_path: Pa
 
 
 def test_every_command_explains_itself() -> None:
-    for command in ("certs", "owner", "client", "gateway", "dealer", "demo", "inspect", "plan", "policies", "bench"):
+    for command in (
+        "certs",
+        "owner",
+        "client",
+        "gateway",
+        "dealer",
+        "demo",
+        "doctor",
+        "inspect",
+        "plan",
+        "policies",
+        "bench",
+    ):
         result = here(command, "--help")
         assert result.exit_code == 0 and "Usage" in result.stdout
 
