@@ -199,7 +199,7 @@ def _load() -> dict[str, dict[str, dict[str, float]]]:
     if path is None:
         return {}
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             data = json.loads(file.read(_FILE_BYTES))
         machines = data["machines"] if data["version"] == _VERSION else {}
         return {
