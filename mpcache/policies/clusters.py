@@ -9,7 +9,7 @@ cluster is ever partly filled.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -27,12 +27,12 @@ class _Clusters:
 
 
 @dataclass(frozen=True)
-class ClusterSettings(SinkSettings):
+class ClusterSettings(SinkSettings, ABC):
     """What all that select have. A subclass says how many tokens its clusters have."""
 
+    @abstractmethod
     def sizes(self) -> tuple[int, ...]:
         """Tokens of a cluster at each level, coarse to fine; empty: no selection."""
-        raise NotImplementedError
 
     def next_level(self, picked: int) -> int:
         """How many tokens a level picks of which the next, finer one picks so many."""

@@ -151,6 +151,9 @@ def _check_settings_class(policy: type[Policy]) -> None:
         raise ConfigError(
             f"the cache policy {policy.name!r}: {kind.__qualname__} is no @dataclass(frozen=True) of PolicySettings"
         )
+    if inspect.isabstract(kind):
+        lacking = ", ".join(sorted(getattr(kind, "__abstractmethods__", ())))
+        raise ConfigError(f"the cache policy {policy.name!r}: {kind.__qualname__} lacks {lacking}")
     types = field_types(kind)
     for one in dataclasses.fields(kind):
         if one.name != "name" and not bounds_of(one).complete(types[one.name]):

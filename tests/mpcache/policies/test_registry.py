@@ -14,7 +14,6 @@ import torch
 
 from mpcache.parties.settings import DealerSettings
 from mpcache.policies import (
-    AnySettings,
     PolicySettings,
     available_policies,
     check_policy,
@@ -25,6 +24,7 @@ from mpcache.policies import (
     registry,
     setting,
 )
+from mpcache.policies.clusters import ClusterSettings
 from mpcache.policies.full import Full
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.backends.plain import PlainBackend
@@ -32,15 +32,10 @@ from mpcache.protocols.errors import ConfigError
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.ring import RING_BITS, decode
 from mpcache.protocols.session import Session
-from mpcache.wire import from_wire, to_wire
+from mpcache.wire import to_wire
 from tests.mpcache.policies.driving import attention, random_case
 from tests.mpcache.policies.private import sharing
-
-
-def received(text: str) -> PolicySettings:
-    """As a peer's request has them."""
-    return from_wire(AnySettings, text, "the settings")  # type: ignore[arg-type]
-
+from tests.mpcache.policies.received import received
 
 PLUGIN = '''
 from dataclasses import dataclass
@@ -213,3 +208,16 @@ def test_a_policy_that_does_not_say_what_leaves_the_cache_is_refused() -> None:
     members = {"name": "another", "summary": "", "mpc_cost": ""}
     with pytest.raises(ConfigError, match="lacks evict"):
         register_policy(type("Another", (registry.Policy,), members))
+
+
+def test_settings_that_do_not_say_how_large_clusters_are_are_refused() -> None:
+    @dataclass(frozen=True)
+    class Unsized(ClusterSettings):
+        name: str = "unsized"
+
+    class Selecting(Full):
+        name = "unsized"
+        settings_class = Unsized
+
+    with pytest.raises(ConfigError, match=r"'unsized': .*Unsized lacks sizes"):
+        register_policy(Selecting)

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields, replace
 import pytest
 
 from mpcache.policies import (
-    AnySettings,
     PolicySettings,
     SinkSettings,
     available_policies,
@@ -25,13 +24,9 @@ from mpcache.policies.random import RandomSettings
 from mpcache.policies.registry import register_policy
 from mpcache.policies.settings import MOST_LAYERS, MOST_TOKENS
 from mpcache.protocols.errors import ConfigError, HandshakeError
-from mpcache.wire import from_wire, to_wire
+from mpcache.wire import to_wire
 from tests.mpcache.policies.matrix import SETTINGS
-
-
-def received(text: str) -> PolicySettings:
-    """As a peer's request has them."""
-    return from_wire(AnySettings, text, "the settings")  # type: ignore[arg-type]
+from tests.mpcache.policies.received import received
 
 
 @pytest.mark.parametrize(
