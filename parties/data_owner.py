@@ -73,6 +73,7 @@ def data_owner_of(settings: ClientSettings, insecure: bool = False) -> DataOwner
         settings.timeout_seconds,
         settings.max_model_gib,
         settings.max_step_gib,
+        settings.prepared_hours,
     )
     public = GenerationRequest(
         prompt_tokens=0,
