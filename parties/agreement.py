@@ -91,8 +91,8 @@ class Party:
         link.wait_started(self.check_peer)
         return Dealt(role=self.role, seed=seed, link=link, prepared=False)
 
-    def prepare(self, agreement: Agreement, hear: Callable[[int], None] = lambda nbytes: None) -> bytes:
-        """This party's seed of a session, once the dealer has its corrections on disk. Nothing was kept here yet.
+    def prepare(self, agreement: Agreement, hear: Callable[[int], None] = lambda nbytes: None) -> tuple[bytes, int]:
+        """This party's seed of a session, once the dealer has its corrections on disk, and how many bytes it has there.
 
         hear: is told again and again how many bytes the dealer has written. Raises PeerLost.
         """
@@ -104,8 +104,7 @@ class Party:
             self.check_peer()
 
         link.wait_finished(check)
-        hear(link.progress)
-        return seed
+        return seed, link.progress
 
     def _ask(self, agreement: Agreement, purpose: purpose_pb2.Purpose, seed: bytes, weight_key: bytes) -> DealerLink:
         request = dealer_pb2.DealRequest(

@@ -113,6 +113,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                 yield Corrections(started=True)
                 if request.purpose == PREPARE:
                     yield from _signs_of_life(pairing, pairing.ended)
+                    yield Corrections(progress=pairing.progress)
                 elif peer.role == "client":
                     while (chunk := pairing.ahead.get()) is not None:
                         yield Corrections(chunk=chunk)

@@ -147,7 +147,8 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         self._welcome(link, agreement, facts, key, prepared=seed is not None)
         party = self._party(link, key, at_end)
         if hello.purpose == PREPARE:
-            self._seeds.keep(hello.session, party.prepare(agreement), facts)
+            new_seed, _ = party.prepare(agreement)
+            self._seeds.keep(hello.session, new_seed, facts)
             link.send(KEPT)
             journal.info("prepared")
         else:

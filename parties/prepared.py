@@ -202,6 +202,7 @@ class PreparedSessions:
                     raise Unprepared("its file is damaged, and deleted")
                 rename_for_good(self._path(wanted), self._path(wanted, TAKEN))
             except FileNotFoundError:
+                self._forget_missing(wanted)
                 journal.warning("not handed over from disk: there is no file of it")
                 raise Unprepared("the dealer has no such prepared session") from None
             except Unprepared as error:
@@ -241,6 +242,12 @@ class PreparedSessions:
     def _forget(self, about: About) -> None:
         with self._lock:
             self._entries.pop(about.session, None)
+
+    def _forget_missing(self, about: About) -> None:
+        """Somebody deleted the file."""
+        with self._lock:
+            if about.session in self._entries and self._entries[about.session].there:
+                del self._entries[about.session]
 
     def _path(self, about: About, suffix: str = THERE) -> Path:
         return self._folder / f"{about.session}{suffix}"
