@@ -52,6 +52,10 @@ class Stream:
             self._encryptor.update_into(_ZEROS[:size], view[start : start + size + _BLOCK - 1])
         return out[:count]
 
+    def encrypt(self, data: bytes | memoryview) -> bytes:
+        """`data` under as many bytes of the stream; a stream from its beginning decrypts it again."""
+        return self._encryptor.update(data)
+
     def elements(self, shape: tuple[int, ...], bits: int = 64) -> torch.Tensor:
         """Ring elements, uniform modulo 2^bits (the bits above are not meaningful: reduce before use as integers)."""
         width = next(w for w in _DTYPES if 8 * w >= bits)
