@@ -104,6 +104,10 @@ class Correlation(ABC):
         """The values of the Corrected fields, from the reconstructed Random ones and the masks that the dealer kept."""
         return {}
 
+    def renamed(self, handle: Callable[[int], int], weight: Callable[[str], str]) -> Correlation:
+        """The same of other kept masks and of other weights; itself if it refers to none."""
+        return self
+
     def correction_bytes(self) -> int:
         """Bytes that the dealer sends to party 1."""
         return sum(f.nbytes() for f in leaves(self.fields()) if isinstance(f, Corrected))

@@ -8,7 +8,8 @@ Mohassel & Zhang, S&P 2017, section IV; with one operand known to a party as in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,6 +28,9 @@ class LinearMask(Correlation):
     input_shape: Shape
     output_shape: Shape
     bits: int
+
+    def renamed(self, handle: Callable[[int], int], weight: Callable[[str], str]) -> Correlation:
+        return replace(self, weight=weight(self.weight))
 
     def fields(self) -> Fields:
         a = Random(self.input_shape, self.bits, holder=1)
