@@ -29,6 +29,11 @@ class LinearMask(Correlation):
     output_shape: Shape
     bits: int
 
+    def several(self, count: int) -> Correlation:
+        """Inputs of the same weight, as so many rows of one."""
+        shapes = (count, *self.input_shape), (count, *self.output_shape)
+        return replace(self, input_shape=shapes[0], output_shape=shapes[1])
+
     def renamed(self, handle: Callable[[int], int], weight: Callable[[str], str]) -> Correlation:
         return replace(self, weight=weight(self.weight))
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mpcache.protocols.correlation import Correlation, Tensors, held_by, tensors
+from mpcache.protocols.correlation import Correlation, Tensors, has, tensors
 from mpcache.protocols.public import Constants, Factor
 from mpcache.protocols.ring import FRACTION_BITS
 from mpcache.protocols.session import Cost, Opening, Part, Session
@@ -221,7 +221,7 @@ class PlanSession(Session):
         self._check()
         self.plan.correlations.append(correlation)
         self.cost.correction_bytes += correlation.correction_bytes()
-        return tensors(correlation.fields(), lambda field: None if held_by(1, field) else _shaped(field.shape))
+        return tensors(correlation.layout.fields, lambda field: _shaped(field.shape) if has(0, field) else None)
 
     def public(self, x: Factor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
         if self.constants is not None:
