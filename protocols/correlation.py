@@ -15,6 +15,7 @@ protocols/beaver.py).
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -106,6 +107,11 @@ class Correlation(ABC):
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         """The values of the Corrected fields, from the reconstructed Random ones and the masks that the dealer kept."""
         return {}
+
+    @property
+    def early(self) -> bool:
+        """Whether it is worth making before its turn, at once with others that are alike."""
+        return False
 
     def several(self, count: int) -> Correlation | None:
         """One correlation for `count` of these, which are dealt at once: all shapes have another dimension in front.
@@ -322,13 +328,9 @@ class Dealer:
 
     def correction(self, correlation: Correlation) -> bytes:
         """What party 1 must be sent for the next correlation of the session. Raises TooLarge."""
-        return self.following([correlation])[0]
-
-    def following(self, correlations: Sequence[Correlation]) -> list[bytes]:
-        """The same for each of the next ones, see `corrections`. Raises TooLarge."""
-        first = self._number
-        self._number += len(correlations)
-        return self.corrections([(first + i, correlation) for i, correlation in enumerate(correlations)])
+        (data,) = self.corrections([(self._number, correlation)])
+        self._number += 1
+        return data
 
     def corrections(self, numbered: Sequence[tuple[int, Correlation]]) -> list[bytes]:
         """What party 1 must be sent for each of these correlations, given with its number in the session.
@@ -438,22 +440,48 @@ class PartyCorrelations:
         return unpack(self._read(nbytes), field.shape, field.bits)
 
 
-TOGETHER_BYTES = 32 << 20
-"""Correlations are made together up to so many bytes of ring elements: what the dealer then holds of them. The first
-are fewer, as somebody waits for them, and twice as many each time."""
-FIRST_BYTES = 1 << 18
+FIRST, MOST = 1 << 8, 1 << 14
+"""Correlations that are planned ahead: twice as many each time, as somebody waits for the first."""
+EARLY_BYTES = 32 << 20
+"""Corrections that are made before their turn, and wait for it."""
+FIRST_BYTES, TOGETHER_BYTES = 1 << 18, 32 << 20
+"""Bytes of the ring elements of correlations that are made together."""
 
 
-def corrections(dealer: Dealer, plan: Iterable[Correlation]) -> Iterator[bytes]:
-    """Party 1's corrections for a plan, a correlation each, in order. Made ahead of who asks for them, see
-    TOGETHER_BYTES. Raises TooLarge."""
-    limit = FIRST_BYTES
-    together, nbytes = list[Correlation](), 0
-    for correlation in plan:
-        together.append(correlation)
-        nbytes += 8 * correlation.layout.elements
-        if nbytes >= limit:
-            yield from filter(None, dealer.following(together))
+def corrections(dealer: Dealer, plan: Iterable[Correlation], first: int = 0) -> Iterator[bytes]:
+    """Party 1's corrections for a plan, a correlation each, in order; made ahead of who asks for them, as the bounds
+    above say. first: the number of the plan's first correlation. Raises TooLarge."""
+    numbered, horizon, limit = enumerate(plan, first), FIRST, FIRST_BYTES
+    while coming := _coming(numbered, horizon):
+        early = [item for item in coming if item[1].early]
+        made = dict(zip([number for number, _ in early], dealer.corrections(early), strict=True))
+        for together in _together(coming, limit):
+            later = [item for item in together if item[0] not in made]
+            made.update(zip([number for number, _ in later], dealer.corrections(later), strict=True))
+            yield from filter(None, [made.pop(number) for number, _ in together])
             limit = min(2 * limit, TOGETHER_BYTES)
-            together, nbytes = [], 0
-    yield from filter(None, dealer.following(together))
+        horizon = min(2 * horizon, MOST)
+
+
+Numbered: TypeAlias = tuple[int, Correlation]
+
+
+def _coming(plan: Iterator[Numbered], most: int) -> list[Numbered]:
+    """The next ones, up to `most`, or until what is early among them is EARLY_BYTES."""
+    out, nbytes = list[Numbered](), 0
+    for item in itertools.islice(plan, most):
+        out.append(item)
+        nbytes += item[1].correction_bytes() if item[1].early else 0
+        if nbytes >= EARLY_BYTES:
+            break
+    return out
+
+
+def _together(numbered: Sequence[Numbered], limit: int) -> Iterator[Sequence[Numbered]]:
+    """Parts of which all but the last take `limit` bytes."""
+    start, nbytes = 0, 0
+    for end, (_, correlation) in enumerate(numbered, 1):
+        nbytes += 0 if correlation.early else 8 * correlation.layout.elements
+        if nbytes >= limit or end == len(numbered):
+            yield numbered[start:end]
+            start, nbytes = end, 0

@@ -8,6 +8,7 @@ Mohassel & Zhang, S&P 2017, section IV; with one operand known to a party as in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,8 @@ from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt,
 from mpcache.protocols.products import times_rows
 from mpcache.protocols.ring import PRODUCT_BITS
 from mpcache.protocols.session import Session
+
+FEW_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class LinearMask(Correlation):
     input_shape: Shape
     output_shape: Shape
     bits: int
+
+    @property
+    def early(self) -> bool:
+        """A product of few rows takes reading the weight, however few they are."""
+        return math.prod(self.input_shape[:-1]) <= FEW_ROWS
 
     def several(self, count: int) -> Correlation:
         """Inputs of the same weight, as so many rows of one."""
