@@ -213,8 +213,8 @@ class Dealer:
         self, seeds: tuple[bytes, bytes], weight_key: bytes | None = None, largest_bytes: int = LARGEST_BYTES
     ) -> None:
         self._largest_bytes = largest_bytes
-        self._keys = tuple(derive_key(seed, "correlations") for seed in seeds)
-        self._own_key = derive_key(seeds[0] + seeds[1], "dealer")
+        self._streams = [Stream(derive_key(seed, "correlations")) for seed in seeds]
+        self._own_stream = Stream(derive_key(seeds[0] + seeds[1], "dealer"))
         self._weight_key = weight_key
         self._kept: dict[int, torch.Tensor] = {}
         self._weight_masks: dict[str, tuple[int, torch.Tensor]] = {}
@@ -224,7 +224,7 @@ class Dealer:
     def correction(self, correlation: Correlation) -> bytes:
         """What party 1 must be sent for the next correlation of the session. Raises TooLarge."""
         fields = _fitting(correlation, self._largest_bytes)
-        streams = [Stream(key, self._number) for key in self._keys]
+        streams = self._streams = [stream.next(self._number) for stream in self._streams]
         masks: list[tuple[Corrected, torch.Tensor]] = []
 
         def draw(field: Field) -> torch.Tensor | None:
@@ -244,7 +244,8 @@ class Dealer:
 
     def own_stream(self) -> Stream:
         """Randomness of the dealer's own for the correlation being made (noise that neither party may know)."""
-        return Stream(self._own_key, self._number)
+        self._own_stream = self._own_stream.next(self._number)
+        return self._own_stream
 
     def keep(self, handle: int, mask: torch.Tensor) -> None:
         """Later correlations will refer to this mask."""
@@ -302,14 +303,15 @@ class PartyCorrelations:
         largest_bytes: int = LARGEST_BYTES,
     ) -> None:
         self._largest_bytes = largest_bytes
-        self._party, self._key, self._read = party, derive_key(seed, "correlations"), read
+        self._party, self._read = party, read
+        self._stream = Stream(derive_key(seed, "correlations"))
         self._number = 0
         self.correction_bytes = 0
 
     def take(self, correlation: Correlation) -> Tensors:
         """This party's shares of the fields, by name. Raises TooLarge."""
         fields = _fitting(correlation, self._largest_bytes)
-        stream = Stream(self._key, self._number)
+        stream = self._stream = self._stream.next(self._number)
         self._number += 1
         return tensors(fields, lambda field: self._share(field, stream))
 

@@ -6,7 +6,8 @@ A stack is a list of places, the innermost first. The innermost place that the t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 from mpcache.protocols.correlation import Correlation
 
@@ -24,8 +25,7 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A function on a stack. correlation: what it draws or deals at that moment, if it is a function that does."""
 
     module: str
@@ -72,7 +72,7 @@ ROUNDS, OUTSIDE = "rounds", "outside"
 def kind_of(stack: Sequence[Place]) -> str:
     if any(place.module == "mpcache.generation.plan" for place in stack):
         return PLANNING
-    known = (_known(place) for place in stack)
+    known = (_known(place.module, place.function) for place in stack)
     return next((kind for kind in known if kind is not None), PYTHON)
 
 
@@ -91,12 +91,10 @@ def protocol_of(stack: Sequence[Place]) -> str:
     return OUTSIDE
 
 
-def _known(place: Place) -> str | None:
-    named = _FUNCTIONS.get((place.module, place.function))
-    return named or _of_module(place.module)
-
-
-def _of_module(module: str) -> str | None:
+@cache
+def _known(module: str, function: str) -> str | None:
+    if (module, function) in _FUNCTIONS:
+        return _FUNCTIONS[module, function]
     while module:
         if module in _MODULES:
             return _MODULES[module]

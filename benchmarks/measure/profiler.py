@@ -18,7 +18,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from mpcache.benchmarks.measure.kinds import GRPC, OUTSIDE, Place, kind_of, protocol_of
@@ -47,7 +46,7 @@ _WAITS = {
     ("grpc._channel", "_next"),
     ("grpc._channel", "channel_spin"),
 }
-"""Functions whose innermost line waits in C: such a thread is at work only if the system says so."""
+"""Functions whose innermost line waits in C: such a thread is at work only if its clock goes on."""
 _DRAWING = {("mpcache.protocols.correlation", "take"), ("mpcache.protocols.correlation", "correction")}
 
 Totals = dict[tuple[str, str], float]
@@ -100,13 +99,14 @@ class Profiler:
                 self._look()
 
     def _look(self) -> None:
+        clocks = list(_clocks())
         frames = sys._current_frames()
-        for ident, native, clock in _clocks():
+        for ident, native, clock in clocks:
             frame, before = frames.get(ident), self._clocks.get(native, 0.0)
             if frame is None or clock == before or ident == self._thread.ident:
                 continue
             stack = list(_places(frame))
-            if (stack[0].module, stack[0].function) in _WAITS and not _runs(native):
+            if (stack[0].module, stack[0].function) in _WAITS and not _ran(native, clock):
                 continue
             self._clocks[native] = clock
             self._seconds[kind_of(stack), protocol_of(stack)] += clock - before
@@ -140,9 +140,10 @@ def _clock_of(native: int) -> int:
     return (~native << 3) | 6
 
 
-def _runs(native: int) -> bool:
+def _ran(native: int, clock: float) -> bool:
+    """Since its clock was read, a moment ago."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/self/task/{native}/stat").read_text().rpartition(")")[2].split()[0] == "R"
+        return time.clock_gettime(_clock_of(native)) > clock
     return False
 
 

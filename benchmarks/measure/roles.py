@@ -25,6 +25,7 @@ from mpcache.generation.network import Network
 from mpcache.model.config import ModelConfig
 from mpcache.parties.certificates import Identity, load_identity
 from mpcache.parties.dealer import DealerServer
+from mpcache.parties.memory import keep_memory
 from mpcache.parties.owner import OwnerServer
 from mpcache.parties.serving import serve
 from mpcache.parties.settings import DealerSettings, OwnerSettings
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     raw = json.loads(options.config.read_text())
     setup, identity = Setup.from_dict(raw["setup"]), load_identity(Path(raw["certificates"]), options.role)
     program = watched(setup.program, Path(raw["log"]), Profiler().start() if setup.profile else None)
