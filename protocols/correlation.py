@@ -419,14 +419,15 @@ class PartyCorrelations:
         largest_bytes: int = LARGEST_BYTES,
     ) -> None:
         self._largest_bytes = largest_bytes
-        self._party, self._key, self._read = party, derive_key(seed, "correlations"), read
+        self._party, self._read = party, read
+        self._stream = Stream(derive_key(seed, "correlations"))
         self._number = 0
         self.correction_bytes = 0
 
     def take(self, correlation: Correlation) -> Tensors:
         """This party's shares of the fields, by name. Raises TooLarge."""
         fields = _fitting(correlation, self._largest_bytes).fields
-        stream = Stream(self._key, self._number)
+        stream = self._stream = self._stream.next(self._number)
         self._number += 1
         return tensors(fields, lambda field: self._share(field, stream))
 
