@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 KEY_BYTES = 16
 _ZEROS = memoryview(bytes(1 << 16))
 _BLOCK = 16
+_ENDED = "this stream ended when the next one of its key began"
 _DTYPES = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 
 
@@ -57,7 +58,7 @@ class Stream:
     def raw(self, count: int) -> np.ndarray:
         """`count` pseudorandom bytes."""
         if self._encryptor is None:
-            raise ValueError("this stream ended when the next one of its key began")
+            raise ValueError(_ENDED)
         out = np.empty(count + _BLOCK - 1, dtype=np.uint8)  # update_into wants room for a block more
         if count <= len(_ZEROS):
             self._encryptor.update_into(_ZEROS[:count], out.data)
@@ -70,7 +71,10 @@ class Stream:
 
     def encrypt(self, data: bytes | memoryview) -> bytes:
         """`data` under as many bytes of the stream; a stream from its beginning decrypts it again."""
-        return self._encryptor.update(data)
+        if self._encryptor is None:
+            raise ValueError(_ENDED)
+        encrypted: bytes = self._encryptor.update(data)
+        return encrypted
 
     def elements(self, shape: tuple[int, ...], bits: int = 64) -> torch.Tensor:
         """Ring elements, uniform modulo 2^bits (the bits above are not meaningful: reduce before use as integers)."""

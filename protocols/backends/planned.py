@@ -51,9 +51,10 @@ def planned_once(method: Callable[Concatenate[B, P], R]) -> Callable[Concatenate
         handles, weights = list(names.handles), list(names.weights)
         known = session.passages.get(key)
         if known is not None:
-            passage, result = known
-            repeated: R = _renamed(result, session.repeat(passage, handles, weights))
+            passage, first_result = known
+            repeated: R = _renamed(first_result, session.repeat(passage, handles, weights))
             return repeated
+        result: R
         result, passage = session.recorded(lambda: method(self, *args, **options), handles, weights)
         try:
             handle = passage.handle_for(handles, passage.first)
