@@ -51,7 +51,8 @@ class LinearMask(Correlation):
 
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         b = dealer.weight_mask(self.weight, self.weight_shape, self.bits)
-        return {"a_b": times_rows(randoms.a, b, self.bits)}
+        products = times_rows(randoms.a.reshape(-1, self.input_shape[-1]), b, self.bits)
+        return {"a_b": products.reshape(self.output_shape)}
 
 
 @dataclass
