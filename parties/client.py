@@ -47,7 +47,6 @@ class Generation:
         self.session: Session | None = None
         self.meter: Meter | None = None
         self.setup_bytes = 0
-        self.waited_for_dealer = 0.0
         self.model: ModelConfig | None = None
 
     def __iter__(self) -> Iterator[int]:
@@ -63,6 +62,11 @@ class Generation:
         finally:
             self.stop()
             done.join(_JOIN_SECONDS)
+
+    @property
+    def waited_for_dealer(self) -> float:
+        """Seconds for which the session stood still as the dealer was not ahead."""
+        return self._links.dealer.waited_seconds if self._links.dealer else 0.0
 
     def stop(self) -> None:
         """Nobody wants more tokens: the others are told, and the session's thread ends. Any thread may call it."""
@@ -89,18 +93,12 @@ class Generation:
         agreement = welcome.agreement
         self.model = agreement.model
         dealt = self._links.party(link).start(agreement, welcome.seed)
-        self.prepared, dealer = dealt.prepared, dealt.link
+        self.prepared = dealt.prepared
         session = self.session = dealt.session(agreement, link, where.max_step_gib, self._transport)
         meter = self.meter = Meter(lambda: session.cost)
         with private_backend(agreement.request.backend, session, masked_weights=welcome.weights) as backend:
-            ended = False
-            for token in self._steps(Decoder(agreement.model, backend), agreement.request):
-                assert token is not None
-                meter.token()
-                self.waited_for_dealer = dealer.waited_seconds
-                if not ended:
-                    yield token
-                ended = ended or token in self._request.end_tokens
+            tokens = self._steps(Decoder(agreement.model, backend), agreement.request)
+            yield from meter.until_end(tokens, self._request.end_tokens)
 
     def _received(self, nbytes: int) -> None:
         self.setup_bytes += nbytes

@@ -17,8 +17,10 @@ class Metered(Protocol):
 
     meter: Meter | None
     setup_bytes: int
-    waited_for_dealer: float
     prepared: bool
+
+    @property
+    def waited_for_dealer(self) -> float: ...
 
     def __iter__(self) -> Iterator[int]: ...
 
