@@ -11,7 +11,6 @@ from mpcache.generation.request import ClientRequest, GenerationRequest
 from mpcache.model.config import ModelConfig
 from mpcache.model.decoder import Decoder
 from mpcache.parties.connection import Connection, Links
-from mpcache.parties.dealer_link import DealerLink
 from mpcache.parties.handshake import Handshake, Wanted
 from mpcache.parties.link import ClientLink
 from mpcache.parties.threads import start_thread
@@ -44,7 +43,6 @@ class Generation:
         self._connection, self._request, self._on_block = connection, request, on_block
         self._program, self._transport = program, transport
         self._links = Links(connection)
-        self._dealer: DealerLink | None = None
         self.prepared = False
         self.session: Session | None = None
         self.meter: Meter | None = None
@@ -68,7 +66,7 @@ class Generation:
     @property
     def waited_for_dealer(self) -> float:
         """Seconds for which the session stood still as the dealer was not ahead."""
-        return self._dealer.waited_seconds if self._dealer else 0.0
+        return self._links.dealer.waited_seconds if self._links.dealer else 0.0
 
     def stop(self) -> None:
         """Nobody wants more tokens: the others are told, and the session's thread ends. Any thread may call it."""
@@ -95,7 +93,7 @@ class Generation:
         agreement = welcome.agreement
         self.model = agreement.model
         dealt = self._links.party(link).start(agreement, welcome.seed)
-        self.prepared, self._dealer = dealt.prepared, dealt.link
+        self.prepared = dealt.prepared
         session = self.session = dealt.session(agreement, link, where.max_step_gib, self._transport)
         meter = self.meter = Meter(lambda: session.cost)
         with private_backend(agreement.request.backend, session, masked_weights=welcome.weights) as backend:

@@ -6,7 +6,7 @@ All three are asked in the same way, see `Parties.stream`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -34,13 +34,18 @@ from mpcache.suggest import suggestion
 OnBlock = Callable[[int, int], None]
 
 
-class Options(TypedDict, total=False):
-    """What a generation is asked for beside its prompt. What is left out is as `Parties.stream` says."""
+class Public(TypedDict, total=False):
+    """What all parties know of a generation, beside its prompt's length."""
 
     max_new_tokens: int
     policy: str | PolicySettings
     temperature: float
     network: str
+
+
+class Options(Public, total=False):
+    """What a generation is asked for beside its prompt. What is left out is as `Parties.stream` says."""
+
     fixed_length: bool
     on_block: OnBlock
 
@@ -114,13 +119,9 @@ class Parties(ABC):
         prompt's tokens are done, and how many there are. Raises ConfigError for what cannot be asked for; and
         MpcacheError while it is iterated.
         """
-        for name in options:
-            if name not in Options.__annotations__:
-                raise ConfigError(f"unknown option {name!r} ({suggestion(name, Options.__annotations__)})")
-        on_block = options.pop("on_block", lambda done, total: None)
-        if "policy" in options:
-            options["policy"] = policy_settings(options["policy"])
-        request = self._request(prompt, **options)
+        facts = _checked(options, Options)
+        on_block = facts.pop("on_block", lambda done, total: None)
+        request = self._request(prompt, **facts)
         tokens = self._start(request, on_block)
         self._running.add(tokens)
         return Stream(tokens, request.public, self._tokenizer())
@@ -140,6 +141,14 @@ class Parties(ABC):
 
     @abstractmethod
     def _tokenizer(self) -> Decodes: ...
+
+
+def _checked(options: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """Those of `kind`, with the policy as settings. Raises ConfigError."""
+    for name in options:
+        if name not in kind.__annotations__:
+            raise ConfigError(f"unknown option {name!r} ({suggestion(name, kind.__annotations__)})")
+    return {name: policy_settings(value) if name == "policy" else value for name, value in options.items()}
 
 
 def _asked() -> GenerationRequest:
@@ -184,6 +193,18 @@ class Remote(Parties):
         if self._connected is None:
             raise ConfigError("the processes run in a block alone: with mpcache.LocalProcesses(folder) as parties: ...")
         return self._connected
+
+    def prepare(self, prompt_tokens: int, sessions: int = 1, **options: Unpack[Public]) -> None:
+        """Have the dealer make the corrections of so many sessions now, and keep them on its disk.
+
+        A later generation uses one of them if its prompt has exactly so many tokens, and all options are the same. Each
+        is used once. Owner and dealer must allow it (`prepare` in their settings). Raises MpcacheError.
+        """
+        facts = _checked(options, Public)
+        public = replace(self._data_owner.defaults.public, prompt_tokens=prompt_tokens, **facts)
+        public.check_values()
+        for _ in range(sessions):
+            self._data_owner.prepare(public)
 
     def _request(self, prompt: Prompt, **options: Any) -> ClientRequest:
         request = self._data_owner.request(prompt, **options)

@@ -22,6 +22,7 @@ from mpcache.parties.data_owner import DataOwner
 from mpcache.parties.gateway import GatewayServer
 from mpcache.parties.generated import client_pb2, client_pb2_grpc
 from mpcache.parties.launcher import local_parties, role_process
+from mpcache.parties.prepared import OVERHEAD_BYTES
 from mpcache.policies import available_policies, policy_settings, spelled
 from mpcache.protocols.errors import PeerLost
 from tests.asking import asking
@@ -215,6 +216,19 @@ def test_every_command_explains_itself() -> None:
     ):
         result = here(command, "--help")
         assert result.exit_code == 0 and "Usage" in result.stdout
+    for command in ("client", "dealer"):
+        assert "prepare" in here(command, "--help").stdout
+        assert f"{command} prepare [OPTIONS]" in here(command, "prepare", "--help").stdout
+
+
+def test_a_plan_says_what_a_prepared_session_takes(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    shown = here("plan", "--model", DEMO_MODEL, "--tokens", 5, "--max-new-tokens", 2, "--json", out)
+    [record] = json.loads(out.read_text())
+    bytes_ = sum(record["phases"][phase]["correlation_bytes"] for phase in ("prefill", "eviction", "decode"))
+    assert record["prepared"]["disk_bytes"] == bytes_ + OVERHEAD_BYTES
+    assert record["prepared"]["seconds"] > 0
+    assert f"{record['prepared']['disk_bytes'] / 1e6:,.2f} MB on the dealer's disk" in shown.stdout
 
 
 def test_the_gateway_answers_an_application() -> None:

@@ -66,7 +66,7 @@ def heard(dealer: RoleProcess, certificates: Path, purpose: purpose_pb2.Purpose)
     """What both parties are told who come for this, and the corrections that the client is sent."""
     own = {"purpose": purpose, "request": LONG.to_json(), "plan_digest": plan_digest(MODEL, LONG)}
     parties = [HostileParty(dealer.address, load_identity(certificates, r), request(r, **own)) for r in ROLES]
-    answers = [party.hear() for party in parties]
+    answers = [party.hear() for party in reversed(parties)]  # the client's first: it must take what it is sent
     for party in parties:
         party.leave()
     return answers, parties[1].received

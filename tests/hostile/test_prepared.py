@@ -221,7 +221,7 @@ def party(servers: Servers, role: str, identity: Identity | None = None, **chang
 def both(servers: Servers, purpose: Any, session: bytes = SESSION, **changes: Any) -> list[str]:
     """What the dealer answers an owner and a client who come for this."""
     parties = [party(servers, role, purpose=purpose, session=session, **changes) for role in ("owner", "client")]
-    heard = [each.hear() for each in parties]
+    heard = [each.hear() for each in reversed(parties)]  # the client's first: it must take what it is sent
     for each in parties:
         each.leave()
     return heard

@@ -110,6 +110,13 @@ def test_processes_and_parties_elsewhere_give_the_plaintext_answer_as_well(model
     plain = mpcache.generate(model, text, max_new_tokens=NEW)
     with mpcache.LocalProcesses(tiny.folder) as local:
         apart = local.generate(text, max_new_tokens=NEW)
+        local.prepare(len(model.encode(text)), max_new_tokens=NEW)
+        kept = local._data_owner.connection.state / "prepared"
+        assert len(list(kept.iterdir())) == 1
+        assert local.generate(text, max_new_tokens=NEW).tokens == apart.tokens
+        assert not list(kept.iterdir()), "it was used"
+        with pytest.raises(mpcache.ConfigError, match="unknown option 'fixed_length'"):
+            local.prepare(3, fixed_length=True)  # type: ignore[call-arg]
     together = mpcache.InProcess(model).generate(text, max_new_tokens=NEW)
     assert apart.tokens == together.tokens == plain.tokens
     assert (apart.prefill.cost, apart.decode.cost) == (together.prefill.cost, together.decode.cost)
