@@ -445,7 +445,7 @@ FIRST, MOST = 1 << 8, 1 << 14
 """Correlations that are planned ahead: twice as many each time, as somebody waits for the first."""
 EARLY_BYTES = 32 << 20
 """Corrections that are made before their turn, and wait for it."""
-FIRST_BYTES, TOGETHER_BYTES = 1 << 18, 32 << 20
+FIRST_BYTES, TOGETHER_BYTES = 1 << 18, 16 << 20
 """Bytes of the ring elements of correlations that are made together."""
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mpcache.protocols.causal import Causal
 from mpcache.protocols.correlation import Correlation, Tensors, has, tensors
 from mpcache.protocols.public import Constants, Factor
 from mpcache.protocols.ring import FRACTION_BITS
@@ -70,11 +71,10 @@ class Passage:
 
 
 class Passages:
-    """Passages by what they are the plan of; those used least lately are forgotten."""
+    """Passages by what they are the plan of: up to `most`; those used least lately are forgotten."""
 
-    MOST = 1 << 10
-
-    def __init__(self) -> None:
+    def __init__(self, most: int = 1 << 10) -> None:
+        self._most = most
         self._kept: OrderedDict[Hashable, tuple[Passage, Any]] = OrderedDict()
 
     def get(self, key: Hashable) -> tuple[Passage, Any] | None:
@@ -86,7 +86,7 @@ class Passages:
 
     def keep(self, key: Hashable, passage: Passage, result: Any) -> None:
         self._kept[key] = passage, result
-        if len(self._kept) > self.MOST:
+        if len(self._kept) > self._most:
             self._kept.popitem(last=False)
 
 
@@ -201,15 +201,18 @@ class PlanSession(Session):
 
     check: called at every correlation; raises if the plan is not wanted any more.
     constants: notes the public values that shares are multiplied by; None: nobody asks.
-    passages: what was planned before, by this session or others, and can be repeated (backends/planned.py).
+    passages: what was planned before, by this session or others of the same `listed`, and can be repeated
+    (backends/planned.py). listed: write the plan; without, costs alone are added up.
     """
 
     device = torch.device("meta")
     planning = True
     constants: Constants | None = None
 
-    def __init__(self, check: Callable[[], None] = lambda: None, passages: Passages | None = None) -> None:
-        self._check = check
+    def __init__(
+        self, check: Callable[[], None] = lambda: None, passages: Passages | None = None, listed: bool = True
+    ) -> None:
+        self._check, self._listed = check, listed
         self.passages = passages or Passages()
         self.party = 0
         self.cost = Cost()
@@ -219,7 +222,8 @@ class PlanSession(Session):
 
     def take(self, correlation: Correlation) -> Tensors:
         self._check()
-        self.plan.correlations.append(correlation)
+        if self._listed:
+            self.plan.correlations.append(correlation)
         self.cost.correction_bytes += correlation.correction_bytes()
         return tensors(correlation.layout.fields, lambda field: _shaped(field.shape) if has(0, field) else None)
 
@@ -228,10 +232,15 @@ class PlanSession(Session):
             self.constants.add(x, fraction_bits)
         return _shaped(x.shape if isinstance(x, torch.Tensor) else ())
 
+    def seen(self, visible: torch.Tensor | Causal) -> tuple[torch.Tensor, torch.Tensor]:
+        count = visible.count() if isinstance(visible, Causal) else int(visible.sum())
+        return _shaped(visible.shape), _shaped((count,))
+
     def _round(self, requests: list[Opening]) -> None:
         sent = sum(r.nbytes() for r in requests if r.receiver != 0)
         received = sum(r.nbytes() for r in requests if r.receiver != 1)
-        self.plan.messages.append((sent, received))
+        if self._listed:
+            self.plan.messages.append((sent, received))
         self._count(sent, received)
         for r in requests:
             if r.receiver != 1:

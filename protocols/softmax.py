@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from mpcache.protocols.beaver import multiply
+from mpcache.protocols.causal import Causal
 from mpcache.protocols.comparison import sign
 from mpcache.protocols.correlation import DEALER, Corrected, Dealer, Dealt, Fields, Placewise, Random, Tensors
 from mpcache.protocols.lookup import LessThan
@@ -140,7 +141,7 @@ def exponential_powers() -> torch.Tensor:
 
 
 async def exponentials(
-    session: Session, x: torch.Tensor, visible: torch.Tensor | None = None, out_bits: int = RING_BITS
+    session: Session, x: torch.Tensor, visible: torch.Tensor | Causal | None = None, out_bits: int = RING_BITS
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(e, sum of e over the last dimension, kept as size 1): e = exp(x - m), shares modulo 2^out_bits at scale 2^16.
 
@@ -152,7 +153,7 @@ async def exponentials(
     Opened: d and the exponential, each once under masks of their own, and what a comparison opens.
     """
     if visible is not None:
-        mask = visible.to(session.device)
+        mask, places = session.seen(visible)
         x = torch.where(mask, x, session.constant(torch.full_like(x, MASKED << FRACTION_BITS)))
     # dropped share by share, a score comes out as its floor or one unit below: so one is added to their maximum
     m = await maximum(session, drop_low_bits(x, _COARSE_DROPPED), COARSE_WIDTH) + session.constant(1)
@@ -160,7 +161,6 @@ async def exponentials(
     if visible is None:
         e = await _exponentials(session, d, x.shape[-1], out_bits)
     else:  # only those that are seen
-        places = visible.flatten().nonzero()[:, 0].to(session.device)
         seen = await _exponentials(session, d.flatten(-2).index_select(-1, places), x.shape[-1], out_bits)
         e = torch.zeros_like(d.flatten(-2)).index_copy(-1, places, seen).reshape(d.shape)
     return e, e.sum(-1, keepdim=True)
