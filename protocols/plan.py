@@ -8,7 +8,7 @@ against, byte for byte.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -196,6 +196,31 @@ def plan_of(protocol: Callable[..., Awaitable[Any]], *shapes: Sequence[int]) -> 
     return session.next_part()
 
 
+@lru_cache(1 << 10)
+def _of_eight(
+    protocol: Callable[..., Awaitable[torch.Tensor]], size: int, public: tuple[Hashable, ...], round_bytes: int
+) -> tuple[list[tuple[int, int]], int]:
+    """Messages and correction bytes of the protocol at eight places."""
+    session = PlanSession()
+    session.round_bytes = round_bytes
+    session.run(protocol(session, _shaped((8, size)), *public))
+    return session.plan.messages, session.cost.correction_bytes
+
+
+@dataclass(frozen=True)
+class _Traffic:
+    """A round by its bytes alone."""
+
+    sent: int
+    received: int
+
+    def __await__(self) -> Generator[list[Opening], None, None]:
+        yield [
+            Opening(torch.Size((self.sent,)), 8, None, receiver=1),
+            Opening(torch.Size((self.received,)), 8, None, receiver=0),
+        ]
+
+
 class PlanSession(Session):
     """A session without a peer: runs on `meta` tensors and writes the plan. Faster within `ShapeArithmetic`.
 
@@ -235,6 +260,20 @@ class PlanSession(Session):
     def seen(self, visible: torch.Tensor | Causal) -> tuple[torch.Tensor, torch.Tensor]:
         count = visible.count() if isinstance(visible, Causal) else int(visible.sum())
         return _shaped(visible.shape), _shaped((count,))
+
+    async def placewise(
+        self, protocol: Callable[..., Awaitable[torch.Tensor]], x: torch.Tensor, *public: Hashable
+    ) -> torch.Tensor:
+        """Where the plan is not listed: that of eight places, as often as there are eight. Messages and corrections
+        are whole bytes for eight elements of any width, so that costs are proportional."""
+        places = x.shape[:-1].numel()
+        if self._listed or places % 8:
+            return await protocol(self, x, *public)
+        messages, correction_bytes = _of_eight(protocol, x.shape[-1], public, self.round_bytes)
+        for sent, received in messages:
+            await _Traffic(sent * places // 8, received * places // 8)
+        self.cost.correction_bytes += correction_bytes * places // 8
+        return _shaped(x.shape[:-1])
 
     def _round(self, requests: list[Opening]) -> None:
         sent = sum(r.nbytes() for r in requests if r.receiver != 0)

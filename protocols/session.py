@@ -13,7 +13,7 @@ Costs are counted as they occur: a round is one message (or one in each directio
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -212,6 +212,13 @@ class Session:
         """A public mask, and the places that are seen, counted along its rows."""
         mask = visible.mask() if isinstance(visible, Causal) else visible
         return mask.to(self.device), mask.flatten().nonzero()[:, 0].to(self.device)
+
+    async def placewise(
+        self, protocol: Callable[..., Awaitable[torch.Tensor]], x: torch.Tensor, *public: Hashable
+    ) -> torch.Tensor:
+        """`protocol(self, x, *public)`, (..., size) to (...), which does the same at each place (...). That it is said
+        changes nothing but what planning many places takes."""
+        return await protocol(self, x, *public)
 
     # ------------------------------------------------------------ one round
 

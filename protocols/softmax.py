@@ -82,11 +82,11 @@ def domain(scores: int) -> Domain:
 
 @dataclass(frozen=True)
 class ExponentialMask(Placewise):
-    """For exponentials in rows of `scores`: r modulo 2^31; the table over c_hi of exp(2 u - 2 R) at scale 2^18, modulo
+    """For exponentials in `within`'s domain: r modulo 2^31; the table over c_hi of exp(2 u - 2 R) at scale 2^18, modulo
     2^32; a truncation modulo 2^out_bits, also times a random bit d; digit tables of r's upper bits; d in both forms."""
 
     out_bits: int
-    scores: int
+    within: Domain
 
     def tables(self) -> LessThan:
         return LessThan(self.shape, DIFFERENCE_BITS - _LOWEST_DROPPED - 1)
@@ -101,7 +101,7 @@ class ExponentialMask(Placewise):
             "rho": self.truncation().mask(),
             "d_xor": Random(many, 1, xor=True),
             "rounding": Random(self.shape, 16, holder=DEALER),
-            "table": Corrected((*self.shape, domain(self.scores).segments), EXP_BITS),
+            "table": Corrected((*self.shape, self.within.segments), EXP_BITS),
             "truncated": self.truncation().fields(),
             "d_truncated": self.truncation().fields(),
             "digits": self.tables().fields(),
@@ -115,7 +115,7 @@ class ExponentialMask(Placewise):
         top = (coarse >> self.tables().low_bits) & 1
         truncated = self.truncation().deal(randoms.rho)
         return {
-            "table": _exponential_table(r, domain(self.scores), randoms.rounding),
+            "table": _exponential_table(r, self.within, randoms.rounding),
             "truncated": truncated,
             "d_truncated": {name: d[..., 0] * value for name, value in truncated.items()},
             "digits": self.tables().deal(coarse, randoms.part("digits")),
@@ -159,16 +159,21 @@ async def exponentials(
     m = await maximum(session, drop_low_bits(x, _COARSE_DROPPED), COARSE_WIDTH) + session.constant(1)
     d = x - (m << _COARSE_DROPPED)
     if visible is None:
-        e = await _exponentials(session, d, x.shape[-1], out_bits)
+        e = await _exponentials(session, d, domain(x.shape[-1]), out_bits)
     else:  # only those that are seen
-        seen = await _exponentials(session, d.flatten(-2).index_select(-1, places), x.shape[-1], out_bits)
+        seen = await _exponentials(session, d.flatten(-2).index_select(-1, places), domain(x.shape[-1]), out_bits)
         e = torch.zeros_like(d.flatten(-2)).index_copy(-1, places, seen).reshape(d.shape)
     return e, e.sum(-1, keepdim=True)
 
 
-async def _exponentials(session: Session, d: torch.Tensor, scores: int, out_bits: int) -> torch.Tensor:
+async def _exponentials(session: Session, d: torch.Tensor, within: Domain, out_bits: int) -> torch.Tensor:
     """exp(d), and 0 for d below the lowest. Rounds: 3."""
-    correlation, within = ExponentialMask(tuple(d.shape), out_bits, scores), domain(scores)
+    return await session.placewise(_exponentials_of, d[..., None], within, out_bits)
+
+
+async def _exponentials_of(session: Session, column: torch.Tensor, within: Domain, out_bits: int) -> torch.Tensor:
+    d = column[..., 0]
+    correlation = ExponentialMask(tuple(d.shape), out_bits, within)
     truncation, tables = correlation.truncation(), correlation.tables()
     shares = session.take(correlation)
 
@@ -191,7 +196,11 @@ async def _exponentials(session: Session, d: torch.Tensor, scores: int, out_bits
 async def inverse_of_sum(session: Session, total: torch.Tensor, n: int) -> torch.Tensor:
     """1 / total at scale 2^RECIPROCAL_BITS for a sum of n exponentials, which lies in [0.5, 2 n). Rounds: 3."""
     high = FRACTION_BITS + 2 + max(n - 1, 1).bit_length()
-    return await reciprocal_untruncated(session, total, FRACTION_BITS - 1, high)
+    return (await session.placewise(_inverses, total, high))[..., None]
+
+
+async def _inverses(session: Session, column: torch.Tensor, high: int) -> torch.Tensor:
+    return await reciprocal_untruncated(session, column[..., 0], FRACTION_BITS - 1, high)
 
 
 async def divide(session: Session, x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
