@@ -47,8 +47,9 @@ log = logging.getLogger("mpcache.dealer")
 class DealerService(dealer_pb2_grpc.DealerServicer):
     """Pairs the two parties of a session and streams party 1 its corrections; party 0 hears only how it goes.
 
-    The settings' memory_mib bounds what is made ahead of the client. The dealer learns public parameters and the two
-    seeds. store: where it keeps prepared sessions, if it has any to do with them.
+    The settings' memory_mib bounds what is made ahead of the client, but for what is made together (`corrections` in
+    protocols/correlation.py): up to 50 MiB. The dealer learns public parameters and the two seeds. store: where it
+    keeps prepared sessions, if it has any to do with them.
     """
 
     def __init__(

@@ -296,7 +296,7 @@ class _Drawn:
 
     def corrections(self, dealt: Dealt) -> np.ndarray:
         """What party 1 must be sent, (several, bytes): the values less party 0's shares."""
-        values, parts = _in_order(self._layout.fields, dealt), []
+        values, parts = iter(list(_in_order(self._layout.fields, dealt))), []
         for i, field in enumerate(self._layout.leaves):
             if isinstance(field, Corrected):
                 mask, value = self._share(i, 0), next(values).to(torch.int64).numpy()
@@ -348,9 +348,8 @@ class Dealer:
             if (several := correlation.several(len(places))) is None:
                 in_turn.update((i, drawn.one(row)) for row, i in enumerate(places))
             else:
-                rows = drawn.corrections(several.deal(drawn.randoms(), self))
-                out_rows = zip(places, rows, strict=True)
-                for i, row in out_rows:
+                made = drawn.corrections(several.deal(drawn.randoms(), self))
+                for i, row in zip(places, made, strict=True):
                     out[i] = row.tobytes()
         for i in sorted(in_turn):
             correlation, drawn = numbered[i][1], in_turn.pop(i)
@@ -445,7 +444,7 @@ FIRST, MOST = 1 << 8, 1 << 14
 """Correlations that are planned ahead: twice as many each time, as somebody waits for the first."""
 EARLY_BYTES = 32 << 20
 """Corrections that are made before their turn, and wait for it."""
-FIRST_BYTES, TOGETHER_BYTES = 1 << 18, 32 << 20
+FIRST_BYTES, TOGETHER_BYTES = 1 << 18, 16 << 20
 """Bytes of the ring elements of correlations that are made together."""
 
 

@@ -8,7 +8,7 @@ against, byte for byte.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mpcache.protocols.causal import Causal
 from mpcache.protocols.correlation import Correlation, Tensors, has, tensors
 from mpcache.protocols.public import Constants, Factor
 from mpcache.protocols.ring import FRACTION_BITS
@@ -70,11 +71,10 @@ class Passage:
 
 
 class Passages:
-    """Passages by what they are the plan of; those used least lately are forgotten."""
+    """Passages by what they are the plan of: up to `most`; those used least lately are forgotten."""
 
-    MOST = 1 << 10
-
-    def __init__(self) -> None:
+    def __init__(self, most: int = 1 << 10) -> None:
+        self._most = most
         self._kept: OrderedDict[Hashable, tuple[Passage, Any]] = OrderedDict()
 
     def get(self, key: Hashable) -> tuple[Passage, Any] | None:
@@ -86,7 +86,7 @@ class Passages:
 
     def keep(self, key: Hashable, passage: Passage, result: Any) -> None:
         self._kept[key] = passage, result
-        if len(self._kept) > self.MOST:
+        if len(self._kept) > self._most:
             self._kept.popitem(last=False)
 
 
@@ -196,20 +196,48 @@ def plan_of(protocol: Callable[..., Awaitable[Any]], *shapes: Sequence[int]) -> 
     return session.next_part()
 
 
+@lru_cache(1 << 10)
+def _of_eight(
+    protocol: Callable[..., Awaitable[torch.Tensor]], size: int, public: tuple[Hashable, ...], round_bytes: int
+) -> tuple[list[tuple[int, int]], int]:
+    """Messages and correction bytes of the protocol at eight places."""
+    session = PlanSession()
+    session.round_bytes = round_bytes
+    session.run(protocol(session, _shaped((8, size)), *public))
+    return session.plan.messages, session.cost.correction_bytes
+
+
+@dataclass(frozen=True)
+class _Traffic:
+    """A round by its bytes alone."""
+
+    sent: int
+    received: int
+
+    def __await__(self) -> Generator[list[Opening], None, None]:
+        yield [
+            Opening(torch.Size((self.sent,)), 8, None, receiver=1),
+            Opening(torch.Size((self.received,)), 8, None, receiver=0),
+        ]
+
+
 class PlanSession(Session):
     """A session without a peer: runs on `meta` tensors and writes the plan. Faster within `ShapeArithmetic`.
 
     check: called at every correlation; raises if the plan is not wanted any more.
     constants: notes the public values that shares are multiplied by; None: nobody asks.
-    passages: what was planned before, by this session or others, and can be repeated (backends/planned.py).
+    passages: what was planned before, by this session or others of the same `listed`, and can be repeated
+    (backends/planned.py). listed: write the plan; without, costs alone are added up.
     """
 
     device = torch.device("meta")
     planning = True
     constants: Constants | None = None
 
-    def __init__(self, check: Callable[[], None] = lambda: None, passages: Passages | None = None) -> None:
-        self._check = check
+    def __init__(
+        self, check: Callable[[], None] = lambda: None, passages: Passages | None = None, listed: bool = True
+    ) -> None:
+        self._check, self._listed = check, listed
         self.passages = passages or Passages()
         self.party = 0
         self.cost = Cost()
@@ -219,7 +247,8 @@ class PlanSession(Session):
 
     def take(self, correlation: Correlation) -> Tensors:
         self._check()
-        self.plan.correlations.append(correlation)
+        if self._listed:
+            self.plan.correlations.append(correlation)
         self.cost.correction_bytes += correlation.correction_bytes()
         return tensors(correlation.layout.fields, lambda field: _shaped(field.shape) if has(0, field) else None)
 
@@ -228,10 +257,29 @@ class PlanSession(Session):
             self.constants.add(x, fraction_bits)
         return _shaped(x.shape if isinstance(x, torch.Tensor) else ())
 
+    def seen(self, visible: torch.Tensor | Causal) -> tuple[torch.Tensor, torch.Tensor]:
+        count = visible.count() if isinstance(visible, Causal) else int(visible.sum())
+        return _shaped(visible.shape), _shaped((count,))
+
+    async def placewise(
+        self, protocol: Callable[..., Awaitable[torch.Tensor]], x: torch.Tensor, *public: Hashable
+    ) -> torch.Tensor:
+        """Where the plan is not listed: that of eight places, as often as there are eight. Messages and corrections
+        are whole bytes for eight elements of any width, so that costs are proportional."""
+        places = x.shape[:-1].numel()
+        if self._listed or places % 8:
+            return await protocol(self, x, *public)
+        messages, correction_bytes = _of_eight(protocol, x.shape[-1], public, self.round_bytes)
+        for sent, received in messages:
+            await _Traffic(sent * places // 8, received * places // 8)
+        self.cost.correction_bytes += correction_bytes * places // 8
+        return _shaped(x.shape[:-1])
+
     def _round(self, requests: list[Opening]) -> None:
         sent = sum(r.nbytes() for r in requests if r.receiver != 0)
         received = sum(r.nbytes() for r in requests if r.receiver != 1)
-        self.plan.messages.append((sent, received))
+        if self._listed:
+            self.plan.messages.append((sent, received))
         self._count(sent, received)
         for r in requests:
             if r.receiver != 1:

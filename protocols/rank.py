@@ -8,7 +8,7 @@ with the one-hot, without a product. The cost is quadratic in the block, so a lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
@@ -276,6 +276,15 @@ def _block_bytes(block: int, bits: int, payload_bits: int) -> float:
     return correlation.correction_bytes() / many + 2 * online
 
 
+def _maximum_of(block: int) -> Callable[..., Awaitable[tuple[torch.Tensor, torch.Tensor | None]]]:
+    return _pair_maximum if block == 2 else _block_maximum
+
+
+async def _largest(session: Session, blocks: torch.Tensor, bits: int) -> torch.Tensor:
+    """Of each block (..., block)."""
+    return (await _maximum_of(blocks.shape[-1])(session, blocks, None, bits))[0]
+
+
 async def _tree(
     session: Session, values: torch.Tensor, payload: _Payload | None, bits: int
 ) -> tuple[torch.Tensor, _Payload | None]:
@@ -284,13 +293,17 @@ async def _tree(
     sizes = block_sizes(values.shape[-1], rows, bits, payload.bits if payload else 0, session.round_bytes)
     for block in sizes:
         whole = values.shape[-1] - values.shape[-1] % block
-        maximum_of = _pair_maximum if block == 2 else _block_maximum
+        maximum_of = _maximum_of(block)
         blocks, rest = None, None
         if payload is not None:
             blocks = replace(payload, values=payload.values[..., :whole].unflatten(-1, (-1, block)))
             rest = payload.values[..., whole:]
             rest = session.constant(rest) if payload.public else rest
-        largest, theirs = await maximum_of(session, values[..., :whole].unflatten(-1, (-1, block)), blocks, bits)
+        in_blocks, theirs = values[..., :whole].unflatten(-1, (-1, block)), None
+        if payload is None:
+            largest = await session.placewise(_largest, in_blocks, bits)
+        else:
+            largest, theirs = await maximum_of(session, in_blocks, blocks, bits)
         values = torch.cat([largest, values[..., whole:]], -1)
         if payload is not None and theirs is not None and rest is not None:
             payload = _Payload(torch.cat([theirs, rest], -1), payload.bits)

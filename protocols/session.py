@@ -13,12 +13,13 @@ Costs are counted as they occur: a round is one message (or one in each directio
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
 
+from mpcache.protocols.causal import Causal
 from mpcache.protocols.correlation import LARGEST_BYTES, Correlation, Tensors, check_bytes
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.public import Factor, fixed_point
@@ -206,6 +207,18 @@ class Session:
         """Ring elements of scale 2^fraction_bits of what both parties know and multiply shares by; the same at both on
         any machine, see public.py. The handshake compares it, as far as a plan has it."""
         return fixed_point(x, fraction_bits).to(self.device)
+
+    def seen(self, visible: torch.Tensor | Causal) -> tuple[torch.Tensor, torch.Tensor]:
+        """A public mask, and the places that are seen, counted along its rows."""
+        mask = visible.mask() if isinstance(visible, Causal) else visible
+        return mask.to(self.device), mask.flatten().nonzero()[:, 0].to(self.device)
+
+    async def placewise(
+        self, protocol: Callable[..., Awaitable[torch.Tensor]], x: torch.Tensor, *public: Hashable
+    ) -> torch.Tensor:
+        """`protocol(self, x, *public)`, (..., size) to (...), which does the same at each place (...). That it is said
+        changes nothing but what planning many places takes."""
+        return await protocol(self, x, *public)
 
     # ------------------------------------------------------------ one round
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from mpcache.protocols.beaver import multiply
+from mpcache.protocols.causal import Causal
 from mpcache.protocols.comparison import sign
 from mpcache.protocols.correlation import DEALER, Corrected, Dealer, Dealt, Fields, Placewise, Random, Tensors
 from mpcache.protocols.lookup import LessThan
@@ -81,11 +82,11 @@ def domain(scores: int) -> Domain:
 
 @dataclass(frozen=True)
 class ExponentialMask(Placewise):
-    """For exponentials in rows of `scores`: r modulo 2^31; the table over c_hi of exp(2 u - 2 R) at scale 2^18, modulo
+    """For exponentials in `within`'s domain: r modulo 2^31; the table over c_hi of exp(2 u - 2 R) at scale 2^18, modulo
     2^32; a truncation modulo 2^out_bits, also times a random bit d; digit tables of r's upper bits; d in both forms."""
 
     out_bits: int
-    scores: int
+    within: Domain
 
     def tables(self) -> LessThan:
         return LessThan(self.shape, DIFFERENCE_BITS - _LOWEST_DROPPED - 1)
@@ -100,7 +101,7 @@ class ExponentialMask(Placewise):
             "rho": self.truncation().mask(),
             "d_xor": Random(many, 1, xor=True),
             "rounding": Random(self.shape, 16, holder=DEALER),
-            "table": Corrected((*self.shape, domain(self.scores).segments), EXP_BITS),
+            "table": Corrected((*self.shape, self.within.segments), EXP_BITS),
             "truncated": self.truncation().fields(),
             "d_truncated": self.truncation().fields(),
             "digits": self.tables().fields(),
@@ -114,7 +115,7 @@ class ExponentialMask(Placewise):
         top = (coarse >> self.tables().low_bits) & 1
         truncated = self.truncation().deal(randoms.rho)
         return {
-            "table": _exponential_table(r, domain(self.scores), randoms.rounding),
+            "table": _exponential_table(r, self.within, randoms.rounding),
             "truncated": truncated,
             "d_truncated": {name: d[..., 0] * value for name, value in truncated.items()},
             "digits": self.tables().deal(coarse, randoms.part("digits")),
@@ -140,7 +141,7 @@ def exponential_powers() -> torch.Tensor:
 
 
 async def exponentials(
-    session: Session, x: torch.Tensor, visible: torch.Tensor | None = None, out_bits: int = RING_BITS
+    session: Session, x: torch.Tensor, visible: torch.Tensor | Causal | None = None, out_bits: int = RING_BITS
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(e, sum of e over the last dimension, kept as size 1): e = exp(x - m), shares modulo 2^out_bits at scale 2^16.
 
@@ -152,23 +153,27 @@ async def exponentials(
     Opened: d and the exponential, each once under masks of their own, and what a comparison opens.
     """
     if visible is not None:
-        mask = visible.to(session.device)
+        mask, places = session.seen(visible)
         x = torch.where(mask, x, session.constant(torch.full_like(x, MASKED << FRACTION_BITS)))
     # dropped share by share, a score comes out as its floor or one unit below: so one is added to their maximum
     m = await maximum(session, drop_low_bits(x, _COARSE_DROPPED), COARSE_WIDTH) + session.constant(1)
     d = x - (m << _COARSE_DROPPED)
     if visible is None:
-        e = await _exponentials(session, d, x.shape[-1], out_bits)
+        e = await _exponentials(session, d, domain(x.shape[-1]), out_bits)
     else:  # only those that are seen
-        places = visible.flatten().nonzero()[:, 0].to(session.device)
-        seen = await _exponentials(session, d.flatten(-2).index_select(-1, places), x.shape[-1], out_bits)
+        seen = await _exponentials(session, d.flatten(-2).index_select(-1, places), domain(x.shape[-1]), out_bits)
         e = torch.zeros_like(d.flatten(-2)).index_copy(-1, places, seen).reshape(d.shape)
     return e, e.sum(-1, keepdim=True)
 
 
-async def _exponentials(session: Session, d: torch.Tensor, scores: int, out_bits: int) -> torch.Tensor:
+async def _exponentials(session: Session, d: torch.Tensor, within: Domain, out_bits: int) -> torch.Tensor:
     """exp(d), and 0 for d below the lowest. Rounds: 3."""
-    correlation, within = ExponentialMask(tuple(d.shape), out_bits, scores), domain(scores)
+    return await session.placewise(_exponentials_of, d[..., None], within, out_bits)
+
+
+async def _exponentials_of(session: Session, column: torch.Tensor, within: Domain, out_bits: int) -> torch.Tensor:
+    d = column[..., 0]
+    correlation = ExponentialMask(tuple(d.shape), out_bits, within)
     truncation, tables = correlation.truncation(), correlation.tables()
     shares = session.take(correlation)
 
@@ -191,7 +196,11 @@ async def _exponentials(session: Session, d: torch.Tensor, scores: int, out_bits
 async def inverse_of_sum(session: Session, total: torch.Tensor, n: int) -> torch.Tensor:
     """1 / total at scale 2^RECIPROCAL_BITS for a sum of n exponentials, which lies in [0.5, 2 n). Rounds: 3."""
     high = FRACTION_BITS + 2 + max(n - 1, 1).bit_length()
-    return await reciprocal_untruncated(session, total, FRACTION_BITS - 1, high)
+    return (await session.placewise(_inverses, total, high))[..., None]
+
+
+async def _inverses(session: Session, column: torch.Tensor, high: int) -> torch.Tensor:
+    return await reciprocal_untruncated(session, column[..., 0], FRACTION_BITS - 1, high)
 
 
 async def divide(session: Session, x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:

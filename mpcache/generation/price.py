@@ -19,7 +19,7 @@ from mpcache.model.decoder import Decoder
 from mpcache.policies import Policy, new_cache
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.errors import ConfigError
-from mpcache.protocols.plan import PlanSession, ShapeArithmetic
+from mpcache.protocols.plan import Passages, PlanSession, ShapeArithmetic
 from mpcache.protocols.session import Cost
 
 Parts = dict[str, Cost]
@@ -107,8 +107,12 @@ def _scaled(model: ModelConfig, request: GenerationRequest, offset: int, period:
     return [one + (other - one).times(repetitions) for one, other in zip(small, large, strict=True)]
 
 
+_PASSAGES = Passages(1 << 14)
+"""Costs of what was planned for one number of layers, and is repeated for another, and for another policy."""
+
+
 def _planned(model: ModelConfig, request: GenerationRequest, phase: _Phase) -> list[Price]:
-    session = PlanSession()
+    session = PlanSession(passages=_PASSAGES, listed=False)
     session.round_bytes = request.round_bytes
     decoder = Decoder(model, MpcBackend(session))
     with ShapeArithmetic():

@@ -15,6 +15,7 @@ import torch
 from mpcache.model.config import ModelConfig
 from mpcache.policies.settings import LONGEST_NAME, PolicySettings
 from mpcache.protocols.backends.interface import AnyBackend, Backend, KeyValues, Masked, Value
+from mpcache.protocols.causal import Causal
 from mpcache.protocols.errors import ConfigError
 
 
@@ -157,7 +158,7 @@ class Policy(ABC):
     def _attend_block(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
         (cached, masked), m = self.enter(layer, queries, keys, values), keys.shape[1]
         repeat = self.config.queries_per_head
-        visible = _causal(m, self.past).repeat(repeat, 1) if m > 1 else None
+        visible = self.backend.visible(Causal(m, self.past, repeat)) if m > 1 else None
         first = max(0, self.prompt_tokens - self.observed_queries() - self.past)
         if first >= m:
             return self.backend.attend(masked, cached, visible)
@@ -165,8 +166,3 @@ class Policy(ABC):
         out, received = self.backend.attend_observed(masked, cached, visible, observed)
         self._received[layer] = self.add_padded(self._received[layer], received)
         return out
-
-
-def _causal(m: int, past: int) -> torch.Tensor:
-    """(m, past + m): query i sees the past and itself."""
-    return torch.ones(m, past + m, dtype=torch.bool).tril(past)

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 
 from mpcache.protocols.backends.interface import KeyValues, Stage
+from mpcache.protocols.causal import Causal
 from mpcache.protocols.crypten.importing import import_crypten
 from mpcache.protocols.crypten.session import CryptenSession, active
 from mpcache.protocols.crypten.shares import ArithmeticSharedTensor, from_crypten, to_mpc_tensor
@@ -140,6 +141,9 @@ class CryptenBackend:
         self, cached: KeyValues[Secret] | None, queries: Secret, keys: Secret, values: Secret
     ) -> tuple[KeyValues[Secret], Secret]:
         return self.append(cached, keys, values), queries
+
+    def visible(self, seen: Causal) -> torch.Tensor:
+        return seen.mask()
 
     def attend(self, queries: Secret, cached: KeyValues[Secret], visible: torch.Tensor | None = None) -> Secret:
         probabilities = self.softmax(self.product(queries, cached.keys, "matmul_transposed"), visible)

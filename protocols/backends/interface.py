@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, Self, TypeAlias
 import torch
 from typing_extensions import TypeVar
 
+from mpcache.protocols.causal import Causal
 from mpcache.protocols.public import Factor
 
 
@@ -115,6 +116,9 @@ class Backend(Protocol[V, W, M]):
     def enter(self, cached: KeyValues[M] | None, queries: V, keys: V, values: V) -> tuple[KeyValues[M], M]:
         """`append`, and the queries of the same tokens (key/value heads, queries, d), already scaled, for `similarity`
         and then one of the `attend` below, which is their last use."""
+
+    def visible(self, seen: Causal) -> Any:
+        """What `attend` is told of who sees what: the mask, or while planning its description."""
 
     def attend(self, queries: M, cached: KeyValues[M], visible: torch.Tensor | None = None) -> V:
         """Attention of (key/value heads, queries, d); `visible`: public (queries, tokens), or all."""

@@ -10,6 +10,7 @@ from mpcache.protocols.activation import activation
 from mpcache.protocols.backends.interface import KeyValues, Stage
 from mpcache.protocols.backends.planned import planned_once
 from mpcache.protocols.beaver import Masked, extend, forget, mask, multiply, multiply_masked, rows, unmask
+from mpcache.protocols.causal import Causal
 from mpcache.protocols.comparison import negative_part
 from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.errors import PlanError
@@ -182,13 +183,22 @@ class MpcBackend:
         )
         return KeyValues(new_keys, new_values, new_keys.shape[-2]), masked_queries
 
+    def visible(self, seen: Causal) -> torch.Tensor | Causal:
+        return seen if self.session.planning else seen.mask()
+
     @planned_once
-    def attend(self, queries: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None = None) -> Secret:
+    def attend(
+        self, queries: Masked, cached: KeyValues[Masked], visible: torch.Tensor | Causal | None = None
+    ) -> Secret:
         return self._run(self._attend(queries, cached, visible), "attention")
 
     @planned_once
     def attend_observed(
-        self, queries: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None, observed: torch.Tensor
+        self,
+        queries: Masked,
+        cached: KeyValues[Masked],
+        visible: torch.Tensor | Causal | None,
+        observed: torch.Tensor,
     ) -> tuple[Secret, Secret]:
         out, received = self.session.run(self._attend_observed(queries, cached, visible, observed), "attention")
         return self._secret(out), self._secret(received)
@@ -203,12 +213,14 @@ class MpcBackend:
         scores = multiply_masked(self.session, queries, keys, "matmul_transposed", forget=(queries,))
         return drop_low_bits(scores, FRACTION_BITS, PRODUCT_BITS)
 
-    async def _attend(self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None) -> torch.Tensor:
+    async def _attend(
+        self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | Causal | None
+    ) -> torch.Tensor:
         _, weighed, inverse = await self._weighed(q, cached, visible)
         return await divide(self.session, weighed, inverse)
 
     async def _attend_observed(
-        self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None, observed: torch.Tensor
+        self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | Causal | None, observed: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         e, weighed, inverse = await self._weighed(q, cached, visible)
         observed = observed.to(self.session.device)
@@ -216,7 +228,7 @@ class MpcBackend:
         return await together(divide(self.session, weighed, inverse), received)
 
     async def _weighed(
-        self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None
+        self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | Causal | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(exponentials, their sums of values, inverses of their sums)."""
         session = self.session

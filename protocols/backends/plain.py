@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mpcache.protocols.backends.interface import KeyValues, Stage
+from mpcache.protocols.causal import Causal
 from mpcache.protocols.public import Factor
 
 
@@ -72,6 +73,9 @@ class PlainBackend:
         self, cached: KeyValues[torch.Tensor] | None, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[KeyValues[torch.Tensor], torch.Tensor]:
         return self.append(cached, keys, values), queries
+
+    def visible(self, seen: Causal) -> torch.Tensor:
+        return seen.mask()
 
     def attend(
         self, queries: torch.Tensor, cached: KeyValues[torch.Tensor], visible: torch.Tensor | None = None

@@ -18,6 +18,7 @@ import torch
 
 from mpcache.protocols.backends.interface import KeyValues, Stage
 from mpcache.protocols.beaver import Masked
+from mpcache.protocols.causal import Causal
 from mpcache.protocols.linear import MaskedWeight
 from mpcache.protocols.plan import PlanSession
 from mpcache.protocols.session import Session
@@ -67,7 +68,7 @@ def planned_once(method: Callable[Concatenate[B, P], R]) -> Callable[Concatenate
     return planned
 
 
-_PUBLIC = frozenset({int, float, bool, str, type(None), Fraction, torch.Size})
+_PUBLIC = frozenset({int, float, bool, str, type(None), Fraction, torch.Size, Causal})
 _JOINED = (KeyValues, Stage)
 
 

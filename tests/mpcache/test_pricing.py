@@ -37,6 +37,15 @@ def test_a_price_from_few_layers_equals_the_plan_of_all(name: str) -> None:
     assert whole(price(SMALL, request)) == planned(SMALL, request)
 
 
+@pytest.mark.parametrize("prompt", [1, 15, 33, 130, 257])
+@pytest.mark.parametrize("heads", [3, 4])
+def test_prompts_of_any_number_of_blocks(prompt: int, heads: int) -> None:
+    """Three heads are places that are no multiple of eight in a block that is not full."""
+    model = replace(SMALL, heads=heads, key_value_heads=heads, hidden=8 * heads)
+    for policy in (FULL, fitting("mpcache", **FEW)):
+        assert whole(price(model, asked(prompt, 2, policy))) == planned(model, asked(prompt, 2, policy))
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -1,0 +1,89 @@
+"""A plan that repeats what it planned before is the plan in full: correlation for correlation, message for message."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpcache.generation.plan import plan_parts
+from mpcache.generation.request import GenerationRequest
+from mpcache.model.config import ModelConfig
+from mpcache.model.shapes import SHAPES
+from mpcache.protocols.backends.planned import planned_once
+from mpcache.protocols.beaver import Masked, mask, multiply_masked
+from mpcache.protocols.plan import Plan, PlanSession, ShapeArithmetic
+from mpcache.protocols.public import Constants
+from mpcache.protocols.session import Session
+from mpcache.protocols.shares import Secret
+from tests.mpcache.policies.matrix import SETTINGS
+
+FAMILIES = {
+    "llama": replace(SHAPES["tiny"], layers=5),
+    "gpt2": replace(SHAPES["tiny"], family="gpt2", activation="gelu_tanh", key_value_heads=4, layers=4),
+}
+
+
+def in_full(model: ModelConfig, request: GenerationRequest) -> list[Plan]:
+    """Nothing is repeated while public constants are noted."""
+    return list(plan_parts(model, request, constants=Constants()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", SETTINGS)
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(prompt=st.integers(17, 60), new=st.integers(2, 7), temperature=st.sampled_from([0.0, 0.7]))
+def test_a_repeated_plan_is_the_plan_in_full(name: str, family: str, prompt: int, new: int, temperature: float) -> None:
+    request = GenerationRequest(
+        prompt_tokens=prompt, max_new_tokens=new, temperature=temperature, policy=SETTINGS[name], block=16
+    )
+    assert list(plan_parts(FAMILIES[family], request)) == in_full(FAMILIES[family], request)
+
+
+class _OnSession:
+    """A backend of which one method uses a mask that it is not given."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.hidden: list[Masked] = []
+
+    @planned_once
+    def opened(self, x: Secret) -> Masked:
+        return self.session.run(mask(self.session, x.share))
+
+    @planned_once
+    def squared(self, x: Masked) -> Secret:
+        return Secret(multiply_masked(self.session, x, x), self.session.party)
+
+    @planned_once
+    def with_hidden(self, x: Masked) -> Secret:
+        return Secret(multiply_masked(self.session, x, self.hidden[-1]), self.session.party)
+
+
+def planned(noting: bool, *methods: str) -> Plan:
+    session = PlanSession()
+    session.constants = Constants() if noting else None
+    backend = _OnSession(session)
+    with ShapeArithmetic():
+        for _ in range(3):
+            backend.hidden.append(backend.opened(value()))
+            for method in methods:
+                getattr(backend, method)(backend.opened(value()))
+    return session.next_part()
+
+
+def value() -> Secret:
+    return Secret(torch.empty(4, dtype=torch.int64, device="meta"), 0)
+
+
+def test_masks_have_their_own_numbers_in_each_repetition() -> None:
+    assert planned(False, "squared") == planned(True, "squared")
+    handles = [c.left for c in planned(False, "squared").correlations if hasattr(c, "left")]  # type: ignore[attr-defined]
+    assert len(set(handles)) == 3
+
+
+def test_what_uses_a_mask_from_elsewhere_is_not_repeated() -> None:
+    assert planned(False, "squared", "with_hidden") == planned(True, "squared", "with_hidden")
