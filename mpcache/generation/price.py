@@ -218,7 +218,7 @@ def computing_seconds(price: Price, speed: Speed = MEASURED) -> float:
 
 DEALING = Speed(round=8.2e-4, online_byte=0.0, correlation_byte=7.2e-9, multiply_add=5.2e-10)
 """Fitted to the CPU seconds of six preparations (the demo model and GPT-2's sizes, 64 to 384 prompt tokens, 4 to 64 new
-ones) on two cores of an AMD EPYC that others used as well: five within 12%, one 14% above. A round stands for the
+ones) on two cores that others used as well: five estimates are within 12%, one is 14% too low. A round stands for the
 planning and drawing of the few correlations that it takes."""
 
 
