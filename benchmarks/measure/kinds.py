@@ -70,7 +70,7 @@ ROUNDS, OUTSIDE = "rounds", "outside"
 
 
 def kind_of(stack: Sequence[Place]) -> str:
-    if any(place.module == "mpcache.generation.plan" for place in stack):
+    if _plans(stack):
         return PLANNING
     known = (_known(place.module, place.function) for place in stack)
     return next((kind for kind in known if kind is not None), PYTHON)
@@ -78,9 +78,9 @@ def kind_of(stack: Sequence[Place]) -> str:
 
 def protocol_of(stack: Sequence[Place]) -> str:
     """The innermost protocol, or that of the correlation that is drawn or dealt."""
+    if _plans(stack):
+        return OUTSIDE
     for place in stack:
-        if place.module == "mpcache.generation.plan":
-            return OUTSIDE
         if place.correlation is not None:
             return type(place.correlation).__module__.rpartition(".")[2]
         package, _, name = place.module.rpartition(".")
@@ -89,6 +89,11 @@ def protocol_of(stack: Sequence[Place]) -> str:
         if (place.module, place.function) == (f"{_P}.session", "_round"):
             return ROUNDS
     return OUTSIDE
+
+
+def _plans(stack: Sequence[Place]) -> bool:
+    """It runs the protocols, too, for their shapes."""
+    return any(place.module == "mpcache.generation.plan" for place in stack)
 
 
 @cache
