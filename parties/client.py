@@ -81,7 +81,6 @@ class Generation:
         self.session: Session | None = None
         self.meter: Meter | None = None
         self.setup_bytes = 0
-        self.waited_for_dealer = 0.0
         self.model: ModelConfig | None = None
 
     def __iter__(self) -> Iterator[int]:
@@ -97,6 +96,11 @@ class Generation:
         finally:
             self.stop()
             done.join(_JOIN_SECONDS)
+
+    @property
+    def waited_for_dealer(self) -> float:
+        """Seconds for which the session stood still as the dealer was not ahead."""
+        return self._dealer.waited_seconds if self._dealer else 0.0
 
     def stop(self) -> None:
         """Nobody wants more tokens: the others are told, and the session's thread ends. Any thread may call it."""
@@ -155,14 +159,8 @@ class Generation:
         session = self.session = dealt.session(agreement, link, where.max_step_gib, self._transport)
         meter = self.meter = Meter(lambda: session.cost)
         with private_backend(agreement.request.backend, session, masked_weights=weights) as backend:
-            ended = False
-            for token in self._steps(Decoder(agreement.model, backend), agreement.request):
-                assert token is not None
-                meter.token()
-                self.waited_for_dealer = dealer.waited_seconds
-                if not ended:
-                    yield token
-                ended = ended or token in self._request.end_tokens
+            tokens = self._steps(Decoder(agreement.model, backend), agreement.request)
+            yield from meter.until_end(tokens, self._request.end_tokens)
 
     def _steps(self, decoder: Decoder, request: GenerationRequest) -> Iterator[int | None]:
         ends, program = self._request.stop_tokens, self._program or steps

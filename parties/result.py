@@ -17,7 +17,9 @@ class Metered(Protocol):
 
     meter: Meter | None
     setup_bytes: int
-    waited_for_dealer: float
+
+    @property
+    def waited_for_dealer(self) -> float: ...
 
     def __iter__(self) -> Iterator[int]: ...
 

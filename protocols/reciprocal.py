@@ -118,8 +118,8 @@ async def _inverse(session: Session, x: torch.Tensor, correlation: RangedTable) 
     flip, opened = await together(
         sign(session, correlation.tables(), shares, at), session.open(steps + shares.a, RING_BITS)
     )
-    reached = 1 - flip  # not below the threshold: reached xor d
-    products = reached * steps + (1 - 2 * reached) * (opened * shares.d - shares.d_a)
+    reached: torch.Tensor = 1 - flip  # not below the threshold: reached xor d
+    products: torch.Tensor = reached * steps + (1 - 2 * reached) * (opened * shares.d - shares.d_a)
     return values[..., 0] + products.sum(-1)
 
 

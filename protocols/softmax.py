@@ -184,7 +184,7 @@ async def _exponentials(session: Session, d: torch.Tensor, scores: int, out_bits
         sign(session, tables, shares, from_lowest[..., None]),
         session.open(e + shares.rho + session.constant(truncation.offset), EXP_BITS),
     )
-    kept = 1 - flip[..., 0]  # not below: kept xor d
+    kept: torch.Tensor = 1 - flip[..., 0]  # not below: kept xor d
     value = truncation.result(session, opened, shares.part("truncated"))
     d_value = truncation.product(opened, shares.d[..., 0], shares.part("d_truncated"))
     return kept * value + (1 - 2 * kept) * d_value

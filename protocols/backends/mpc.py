@@ -399,12 +399,12 @@ class MpcBackend:
 
 def _runs(x: torch.Tensor, size: int) -> torch.Tensor:
     """(heads, group, tokens) to (heads, runs, group * size): the scores of a run's tokens in one row."""
-    return x.unflatten(2, (-1, size)).transpose(1, 2).flatten(2)
+    return x.reshape(*x.shape[:2], -1, size).transpose(1, 2).flatten(2)
 
 
 def _tokens(x: torch.Tensor, group: int) -> torch.Tensor:
     """The inverse of `_runs`."""
-    return x.unflatten(2, (group, -1)).transpose(1, 2).flatten(2)
+    return x.reshape(*x.shape[:2], group, -1).transpose(1, 2).flatten(2)
 
 
 async def _extremes(session: Session, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
