@@ -111,17 +111,14 @@ def usage_rows(records: Sequence[Record]) -> Rows:
     for r in done(records):
         for role in PROCESSES:
             used, peak = r["processes"][role], r["peak_memory_bytes"][role]
-            what = [r["kind"], r["policy"], f"{r['tokens']:,}", seconds(r["seconds"])] if not _later(role) else [""] * 4
-            cells = [_milliseconds(used["user_seconds"]), _milliseconds(used["system_seconds"])]
+            first = role == PROCESSES[0]
+            what = [r["kind"], r["policy"], f"{r['tokens']:,}", seconds(r["seconds"])] if first else [""] * 4
+            cells = [_short(used["user_seconds"]), _short(used["system_seconds"])]
             rows.append([*what, role, *cells, f"{used['faults']:,.0f}", mebibytes(peak)])
     return rows
 
 
-def _later(role: str) -> bool:
-    return role != PROCESSES[0]
-
-
-def _milliseconds(value: float) -> str:
+def _short(value: float) -> str:
     return f"{value:.4f}" if value < 1 else f"{value:.2f}"
 
 
@@ -143,7 +140,7 @@ def spent_rows(record: Record, by: str) -> Rows:
 
 
 def _share(value: float, whole: float) -> tuple[str, str]:
-    return (_milliseconds(value), f"{100 * value / whole:.0f}") if value > 0 and whole else ("", "")
+    return (_short(value), f"{100 * value / whole:.0f}") if value > 0 and whole else ("", "")
 
 
 def kinds_explained() -> str:
