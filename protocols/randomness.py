@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 KEY_BYTES = 16
 _ZEROS = memoryview(bytes(1 << 16))
 _BLOCK = 16
+_ENDED = "this stream ended when the next one of its key began"
 _DTYPES = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 
 
@@ -56,7 +57,7 @@ class Stream:
 
     def _current(self) -> Any:
         if self._encryptor is None:
-            raise ValueError("this stream ended when the next one of its key began")
+            raise ValueError(_ENDED)
         return self._encryptor
 
     def raw(self, count: int) -> np.ndarray:
@@ -71,6 +72,11 @@ class Stream:
             size = min(step, count - start)
             encryptor.update_into(_ZEROS[:size], view[start : start + size + _BLOCK - 1])
         return out[:count]
+
+    def encrypt(self, data: bytes | memoryview) -> bytes:
+        """`data` under as many bytes of the stream; a stream from its beginning decrypts it again."""
+        encrypted: bytes = self._current().update(data)
+        return encrypted
 
     def elements(self, shape: tuple[int, ...], bits: int = 64) -> torch.Tensor:
         """Ring elements, uniform modulo 2^bits (the bits above are not meaningful: reduce before use as integers)."""

@@ -25,7 +25,7 @@ CONTAINS = {
     "system_seconds": "CPU time of a process within the system",
     "faults": "pages that a process was given by the system",
     "kinds": "CPU seconds of both by kind of work; the sum is the process's",
-    "parts": "the same by part of a step, and at the dealer by the protocol that a correlation is for",
+    "parts": "the same by part of a step, and at the dealer by the protocol that it deals for",
 }
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mpcache.protocols.correlation import Correlation
+
 PRODUCTS, RANDOMNESS, TABLES, PACKING, ARITHMETIC = "products", "randomness", "tables", "packing", "arithmetic"
 GRPC, PLANNING, PYTHON = "gRPC", "planning", "Python"
 KINDS = {
@@ -48,8 +50,8 @@ def _run_part(arguments: Arguments, named: Named) -> str:
 
 
 def _dealt_part(arguments: Arguments, named: Named) -> str:
-    """Dealer.correction(self, correlation): the protocol's module."""
-    return type(arguments[1]).__module__.rpartition(".")[2]
+    """Correlation.deal(self, ...): the protocol's module."""
+    return type(arguments[0]).__module__.rpartition(".")[2]
 
 
 _P, _PARTIES = "mpcache.protocols", "mpcache.parties"
@@ -59,11 +61,14 @@ WORK = (
     Work(f"{_PARTIES}.dealer", "DealerService._make", PYTHON),
     Work(f"{_PARTIES}.dealer", "DealerService._deal", PLANNING),  # which asks the plan for its correlations
     Work(f"{_P}.session", "Session.run", _run_kind, _run_part),
-    Work(f"{_P}.correlation", "Dealer.correction", ARITHMETIC, _dealt_part),
+    Work(f"{_P}.correlation", "Dealer.corrections", ARITHMETIC),
     Work(f"{_P}.correlation", "PartyCorrelations.take", PYTHON),
     Work(f"{_P}.session", "Session._round", PACKING),
     Work(f"{_P}.ring", "pack", PACKING),
     Work(f"{_P}.ring", "unpack", PACKING),
+    Work(f"{_P}.drawing", "packed", PACKING),
+    Work(f"{_P}.drawing", "Streams.begin", RANDOMNESS),
+    Work(f"{_P}.drawing", "elements", RANDOMNESS),
     Work(f"{_P}.randomness", "Stream.next", RANDOMNESS),
     Work(f"{_P}.randomness", "Stream.elements", RANDOMNESS),
     Work(f"{_P}.products", "times_rows", PRODUCTS),
@@ -78,3 +83,14 @@ WORK = (
     Work(f"{_PARTIES}.dealer_link", "DealerLink.read", GRPC),
     Work(f"{_PARTIES}.chunks", "BoundedChunks.put", GRPC),
 )
+
+
+def all_work() -> list[Work]:
+    """The table, and what the dealer computes for each correlation."""
+    deals = [kind for kind in _kinds_of(Correlation) if "deal" in vars(kind)]
+    return [*WORK, *(Work(kind.__module__, f"{kind.__qualname__}.deal", ARITHMETIC, _dealt_part) for kind in deals)]
+
+
+def _kinds_of(base: type) -> list[type]:
+    below: list[type] = base.__subclasses__()
+    return [*below, *(kind for each in below for kind in _kinds_of(each))]

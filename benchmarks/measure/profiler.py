@@ -1,7 +1,7 @@
 """A profiler within the process: what kind of work its CPU seconds went to, and for which part of the computation.
 
-While it is on, the functions of `kinds.WORK` are replaced by ones that read the thread's CPU clock when they begin and
-when they end. What a thread spends goes to the innermost of these that it is in, and to the innermost part. What no
+While it is on, the functions of `kinds.all_work` are replaced by ones that read the thread's CPU clock when they begin
+and when they end. What a thread spends goes to the innermost of these that it is in, and to the innermost part. What no
 such thread spends, the threads that carry messages do.
 
 Why not one that looks at stacks: a thread that looks gets its turn when another one lets Python go, which is at some
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mpcache.benchmarks.measure.kinds import GRPC, OUTSIDE, WORK, Work
+from mpcache.benchmarks.measure.kinds import GRPC, OUTSIDE, Work, all_work
 
 Totals = dict[tuple[str, str], float]
 """CPU seconds by kind and part. All together are the process's."""
@@ -36,7 +36,7 @@ class Profiler:
         self._begun = 0.0
 
     def start(self) -> Profiler:
-        for work in (work for work in WORK if work.module in sys.modules):
+        for work in (work for work in all_work() if work.module in sys.modules):
             owner: Any = sys.modules[work.module]
             *classes, name = work.function.split(".")
             for part in classes:

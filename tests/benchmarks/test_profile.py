@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from mpcache.benchmarks.cases.profile import PROFILED, Profiled, profile_cases, spent_rows, usage_rows
 from mpcache.benchmarks.measure import kinds, profiler
-from mpcache.benchmarks.measure.kinds import KINDS, OUTSIDE, WORK, Work
+from mpcache.benchmarks.measure.kinds import KINDS, OUTSIDE, Work, all_work
 from mpcache.benchmarks.measure.processes import ProcessPool
 from mpcache.benchmarks.measure.profiler import profiled
 from mpcache.benchmarks.measure.runner import run_cases
@@ -37,21 +37,21 @@ def found(work: Work) -> Any:
 
 
 def test_every_function_of_the_table_is_there_and_of_a_known_kind() -> None:
-    for work in WORK:
+    for work in all_work():
         assert callable(found(work)), work
         assert not isinstance(work.kind, str) or work.kind in KINDS
 
 
 def test_functions_are_measured_wherever_they_were_imported_to_and_as_before_afterwards() -> None:
-    before = [found(work) for work in WORK]
+    before = [found(work) for work in all_work()]
     with profiled():
-        assert linear.times_rows is products.times_rows is not before[WORK.index(_work("times_rows"))]
-        assert all(found(work) is not original for work, original in zip(WORK, before, strict=True))
-    assert [found(work) for work in WORK] == before and linear.times_rows is products.times_rows
+        assert linear.times_rows is products.times_rows is not before[all_work().index(_work("times_rows"))]
+        assert all(found(work) is not original for work, original in zip(all_work(), before, strict=True))
+    assert [found(work) for work in all_work()] == before and linear.times_rows is products.times_rows
 
 
 def _work(function: str) -> Work:
-    return next(work for work in WORK if work.function == function)
+    return next(work for work in all_work() if work.function == function)
 
 
 def burn(seconds: float) -> None:
@@ -71,7 +71,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         Work("example", "outer", kinds.ARITHMETIC),
         Work("example", "inner", kinds.PRODUCTS, lambda arguments, named: arguments[0]),
     )
-    monkeypatch.setattr(profiler, "WORK", table)
+    monkeypatch.setattr(profiler, "all_work", lambda: table)
     return module
 
 
