@@ -18,6 +18,7 @@ from mpcache.parties.chunks import CHUNK_BYTES, BoundedChunks
 from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc, purpose_pb2
 from mpcache.parties.link import PARTIES, SESSION_BYTES, printable, told
 from mpcache.parties.logs import SessionLog
+from mpcache.parties.memory import give_back
 from mpcache.parties.pairing import Pairing, disagreement
 from mpcache.parties.places import Places
 from mpcache.parties.planning import planning_check
@@ -163,6 +164,8 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             if not isinstance(error, MpcacheError):
                 pairing.journal.exception("the dealer failed")
             pairing.fail(told(error, "dealer"))
+        finally:
+            give_back()
 
     def _planned(self, pairing: Pairing) -> tuple[ModelConfig, GenerationRequest]:
         """What is to be dealt for, once its plan is known to be the parties'. Raises HandshakeError, ModelError."""

@@ -16,6 +16,8 @@ from functools import cache
 
 KEPT_BYTES = 1 << 30
 """Blocks up to this size come from the heap, and so much of it may be free at its end before it shrinks."""
+LARGEST_IN_OLD_GLIBC = 32 << 20
+"""Older ones allow no larger blocks there."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -31,8 +33,9 @@ def keep_memory() -> bool:
     libc = _glibc()
     if libc is None:
         return False
-    settings = ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, KEPT_BYTES), (_TRIM_THRESHOLD, KEPT_BYTES))
-    return all([libc.mallopt(name, value) == 1 for name, value in settings])
+    if not any(libc.mallopt(_MMAP_THRESHOLD, size) for size in (KEPT_BYTES, LARGEST_IN_OLD_GLIBC)):
+        return False
+    return bool(libc.mallopt(_ARENA_MAX, 1) and libc.mallopt(_TRIM_THRESHOLD, KEPT_BYTES))
 
 
 def give_back() -> None:

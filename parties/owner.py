@@ -23,6 +23,7 @@ from mpcache.parties.dealer_link import DealerLink
 from mpcache.parties.generated import owner_pb2, owner_pb2_grpc, purpose_pb2
 from mpcache.parties.link import SESSION_BYTES, Frame, Link, printable, told
 from mpcache.parties.logs import SessionLog
+from mpcache.parties.memory import give_back
 from mpcache.parties.places import Places
 from mpcache.parties.planning import planning_check
 from mpcache.parties.seeds import Facts, KeptSeeds, request_digest
@@ -107,6 +108,8 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             except Exception as error:  # a thread of its own: the client must not be left waiting
                 journal.exception("session of %s failed", client)
                 link.abort(told(error, "owner"))
+            finally:
+                give_back()
             call.finish()
 
     def _hello(self, link: Link) -> owner_pb2.Hello:

@@ -51,29 +51,31 @@ class Stream:
         The cipher stays set up, which takes eight times as long as to set its counter.
         """
         following = copy(self)
+        following._current().reset_nonce(_counter(number))
         self._encryptor = None
-        following._encryptor.reset_nonce(_counter(number))
         return following
+
+    def _current(self) -> Any:
+        if self._encryptor is None:
+            raise ValueError(_ENDED)
+        return self._encryptor
 
     def raw(self, count: int) -> np.ndarray:
         """`count` pseudorandom bytes."""
-        if self._encryptor is None:
-            raise ValueError(_ENDED)
+        encryptor = self._current()
         out = np.empty(count + _BLOCK - 1, dtype=np.uint8)  # update_into wants room for a block more
         if count <= len(_ZEROS):
-            self._encryptor.update_into(_ZEROS[:count], out.data)
+            encryptor.update_into(_ZEROS[:count], out.data)
             return out[:count]
         view, step = memoryview(out.data), len(_ZEROS)
         for start in range(0, count, step):
             size = min(step, count - start)
-            self._encryptor.update_into(_ZEROS[:size], view[start : start + size + _BLOCK - 1])
+            encryptor.update_into(_ZEROS[:size], view[start : start + size + _BLOCK - 1])
         return out[:count]
 
     def encrypt(self, data: bytes | memoryview) -> bytes:
         """`data` under as many bytes of the stream; a stream from its beginning decrypts it again."""
-        if self._encryptor is None:
-            raise ValueError(_ENDED)
-        encrypted: bytes = self._encryptor.update(data)
+        encrypted: bytes = self._current().update(data)
         return encrypted
 
     def elements(self, shape: tuple[int, ...], bits: int = 64) -> torch.Tensor:

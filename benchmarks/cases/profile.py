@@ -10,7 +10,6 @@ from mpcache.benchmarks.cases.decode import WARM_UP, Workload
 from mpcache.benchmarks.cases.prefill import total
 from mpcache.benchmarks.measure.kinds import KINDS
 from mpcache.benchmarks.measure.processes import ProcessPool, Run, Span
-from mpcache.benchmarks.measure.profiler import PROFILER, UNSEEN
 from mpcache.benchmarks.measure.program import Program
 from mpcache.benchmarks.measure.runner import Case
 from mpcache.benchmarks.measure.usage import Used
@@ -22,11 +21,11 @@ from mpcache.protocols.session import Cost
 
 CONTAINS = {
     "seconds": "wall time at the client; of a decode step the mean, of a prefill the whole",
-    "user_seconds": "CPU time of a process outside of the system, the profiler's included",
-    "system_seconds": "CPU time of a process within the system, the profiler's included",
+    "user_seconds": "CPU time of a process outside of the system",
+    "system_seconds": "CPU time of a process within the system",
     "faults": "pages that a process was given by the system",
-    "kinds": "CPU seconds of both by kind of work, by looks at all threads; the sum is the process's",
-    "protocols": "the same by protocol: whose correlation is drawn or dealt, or whose step is computed",
+    "kinds": "CPU seconds of both by kind of work; the sum is the process's",
+    "parts": "the same by part of a step, and at the dealer by the protocol that it deals for",
 }
 
 
@@ -88,20 +87,19 @@ def _figures(run: Run, spans: Sequence[Span], decode: bool) -> Record:
 
 def _of_process(used: Sequence[Used | None], count: int) -> Record:
     kinds: dict[str, float] = {}
-    protocols: dict[str, float] = {}
+    parts: dict[str, float] = {}
     noted = [span for span in used if span is not None]
     for span in noted:
-        for kind, by_protocol in span.kinds.items():
-            for protocol, spent in by_protocol.items():
+        for kind, by_part in span.kinds.items():
+            for part, spent in by_part.items():
                 kinds[kind] = kinds.get(kind, 0.0) + spent / count
-                if kind not in (PROFILER, UNSEEN):
-                    protocols[protocol] = protocols.get(protocol, 0.0) + spent / count
+                parts[part] = parts.get(part, 0.0) + spent / count
     return {
         "user_seconds": sum(span.user_seconds for span in noted) / count,
         "system_seconds": sum(span.system_seconds for span in noted) / count,
         "faults": sum(span.faults for span in noted) / count,
         "kinds": kinds,
-        "protocols": protocols,
+        "parts": parts,
     }
 
 
@@ -113,17 +111,14 @@ def usage_rows(records: Sequence[Record]) -> Rows:
     for r in done(records):
         for role in PROCESSES:
             used, peak = r["processes"][role], r["peak_memory_bytes"][role]
-            what = [r["kind"], r["policy"], f"{r['tokens']:,}", seconds(r["seconds"])] if not _later(role) else [""] * 4
-            cells = [_milliseconds(used["user_seconds"]), _milliseconds(used["system_seconds"])]
+            first = role == PROCESSES[0]
+            what = [r["kind"], r["policy"], f"{r['tokens']:,}", seconds(r["seconds"])] if first else [""] * 4
+            cells = [_short(used["user_seconds"]), _short(used["system_seconds"])]
             rows.append([*what, role, *cells, f"{used['faults']:,.0f}", mebibytes(peak)])
     return rows
 
 
-def _later(role: str) -> bool:
-    return role != PROCESSES[0]
-
-
-def _milliseconds(value: float) -> str:
+def _short(value: float) -> str:
     return f"{value:.4f}" if value < 1 else f"{value:.2f}"
 
 
@@ -131,11 +126,11 @@ SPENT = ("", *(f"{role} {unit}" for role in PROCESSES for unit in ("s", "%")))
 
 
 def spent_rows(record: Record, by: str) -> Rows:
-    """CPU seconds and their share of a process's, the most first. by: 'kinds' or 'protocols'."""
+    """CPU seconds and their share of a process's, the most first. by: 'kinds' or 'parts'."""
     spent = {role: record["processes"][role][by] for role in PROCESSES}
-    whole = {role: sum(v for k, v in spent[role].items() if k not in (PROFILER, UNSEEN)) for role in PROCESSES}
+    whole = {role: sum(spent[role].values()) for role in PROCESSES}
     names = sorted(
-        {name for role in PROCESSES for name in spent[role]} - {PROFILER, UNSEEN},
+        {name for role in PROCESSES for name in spent[role]},
         key=lambda name: -sum(spent[role].get(name, 0.0) for role in PROCESSES),
     )
     return [
@@ -145,7 +140,7 @@ def spent_rows(record: Record, by: str) -> Rows:
 
 
 def _share(value: float, whole: float) -> tuple[str, str]:
-    return (_milliseconds(value), f"{100 * value / whole:.0f}") if value > 0 and whole else ("", "")
+    return (_short(value), f"{100 * value / whole:.0f}") if value > 0 and whole else ("", "")
 
 
 def kinds_explained() -> str:

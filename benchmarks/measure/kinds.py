@@ -1,13 +1,10 @@
-"""What a stack is at work on: a kind of work, and the protocol that asked for it. The table of the profiler.
-
-A stack is a list of places, the innermost first. The innermost place that the table knows decides.
-"""
+"""What the profiler measures: which function is which kind of work, and which part of the computation it is for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from mpcache.protocols.correlation import Correlation
 
@@ -17,86 +14,83 @@ KINDS = {
     PRODUCTS: "products of matrices modulo 2^bits",
     RANDOMNESS: "AES streams, and their bytes as ring elements",
     TABLES: "lookup tables: made by the dealer, looked up by the parties",
-    PACKING: "ring elements to bytes, and back",
+    PACKING: "ring elements to bytes and back, and messages joined of them",
     ARITHMETIC: "the rest of the protocols: sums, shifts and choices of tensors, and torch's calls",
     GRPC: "messages: links, gRPC, TLS, and the hand-over between threads",
-    PLANNING: "the plan of what comes next",
-    PYTHON: "everything else: model, policies, correlations' fields, interpreter",
+    PLANNING: "the dealer's plan of what comes next",
+    PYTHON: "everything else of a session: model, policies, correlations' fields",
 }
+OUTSIDE = "outside"
+"""The part of what is done for no part alone."""
+
+Arguments = Sequence[Any]
+Named = Mapping[str, Any]
 
 
-class Place(NamedTuple):
-    """A function on a stack. correlation: what it draws or deals at that moment, if it is a function that does."""
+@dataclass(frozen=True)
+class Work:
+    """A function, or a class's, and its kind of work; of all that it calls, too, which is no work of its own.
+
+    part: the part that it is for, from its arguments; without, it is for the part that asked.
+    """
 
     module: str
     function: str
-    correlation: Correlation | None = None
+    kind: str | Callable[[Arguments], str]
+    part: Callable[[Arguments, Named], str] | None = None
 
 
-_P = "mpcache.protocols"
-_FUNCTIONS = {
-    (f"{_P}.ring", "pack"): PACKING,
-    (f"{_P}.ring", "unpack"): PACKING,
-    (f"{_P}.session", "_round"): PACKING,
-    (f"{_P}.softmax", "_exponential_table"): TABLES,
-    (f"{_P}.correlation", "_total"): ARITHMETIC,
-    (f"{_P}.correlation", "correction"): ARITHMETIC,  # values less party 0's shares, its own lines
-}
-_MODULES = {
-    f"{_P}.products": PRODUCTS,
-    f"{_P}.randomness": RANDOMNESS,
-    f"{_P}.lookup": TABLES,
-    f"{_P}.polynomial": TABLES,
-    f"{_P}.correlation": PYTHON,
-    f"{_P}.session": PYTHON,
-    f"{_P}.transport": GRPC,
-    f"{_P}.ring": None,  # whoever asked
-    _P: ARITHMETIC,
-    "mpcache.parties.generated": GRPC,
-    "mpcache.parties.link": GRPC,
-    "mpcache.parties.dealer_link": GRPC,
-    "mpcache.parties.chunks": GRPC,
-    "grpc": GRPC,
-    "mpcache": PYTHON,
-}
-"""By module; what stands in a folder is in its module too, unless it has a line of its own."""
+def _run_kind(arguments: Arguments) -> str:
+    return PLANNING if arguments[0].planning else ARITHMETIC
 
-PROTOCOLS = tuple(
-    "activation beaver comparison linear normalisation rank reciprocal sampling shares shuffle softmax threshold "
-    "truncation".split()
+
+def _run_part(arguments: Arguments, named: Named) -> str:
+    """Session.run(self, protocol, part)."""
+    return str(arguments[2] if len(arguments) > 2 else named.get("part", "other"))
+
+
+def _dealt_part(arguments: Arguments, named: Named) -> str:
+    """Correlation.deal(self, ...): the protocol's module."""
+    return type(arguments[0]).__module__.rpartition(".")[2]
+
+
+_P, _PARTIES = "mpcache.protocols", "mpcache.parties"
+WORK = (
+    Work(f"{_PARTIES}.owner", "OwnerService._serve", PYTHON),
+    Work(f"{_PARTIES}.client", "Generation._work", PYTHON),
+    Work(f"{_PARTIES}.dealer", "DealerService._make", PYTHON),
+    Work(f"{_PARTIES}.dealer", "DealerService._deal", PLANNING),  # which asks the plan for its correlations
+    Work(f"{_P}.session", "Session.run", _run_kind, _run_part),
+    Work(f"{_P}.correlation", "Dealer.corrections", ARITHMETIC),
+    Work(f"{_P}.correlation", "PartyCorrelations.take", PYTHON),
+    Work(f"{_P}.session", "Session._round", PACKING),
+    Work(f"{_P}.ring", "pack", PACKING),
+    Work(f"{_P}.ring", "unpack", PACKING),
+    Work(f"{_P}.drawing", "packed", PACKING),
+    Work(f"{_P}.drawing", "Streams.begin", RANDOMNESS),
+    Work(f"{_P}.drawing", "elements", RANDOMNESS),
+    Work(f"{_P}.randomness", "Stream.next", RANDOMNESS),
+    Work(f"{_P}.randomness", "Stream.elements", RANDOMNESS),
+    Work(f"{_P}.products", "times_rows", PRODUCTS),
+    Work(f"{_P}.products", "heads_product", PRODUCTS),
+    Work(f"{_P}.lookup", "LessThan.deal", TABLES),
+    Work(f"{_P}.lookup", "_lookup", TABLES),
+    Work(f"{_P}.polynomial", "deal_tables", TABLES),
+    Work(f"{_P}.polynomial", "evaluate", TABLES),
+    Work(f"{_P}.softmax", "_exponential_table", TABLES),
+    Work(f"{_PARTIES}.link", "Link.send", GRPC),
+    Work(f"{_PARTIES}.link", "Link.receive", GRPC),
+    Work(f"{_PARTIES}.dealer_link", "DealerLink.read", GRPC),
+    Work(f"{_PARTIES}.chunks", "BoundedChunks.put", GRPC),
 )
-ROUNDS, OUTSIDE = "rounds", "outside"
-"""Messages of all protocols together; what no protocol asked for."""
 
 
-def kind_of(stack: Sequence[Place]) -> str:
-    if any(place.module == "mpcache.generation.plan" for place in stack):
-        return PLANNING
-    known = (_known(place.module, place.function) for place in stack)
-    return next((kind for kind in known if kind is not None), PYTHON)
+def all_work() -> list[Work]:
+    """The table, and what the dealer computes for each correlation."""
+    deals = [kind for kind in _kinds_of(Correlation) if "deal" in vars(kind)]
+    return [*WORK, *(Work(kind.__module__, f"{kind.__qualname__}.deal", ARITHMETIC, _dealt_part) for kind in deals)]
 
 
-def protocol_of(stack: Sequence[Place]) -> str:
-    """The innermost protocol, or that of the correlation that is drawn or dealt."""
-    for place in stack:
-        if place.module == "mpcache.generation.plan":
-            return OUTSIDE
-        if place.correlation is not None:
-            return type(place.correlation).__module__.rpartition(".")[2]
-        package, _, name = place.module.rpartition(".")
-        if package == _P and name in PROTOCOLS:
-            return name
-        if (place.module, place.function) == (f"{_P}.session", "_round"):
-            return ROUNDS
-    return OUTSIDE
-
-
-@cache
-def _known(module: str, function: str) -> str | None:
-    if (module, function) in _FUNCTIONS:
-        return _FUNCTIONS[module, function]
-    while module:
-        if module in _MODULES:
-            return _MODULES[module]
-        module = module.rpartition(".")[0]
-    return None
+def _kinds_of(base: type) -> list[type]:
+    below: list[type] = base.__subclasses__()
+    return [*below, *(kind for each in below for kind in _kinds_of(each))]

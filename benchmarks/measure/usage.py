@@ -24,7 +24,7 @@ BEGIN = -1
 @dataclass(frozen=True)
 class Used:
     """What a process used. faults: pages that the system had to give it. kinds: CPU seconds by kind of work and
-    protocol, with a profiler."""
+    part, with a profiler."""
 
     user_seconds: float
     system_seconds: float
@@ -48,8 +48,8 @@ def used_so_far(profiler: Profiler | None = None) -> Used:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     kinds: dict[str, dict[str, float]] = {}
     if profiler is not None:
-        for (kind, protocol), seconds in profiler.totals().items():
-            kinds.setdefault(kind, {})[protocol] = seconds
+        for (kind, part), seconds in profiler.totals().items():
+            kinds.setdefault(kind, {})[part] = seconds
     return Used(usage.ru_utime, usage.ru_stime, usage.ru_minflt, kinds)
 
 

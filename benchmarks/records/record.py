@@ -13,7 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mpcache import __version__
+from mpcache.protocols.products.choice import processor
 from mpcache.protocols.session import Cost
 
 Record = dict[str, Any]
@@ -75,7 +78,9 @@ def _commit() -> str | None:
 def machine() -> dict[str, Any]:
     """What ran it, without its name."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
+        "model": _processor_model(),
+        "vector_width": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.machine()}",
@@ -83,9 +88,25 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _processor_model() -> str | None:
+    """Maker, family and model: a virtual machine's processor often has no other name."""
+    found: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
+            name, _, value = line.partition(":")
+            found.setdefault(name.strip(), value.strip())
+    parts = [found.get(name) for name in ("vendor_id", "cpu family", "model")]
+    return "{} family {} model {}".format(*parts) if all(parts) else None
+
+
+def described(machine: dict[str, Any]) -> str:
+    """A record's machine in words. Older records have no model and vector width."""
+    model, width = machine.get("model"), machine.get("vector_width")
+    return "".join(
+        (
+            machine["processor"],
+            f" ({model})" if model else "",
+            f", {width}" if width else "",
+            f", {machine['cores']} cores",
+        )
+    )

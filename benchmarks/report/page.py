@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from mpcache.benchmarks.cases.ops import HEADER, operation_rows
-from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.record import Record, described
 from mpcache.benchmarks.records.selection import done, most_measured
 from mpcache.benchmarks.records.store import read_records
 from mpcache.benchmarks.records.tables import markdown
@@ -83,11 +83,10 @@ def _figure(figure: Figure) -> str:
 
 def origin(records: Sequence[Record]) -> str:
     """What ran the records, and when."""
-    machines = {(r["machine"]["processor"], r["machine"]["cores"]) for r in records}
     versions = {f"{r['versions']['mpcache']} ({r['versions']['commit'] or 'no commit'})" for r in records}
     times = sorted(r["measured_at"] for r in records)
     loads = sorted(r["load_average"] for r in records if r["load_average"] is not None)
-    where = "; ".join(f"{processor}, {cores} cores" for processor, cores in sorted(machines))
+    where = "; ".join(sorted({described(r["machine"]) for r in records}))
     load = f", load average {loads[0]:.1f} to {loads[-1]:.1f}" if loads else ""
     return (
         f"{len(records)} records, measured {times[0]} to {times[-1]} with MPCache {', '.join(sorted(versions))} "

@@ -136,8 +136,7 @@ def profile(shape: str, only: str | None, repeat: int, out: Path | None, json_pa
     """Show what CPU seconds of owner, client and dealer go to, between three real processes.
 
     Of a decode step of one block (1,024 tokens, full cache; 2,048, mpcache) and of a prefill of two layers (512 tokens,
-    full cache): by kind of work and by protocol, with system time and page faults. A thread in each process looks at
-    all others every ten milliseconds.
+    full cache): by kind of work and by part, with system time and page faults.
     """
     pool = ProcessPool()
     profiled = [what for what in PROFILED if only in (None, what.kind)]

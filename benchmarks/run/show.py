@@ -63,7 +63,7 @@ def _profile(records: list[Record]) -> None:
     tables.show(title, profile.USAGE, profile.usage_rows(records))
     for record in done(records):
         what = f"{record['kind']} {record['policy']}, {record['tokens']:,} tokens"
-        for by, note in (("kinds", profile.kinds_explained()), ("protocols", "")):
+        for by, note in (("kinds", profile.kinds_explained()), ("parts", "")):
             tables.show(f"CPU seconds by {by}: {what}", profile.SPENT, profile.spent_rows(record, by), note)
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mpcache.benchmarks.measure.runner import Case, run_cases
-from mpcache.benchmarks.records.record import Record, make_record
+from mpcache.benchmarks.records.record import Record, described, make_record
 from mpcache.benchmarks.records.selection import is_whole_model, largest_run, most_measured
 from mpcache.benchmarks.records.store import FILE, Records, read_records
 from mpcache.files import write_json
@@ -56,6 +56,10 @@ def test_a_record_says_what_ran_it_and_what_was_run() -> None:
     record = make_record({"bench": "test", "tokens": 5}, "done", {"seconds": 2.0})
     assert record["settings"] == {"bench": "test", "tokens": 5} and record["seconds"] == 2.0
     assert record["versions"]["torch"] and record["machine"]["cores"] >= 1 and record["measured_at"]
+    machine = record["machine"]
+    words = described(machine)
+    assert all(str(machine[key]) in words for key in ("processor", "vector_width", "cores"))
+    assert described({"processor": "AMD EPYC", "cores": 2}) == "AMD EPYC, 2 cores"  # as older records have it
 
 
 def test_unusable_folders_are_refused_in_words(tmp_path: Path) -> None:

@@ -29,6 +29,31 @@ def test_keys_differ_by_purpose_and_streams_by_number() -> None:
     assert Stream(seed, 0).raw(32).tobytes() != Stream(seed, 1).raw(32).tobytes()
 
 
+def test_the_next_stream_of_a_key_is_that_of_its_number_and_ends_the_one_before() -> None:
+    key = new_key()
+    first = Stream(key, 3)
+    first.raw(100)
+    second = first.next(4)
+    expected = Stream(key, 4)
+    assert second.raw(100_000).tobytes() == expected.raw(100_000).tobytes()
+    assert torch.equal(second.elements((7, 3), 20), expected.elements((7, 3), 20))
+    with pytest.raises(ValueError, match="ended"):
+        first.raw(16)
+    with pytest.raises(ValueError, match="ended"):
+        first.next(5)
+    assert second.next(3).raw(32).tobytes() == Stream(key, 3).raw(32).tobytes()
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16, 32, 48, 64])
+def test_drawn_elements_share_no_memory(bits: int) -> None:
+    """What was drawn is a mask for good: nothing later writes to it."""
+    stream = Stream(new_key())
+    first = stream.elements((50,), bits)
+    kept = first.clone()
+    stream.elements((50,), bits).zero_()
+    assert torch.equal(first, kept)
+
+
 def test_elements_are_spread_over_the_whole_ring() -> None:
     x = Stream(new_key()).elements((100_000,))
     assert x.min() < -(2**62) and x.max() > 2**62

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpcache.protocols.ring import decode, encode, pack, packed_bytes, reduce_bits, shift_right, signed, unpack
+from mpcache.protocols.ring import _MANY, decode, encode, pack, packed_bytes, reduce_bits, shift_right, signed, unpack
 
 int64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -14,6 +14,28 @@ def test_packing_keeps_values_modulo_two_to_the_width(values: list[int], bits: i
     data = pack(x, bits)
     assert len(data) == packed_bytes(len(values), bits)
     assert torch.equal(unpack(data, x.shape, bits), reduce_bits(x, bits))
+
+
+@pytest.mark.parametrize("count", [_MANY - 1, _MANY, _MANY + 1, 3 * _MANY + 5])
+@pytest.mark.parametrize("bits", [1, 8, 12, 20, 24, 31, 36, 40, 48, 56, 63, 64])
+def test_long_values_are_packed_as_short_ones(count: int, bits: int) -> None:
+    x = (torch.arange(1, count + 1) * -7046029254386353131).reshape(count, 1)
+    width = (bits + 7) // 8
+    data = pack(x, bits)
+    if bits > 1:
+        expected = b"".join((int(v) % 2**bits).to_bytes(width, "little") for v in x.flatten())
+        assert data == expected
+    for message in (data, bytearray(data), memoryview(b"?" + data + b"?")[1:-1]):  # at odd places, among others
+        assert torch.equal(unpack(message, x.shape, bits), reduce_bits(x, bits))
+
+
+def test_unpacked_values_may_be_changed() -> None:
+    """They share nothing with the message."""
+    data = bytearray(pack(torch.arange(5_000), 64))
+    x = unpack(data, (5_000,), 64)
+    data[:8] = b"\xff" * 8
+    assert x[0] == 0
+    x += 1
 
 
 @given(int64, st.integers(2, 64))
