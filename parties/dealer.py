@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 
 import grpc
 
@@ -18,6 +19,7 @@ from mpcache.parties.chunks import CHUNK_BYTES, BoundedChunks
 from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc
 from mpcache.parties.link import PARTIES, SESSION_BYTES, printable, told
 from mpcache.parties.logs import SessionLog
+from mpcache.parties.making import Maker, Secrets
 from mpcache.parties.pairing import Pairing, disagreement
 from mpcache.parties.places import Places
 from mpcache.parties.planning import planning_check
@@ -25,7 +27,7 @@ from mpcache.parties.settings import DealerSettings
 from mpcache.parties.threads import start_thread
 from mpcache.parties.tls import REQUEST_BYTES, Peer, on_end, open_server, require_peer
 from mpcache.parties.weights import check_size
-from mpcache.protocols.correlation import Dealer
+from mpcache.parties.workers.choice import chosen_pool
 from mpcache.protocols.errors import Busy, HandshakeError, MpcacheError
 from mpcache.protocols.randomness import KEY_BYTES
 
@@ -45,8 +47,9 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     seeds.
     """
 
-    def __init__(self, settings: DealerSettings, insecure: bool, program: Program | None = None) -> None:
+    def __init__(self, settings: DealerSettings, insecure: bool, maker: Maker, program: Program | None = None) -> None:
         self._settings, self._insecure, self._program = settings, insecure, program
+        self._maker = maker
         self._pairings: dict[bytes, Pairing] = {}
         self._lock = threading.Lock()
         total = settings.max_sessions
@@ -155,12 +158,15 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
     def _deal(self, pairing: Pairing, model: ModelConfig, request: GenerationRequest) -> None:
         """Every correction, ahead of the client, until nobody wants them any more."""
         owner, client = pairing.requests["owner"], pairing.requests["client"]
-        dealer = Dealer((owner.seed, client.seed), owner.weight_key, int(self._settings.max_step_gib * 2**30))
-        for correlation in correlations(model, request, self._program, pairing.check):
-            data = dealer.correction(correlation)
-            for start in range(0, len(data), CHUNK_BYTES):
-                if not pairing.ahead.put(data[start : start + CHUNK_BYTES], pairing.patience):
-                    return
+        largest_bytes = int(self._settings.max_step_gib * 2**30)
+        secrets = Secrets((owner.seed, client.seed), owner.weight_key, largest_bytes)
+        plan = correlations(model, request, self._program, pairing.check)
+        made = self._maker.corrections(secrets, plan, pairing.check, lambda: pairing.ahead.held)
+        with closing(made):
+            for data in made:
+                for start in range(0, len(data), CHUNK_BYTES):
+                    if not pairing.ahead.put(data[start : start + CHUNK_BYTES], pairing.patience):
+                        return
         pairing.ahead.finish(pairing.patience)
 
     def _asked(self, wanted: dealer_pb2.DealRequest) -> tuple[ModelConfig, GenerationRequest]:
@@ -194,14 +200,16 @@ def _check_request(role: str, request: dealer_pb2.DealRequest) -> None:
 
 
 class DealerServer:
-    """The dealer's process: serves until stopped. program: see `mpcache.generation.loop.Program`."""
+    """The dealer's process: serves until stopped. program: see `mpcache.generation.loop.Program`.
+
+    Raises ConfigError if there are no such workers as the settings ask for.
+    """
 
     def __init__(self, settings: DealerSettings, identity: Identity | None, program: Program | None = None) -> None:
-        workers = 2 * settings.max_sessions + WAITING
-        self._server, self.port = open_server(
-            settings.listen, identity, workers, settings.timeout_seconds, REQUEST_BYTES
-        )
-        service = DealerService(settings, identity is None, program)
+        calls = 2 * settings.max_sessions + WAITING
+        self._server, self.port = open_server(settings.listen, identity, calls, settings.timeout_seconds, REQUEST_BYTES)
+        self._maker = Maker(chosen_pool(settings.workers, settings.ray), settings.memory_mib << 20)
+        service = DealerService(settings, identity is None, self._maker, program)
         dealer_pb2_grpc.add_DealerServicer_to_server(service, self._server)
         self._server.start()
 
@@ -211,3 +219,4 @@ class DealerServer:
 
     def stop(self) -> None:
         self._server.stop(grace=0.5).wait()
+        self._maker.close()

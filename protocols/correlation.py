@@ -93,6 +93,24 @@ class Tensors:
         return self._values[name]
 
 
+@dataclass(frozen=True)
+class Uses:
+    """What the dealer has at hand for a correlation beside the seeds, by public names (see protocols/stretches.py).
+
+    masks: the numbers of the kept masks that it reads or adds rows to. keeps: the number under which it keeps one
+    itself; such a correlation deals nothing. forgets: numbers that nothing after it reads. weight: whose fixed mask it
+    reads.
+    """
+
+    masks: tuple[int, ...] = ()
+    keeps: int | None = None
+    forgets: tuple[int, ...] = ()
+    weight: str = ""
+
+
+_NOTHING = Uses()
+
+
 class Correlation(ABC):
     """Base of all correlations. Subclasses are frozen dataclasses of public values."""
 
@@ -103,6 +121,10 @@ class Correlation(ABC):
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         """The values of the Corrected fields, from the reconstructed Random ones and the masks that the dealer kept."""
         return {}
+
+    def uses(self) -> Uses:
+        """What `deal` asks the dealer for."""
+        return _NOTHING
 
     def correction_bytes(self) -> int:
         """Bytes that the dealer sends to party 1."""
@@ -220,6 +242,12 @@ class Dealer:
         self._weight_masks: dict[str, tuple[int, torch.Tensor]] = {}
         self._growing: dict[int, Growing] = {}
         self._number = 0
+
+    def correction_at(self, number: int, correlation: Correlation) -> bytes:
+        """What party 1 must be sent for the session's correlation of that number, wherever this dealer stands. What the
+        correlation uses must be there. Raises TooLarge."""
+        self._number = number
+        return self.correction(correlation)
 
     def correction(self, correlation: Correlation) -> bytes:
         """What party 1 must be sent for the next correlation of the session. Raises TooLarge."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 
 from mpcache.parties.certificates import Identity, load_identity, write_development_certificates
-from mpcache.parties.command.options import config, insecure
+from mpcache.parties.command.options import config, insecure, worker_options
 from mpcache.parties.data_owner import data_owner_of
 from mpcache.parties.dealer import DealerServer
 from mpcache.parties.gateway import GatewayServer
@@ -34,12 +35,14 @@ def certs(folder: Path, days: int, force: bool) -> None:
 @click.command()
 @config
 @insecure
-def dealer(path: Path, insecure: bool) -> None:
+@worker_options
+def dealer(path: Path, insecure: bool, workers: int | None, ray: str | None) -> None:
     """Run the dealer.
 
     It makes correlated randomness from public parameters.
     """
     settings = load_settings(path, DealerSettings)
+    settings = replace(settings, workers=workers or settings.workers, ray=settings.ray if ray is None else ray)
     identity = _identity(settings.certificates, "dealer", insecure or settings.insecure)
     _serve(DealerServer(settings, identity), "dealer", settings.listen, settings.drain_seconds)
 
