@@ -49,7 +49,8 @@ class LocalProcess:
         self._lock = threading.Lock()
         self._lost: PeerLost | None = None
         self._wait_for_start()
-        threading.Thread(target=self._receive, name="worker process", daemon=True).start()
+        self._receiver = threading.Thread(target=self._receive, name="worker process", daemon=True)
+        self._receiver.start()
 
     @property
     def pid(self) -> int | None:
@@ -69,7 +70,7 @@ class LocalProcess:
 
     def stop(self) -> None:
         self._process.kill()
-        self._process.join()
+        self._receiver.join()  # which waits for the process: two threads that wait for one disturb each other
 
     def _wait_for_start(self) -> None:
         """Raises PeerLost."""
@@ -113,8 +114,7 @@ class LocalProcess:
 
 def _serve(connection: Connection) -> None:
     """The process: calls, one after another, until the one that started it is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group: this process ends with its parent
-        signal.signal(number, signal.SIG_IGN)
+    os.setsid()  # what a terminal tells all its processes, the one that started this one hears
     threading.Thread(target=_end_with_parent, name="end with the parent", daemon=True).start()
     torch.set_num_threads(1)
     state: State = {}

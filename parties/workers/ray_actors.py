@@ -18,7 +18,7 @@ from mpcache.protocols.errors import ConfigError, PeerLost
 
 LOCAL = "local"
 """The address of a Ray that is started for this process, on this machine, and ends with it."""
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 """For an actor to start."""
 
 
@@ -81,13 +81,18 @@ def ray_pool(address: str, count: int | None = None) -> Pool:
 
     Raises ConfigError.
     """
-    ray = _imported()
+    if "://" in address:
+        raise ConfigError(
+            f"a Ray address is that of a cluster which this machine is part of, such as 127.0.0.1:6379, or {LOCAL}, "
+            f"not {address[:60]!r}: run `ray start --address=HEAD:6379` on this machine"
+        )
+    ray = _imported(address)
     _connect(ray, address, count)
     try:
         free = int(ray.available_resources().get("CPU", 0))
         wanted = count or free
         if not 1 <= wanted <= free:
-            raise ConfigError(f"Ray at {address} has {free} processors free, {wanted or 1} are needed")
+            raise ConfigError(f"Ray at {address} has {free} processors free, and {wanted or 1} are needed")
         return Pool(lambda: RayActor(ray), wanted, ray.shutdown)
     except BaseException:
         ray.shutdown()
@@ -99,8 +104,10 @@ def versions() -> tuple[str, str]:
     return __version__, importlib.metadata.version("torch").partition("+")[0]
 
 
-def _imported() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here tells its makers nothing
+def _imported(address: str) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here reports to nobody
+    if address == LOCAL or address.startswith("127."):
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # its name for: listen on loopback alone
     try:
         import ray
     except ModuleNotFoundError:
@@ -109,12 +116,8 @@ def _imported() -> Any:
 
 
 def _connect(ray: Any, address: str, count: int | None) -> None:
-    if "://" in address:
-        raise ConfigError(
-            f"--ray takes the address of a Ray node that this machine is part of, such as 127.0.0.1:6379, or {LOCAL}; "
-            f"not {address[:60]}: run `ray start --address=HEAD` on this machine"
-        )
-    own = {"num_cpus": count, "include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == LOCAL else {}
+    """Raises ConfigError."""
+    own = {"num_cpus": count, "include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
     except (ConnectionError, OSError, ValueError, RuntimeError) as error:
