@@ -38,6 +38,9 @@ CONTAINS = {
 }
 
 
+Keep = Callable[[Record], None]
+
+
 @dataclass(frozen=True)
 class QualityOptions:
     model: Path
@@ -90,34 +93,41 @@ def run_quality(options: QualityOptions, records: Records, pool: Pool | None = N
         for group in groups:
             if not group.missing(records):
                 bar.advance(progress, options.documents)
+
+        def keep(record: Record) -> None:
+            records.add(record)
+            if record["status"] != "done":
+                group = " ".join(str(record["settings"][name]) for name in ("task", "tokens", "placement", "label"))
+                bar.console.print(f"{record['status']}: quality {group}: {record['error']}")
+
         if pool is None:
-            _run_here(groups, records, lambda: bar.advance(progress))
+            _run_here(groups, records, keep, lambda: bar.advance(progress))
         else:
-            _run_in(pool, groups, records, lambda: bar.advance(progress, options.documents))
+            _run_in(pool, groups, records, keep, lambda: bar.advance(progress, options.documents))
     return [record for group in groups for record in group.records(records)]
 
 
-def _run_here(groups: Sequence[_Group], records: Records, on_document: Callable[[], None]) -> None:
+def _run_here(groups: Sequence[_Group], records: Records, keep: Keep, on_document: Callable[[], None]) -> None:
     state: State = {}
     for group in groups:
         if missing := group.missing(records):
             for record in measure(state, group, missing, on_document):
-                records.add(record)
+                keep(record)
 
 
-def _run_in(pool: Pool, groups: Sequence[_Group], records: Records, on_group: Callable[[], None]) -> None:
+def _run_in(pool: Pool, groups: Sequence[_Group], records: Records, keep: Keep, on_group: Callable[[], None]) -> None:
     """The longest groups first, so that none of them is left to the end. A group whose worker is lost has failed."""
-    waiting = deque(sorted(groups, key=lambda group: -group.tokens))
+    longest_first = sorted(groups, key=lambda group: -group.tokens)
+    waiting = deque((group, missing) for group in longest_first if (missing := group.missing(records)))
     running: dict[Future[list[Record]], tuple[_Group, list[_Entry]]] = {}
     while waiting or running:
         for worker in pool.workers():
-            while waiting and not worker.load:
-                group = waiting.popleft()
-                if missing := group.missing(records):
-                    running[worker.submit(measure, group, missing)] = group, missing
+            if waiting and not worker.load:
+                group, missing = waiting.popleft()
+                running[worker.submit(measure, group, missing)] = group, missing
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             for record in _outcome(future, *running.pop(future)):
-                records.add(record)
+                keep(record)
             on_group()
 
 

@@ -77,9 +77,9 @@ class RayActor:
 
 
 def ray_pool(address: str, count: int | None = None) -> Pool:
-    """Workers on the Ray cluster at `address`; count: as many as it has processors free, if nobody says.
+    """Workers on the Ray cluster at `address`; count: as many as it has processors, if nobody says.
 
-    Raises ConfigError.
+    Raises ConfigError, and PeerLost if a worker does not start.
     """
     if "://" in address:
         raise ConfigError(
@@ -89,10 +89,10 @@ def ray_pool(address: str, count: int | None = None) -> Pool:
     ray = _imported(address)
     _connect(ray, address, count)
     try:
-        free = int(ray.available_resources().get("CPU", 0))
-        wanted = count or free
-        if not 1 <= wanted <= free:
-            raise ConfigError(f"Ray at {address} has {free} processors free, and {wanted or 1} are needed")
+        there = int(ray.cluster_resources().get("CPU", 0))
+        wanted = count or there
+        if not 1 <= wanted <= there:
+            raise ConfigError(f"Ray at {address} has {there} processors, and {wanted or 1} are needed")
         return Pool(lambda: RayActor(ray), wanted, ray.shutdown)
     except BaseException:
         ray.shutdown()
