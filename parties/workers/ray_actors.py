@@ -1,7 +1,8 @@
 """Workers that are actors on a Ray cluster. Ray is imported where it is asked for, and nowhere else.
 
 Seeds are arguments of calls, which go straight to the actor: those of an actor's creation would stay in Ray's control
-store. What a call gives lies in the object store of its node until it is taken. docs/threat-model.md says who sees it.
+store. Each argument travels by itself: a large one would take small ones with it into the object store. What a call
+gives lies in the object store of its node until it is taken. docs/threat-model.md says who sees it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Actor:
         """Of what must be the same everywhere."""
         return versions()
 
-    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+    def call(self, function: Callable[..., Any], *arguments: Any) -> tuple[bool, Any]:
         return outcome(self._state, function, arguments)
 
 
@@ -59,7 +60,7 @@ class RayActor:
 
     def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
         future: Future[Any] = Future()
-        made = self._actor.call.remote(function, arguments).future()
+        made = self._actor.call.remote(function, *arguments).future()
         made.add_done_callback(lambda ended: self._end(future, ended))
         return future
 
