@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from mpcache.protocols.errors import MpcacheError, PeerLost
+from mpcache.protocols.errors import MpcacheError
 
 log = logging.getLogger("mpcache.workers")
 P = ParamSpec("P")
@@ -27,10 +27,13 @@ where they can still be cancelled."""
 
 
 class Host(Protocol):
-    """Where the calls of one worker are made, in order."""
+    """Where the calls of one worker are made, in order. lost: it has gone, and whatever it held."""
+
+    @property
+    def lost(self) -> bool: ...
 
     def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
-        """Begin a call. It fails with what the function raised, or with PeerLost, and then all later ones do."""
+        """Begin a call. It fails with what the function raised, or with PeerLost if the host is lost."""
 
     def stop(self) -> None:
         """End it, whatever it is doing."""
@@ -38,6 +41,8 @@ class Host(Protocol):
 
 class InProcess:
     """A host that is this process: a call is made at once, by who calls."""
+
+    lost = False
 
     def __init__(self) -> None:
         self._state: State = {}
@@ -62,7 +67,10 @@ class Worker:
         self._lock = threading.RLock()  # a call that ends at once begins the next one within its own begin
         self._waiting: deque[Call] = deque()
         self._running = 0
-        self.lost = False
+
+    @property
+    def lost(self) -> bool:
+        return self._host.lost
 
     @property
     def load(self) -> int:
@@ -91,9 +99,8 @@ class Worker:
     def _end(self, future: Future[Any], made: Future[Any]) -> None:
         with self._lock:
             self._running -= 1
-            error = made.exception()
-            self.lost = self.lost or isinstance(error, PeerLost)
             self._begin()
+        error = made.exception()
         if error is not None:
             future.set_exception(error)
         else:

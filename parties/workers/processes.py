@@ -53,8 +53,8 @@ class LocalProcess:
         self._receiver.start()
 
     @property
-    def pid(self) -> int | None:
-        return self._process.pid
+    def lost(self) -> bool:
+        return self._lost is not None
 
     def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
         future: Future[Any] = Future()

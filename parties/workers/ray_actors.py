@@ -45,6 +45,7 @@ class RayActor:
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
+        self.lost = False
         self._actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(Actor).remote()
         try:
             theirs = ray.get(self._actor.versions.remote(), timeout=START_SECONDS)
@@ -72,6 +73,7 @@ class RayActor:
         if error is None:
             settle(future, *ended.result())
         else:
+            self.lost = True
             future.set_exception(
                 PeerLost(f"a worker on Ray ended: {_said(error)}", told="the dealer lost one of its processes")
             )
@@ -121,8 +123,8 @@ def _connect(ray: Any, address: str, count: int | None) -> None:
     own = {"num_cpus": count, "include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
-    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"no Ray answers at {address[:60]}: {_said(error)}") from None
+    except Exception as error:  # Ray raises this class itself, where a node does not start in time
+        raise ConfigError(f"there is no Ray at {address[:60]}: {_said(error)}") from None
 
 
 def _said(error: BaseException) -> str:

@@ -148,9 +148,10 @@ def test_a_group_whose_worker_is_lost_has_failed_and_the_others_go_on_and_it_is_
         def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
             if not self.first:
                 return super().call(function, arguments)
-            lost: Future[Any] = Future()
-            lost.set_exception(PeerLost("a worker process was ended"))
-            return lost
+            self.lost = True
+            future: Future[Any] = Future()
+            future.set_exception(PeerLost("a worker process was ended"))
+            return future
 
     options = QualityOptions(DEMO_MODEL, ["count"], [150, 160], compared_policies("full"), [], ["later"], documents=1)
     records = run_quality(options, Records(tmp_path), Pool(Mortal, 1))

@@ -77,6 +77,8 @@ def test_a_call_that_waits_can_be_cancelled() -> None:
     class Held:
         """A host whose calls end when the test says so."""
 
+        lost = False
+
         def __init__(self) -> None:
             self.calls: list[Future[Any]] = []
 
