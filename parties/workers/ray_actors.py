@@ -125,6 +125,9 @@ def _connect(ray: Any, address: str, count: int | None) -> None:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
     except Exception as error:  # Ray raises this class itself, where a node does not start in time
         raise ConfigError(f"there is no Ray at {address[:60]}: {_said(error)}") from None
+    if own and ray.util.get_node_ip_address() != "127.0.0.1":
+        ray.shutdown()
+        raise ConfigError("a Ray that is started here is for this machine alone: import ray after MPCache has done it")
 
 
 def _said(error: BaseException) -> str:

@@ -23,9 +23,10 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'mpcache[ra
 pytestmark = pytest.mark.slow
 
 HEAD = """
-import json, sys, ray
+import json, sys
 from mpcache.parties.workers.ray_actors import ray_pool
 pool = ray_pool("local", 2)
+import ray
 for worker in pool.workers():
     worker.stop()
 nodes = [node["NodeManagerAddress"] for node in ray.nodes()]
