@@ -20,6 +20,11 @@ class BoundedChunks:
         self._changed = threading.Condition()
         self._closed = False
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait to be taken."""
+        return self._held
+
     def put(self, chunk: bytes, seconds: float) -> bool:
         """False if nobody wants it any more. Raises PeerLost if nothing is taken for so many seconds."""
         with self._changed:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 
 import grpc
 
@@ -18,6 +19,7 @@ from mpcache.parties.chunks import CHUNK_BYTES, BoundedChunks
 from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc, purpose_pb2
 from mpcache.parties.link import PARTIES, SESSION_BYTES, printable, told
 from mpcache.parties.logs import SessionLog
+from mpcache.parties.making import Maker, Secrets
 from mpcache.parties.memory import give_back
 from mpcache.parties.pairing import Pairing, disagreement
 from mpcache.parties.places import Places
@@ -27,7 +29,7 @@ from mpcache.parties.settings import DealerSettings
 from mpcache.parties.threads import start_thread
 from mpcache.parties.tls import REQUEST_BYTES, Peer, on_end, open_server, require_peer
 from mpcache.parties.weights import check_size
-from mpcache.protocols.correlation import Dealer, corrections
+from mpcache.parties.workers.choice import chosen_pool
 from mpcache.protocols.errors import Busy, HandshakeError, MpcacheError
 from mpcache.protocols.randomness import KEY_BYTES
 
@@ -57,11 +59,13 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self,
         settings: DealerSettings,
         insecure: bool,
+        maker: Maker,
         program: Program | None = None,
         store: PreparedSessions | None = None,
         only_prepare: bool = False,
     ) -> None:
         self._settings, self._insecure, self._program = settings, insecure, program
+        self._maker = maker
         self._store, self._only_prepare = store, only_prepare
         self._pairings: dict[tuple[bytes, int], Pairing] = {}
         self._lock = threading.Lock()
@@ -176,20 +180,23 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
             raise HandshakeError("the dealer's plan differs from the parties': use the same MPCache everywhere")
         return model, request
 
-    def _corrections(self, pairing: Pairing) -> Iterator[bytes]:
+    def _corrections(self, pairing: Pairing) -> Generator[bytes, None, None]:
         """Every correction of a session, as it is made. Raises HandshakeError, ModelError, PeerLost, TooLarge."""
         owner, client = pairing.requests["owner"], pairing.requests["client"]
         model, request = self._planned(pairing)
-        dealer = Dealer((owner.seed, client.seed), owner.weight_key, int(self._settings.max_step_gib * 2**30))
-        return corrections(dealer, correlations(model, request, self._program, pairing.check))
+        largest_bytes = int(self._settings.max_step_gib * 2**30)
+        secrets = Secrets((owner.seed, client.seed), owner.weight_key, largest_bytes)
+        plan = correlations(model, request, self._program, pairing.check)
+        return self._maker.corrections(secrets, plan, pairing.check, lambda: pairing.ahead.held)
 
     def _deal(self, pairing: Pairing) -> None:
         """Every correction, ahead of the client, until nobody wants them any more."""
         pairing.started.set()
-        for data in self._corrections(pairing):
-            for start in range(0, len(data), CHUNK_BYTES):
-                if not pairing.ahead.put(data[start : start + CHUNK_BYTES], pairing.patience):
-                    return
+        with closing(self._corrections(pairing)) as made:
+            for data in made:
+                for start in range(0, len(data), CHUNK_BYTES):
+                    if not pairing.ahead.put(data[start : start + CHUNK_BYTES], pairing.patience):
+                        return
         pairing.ahead.finish(pairing.patience)
 
     def _prepare(self, pairing: Pairing) -> None:
@@ -199,7 +206,8 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self._store.check_room(about)
         pairing.started.set()
         encrypt = at_rest(pairing.requests["client"].seed)
-        self._store.write(about, map(encrypt, self._corrections(pairing)), pairing.hear)
+        with closing(self._corrections(pairing)) as made:
+            self._store.write(about, map(encrypt, made), pairing.hear)
         pairing.journal.info("prepared; now %s", self._store.summary())
 
     def _hand_over(self, pairing: Pairing) -> None:
@@ -278,6 +286,7 @@ class DealerServer:
     """The dealer's process: serves until stopped.
 
     program: see `mpcache.generation.loop.Program`. only_prepare: serve no session, whatever the settings say.
+    Raises ConfigError if there are no such workers as the settings ask for.
     """
 
     def __init__(
@@ -288,12 +297,11 @@ class DealerServer:
         only_prepare: bool = False,
     ) -> None:
         self._ended = threading.Event()
-        workers = 2 * settings.max_sessions + WAITING
-        self._server, self.port = open_server(
-            settings.listen, identity, workers, settings.timeout_seconds, REQUEST_BYTES
-        )
+        calls = 2 * settings.max_sessions + WAITING
+        self._server, self.port = open_server(settings.listen, identity, calls, settings.timeout_seconds, REQUEST_BYTES)
         self._store = _store(settings) if settings.prepare or only_prepare else None
-        service = DealerService(settings, identity is None, program, self._store, only_prepare)
+        self._maker = Maker(chosen_pool(settings.workers, settings.ray), settings.memory_mib << 20)
+        service = DealerService(settings, identity is None, self._maker, program, self._store, only_prepare)
         dealer_pb2_grpc.add_DealerServicer_to_server(service, self._server)
         self._server.start()
         if self._store is not None:
@@ -307,6 +315,7 @@ class DealerServer:
     def stop(self) -> None:
         self._server.stop(grace=0.5).wait()
         self._ended.set()
+        self._maker.close()
         if self._store is not None:
             self._store.close()
 

@@ -104,10 +104,12 @@ class ClientSettings(RoleSettings):
 
 @dataclass(frozen=True)
 class DealerSettings(RoleSettings):
-    """The dealer. memory_mib: what it may make ahead, per session; max_calls_per_certificate: sessions that one party
-    takes part in or waits for; max_model_gib: of masks of weights and cache, for each session; max_step_gib: of one
-    correlation; policies and backends: as the owner's. state: the folder of prepared sessions; prepare: whether they
-    are made and handed over; max_prepared_gib: disk space that they may take, in all and for one client's certificate.
+    """The dealer. memory_mib: what it may make ahead, per session; workers: how many processes make it (1: the dealer's
+    own); ray: the address of a Ray cluster where they are, and then 1 stands for as many as it has processors;
+    max_calls_per_certificate: sessions that one party takes part in or waits for; max_model_gib: of masks of weights
+    and cache, for each session; max_step_gib: of one correlation; policies and backends: as the owner's. state: the
+    folder of prepared sessions; prepare: whether they are made and handed over; max_prepared_gib: disk space that they
+    may take, in all and for one client's certificate.
     """
 
     listen: str
@@ -123,6 +125,8 @@ class DealerSettings(RoleSettings):
     planning_seconds: float = 30.0
     drain_seconds: float = 300.0
     memory_mib: int = 128
+    workers: int = 1
+    ray: str = ""
     max_sessions: int = 16
     max_calls_per_certificate: int = 8
     max_prompt_tokens: int = 4096

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors, Uses
 from mpcache.protocols.growing import Growing
 from mpcache.protocols.products import matmul
 from mpcache.protocols.ring import PRODUCT_BITS
@@ -33,6 +33,9 @@ class Mask(Correlation):
 
     def fields(self) -> Fields:
         return {"a": Random(self.shape, self.bits)}
+
+    def uses(self) -> Uses:
+        return Uses(masks=() if self.append is None else (self.handle,), keeps=self.handle)
 
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         a = randoms.a if self.append is None else dealer.grow(self.handle, randoms.a, self.append)
@@ -73,6 +76,9 @@ class MaskProduct(Correlation):
     def fields(self) -> Fields:
         return {"a_b": Corrected(self.shape, self.bits)}
 
+    def uses(self) -> Uses:
+        return Uses(masks=(self.left, self.right), forgets=self.forget)
+
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         a_b = PRODUCTS[self.operation](dealer.kept(self.left), dealer.kept(self.right), self.bits)
         for handle in self.forget:
@@ -96,6 +102,9 @@ class MaskRows(Correlation):
     def fields(self) -> Fields:
         return {}
 
+    def uses(self) -> Uses:
+        return Uses(masks=tuple(handle for handle, _, _ in self.parts), keeps=self.new_handle)
+
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         joined = torch.cat([dealer.kept(h)[..., start:end, :] for h, start, end in self.parts], -2)
         dealer.keep(self.new_handle, joined)
@@ -113,6 +122,9 @@ class Forget(Correlation):
 
     def fields(self) -> Fields:
         return {}
+
+    def uses(self) -> Uses:
+        return Uses(forgets=self.handles)
 
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         for handle in self.handles:
@@ -132,6 +144,9 @@ class SquareSum(Correlation):
 
     def fields(self) -> Fields:
         return {"a_squared": Corrected(self.shape)}
+
+    def uses(self) -> Uses:
+        return Uses(masks=(self.handle,))
 
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         a = dealer.kept(self.handle)

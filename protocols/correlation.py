@@ -97,6 +97,24 @@ class Tensors:
         return self._values[name]
 
 
+@dataclass(frozen=True)
+class Uses:
+    """What the dealer has at hand for a correlation beside the seeds, by public names (see protocols/stretches.py).
+
+    masks: the numbers of the kept masks that it reads or adds rows to. keeps: the number under which it keeps one
+    itself; such a correlation deals nothing. forgets: numbers that nothing after it reads. weight: whose fixed mask it
+    reads.
+    """
+
+    masks: tuple[int, ...] = ()
+    keeps: int | None = None
+    forgets: tuple[int, ...] = ()
+    weight: str = ""
+
+
+_NOTHING = Uses()
+
+
 class Correlation(ABC):
     """Base of all correlations. Subclasses are frozen dataclasses of public values."""
 
@@ -126,6 +144,10 @@ class Correlation(ABC):
     def layout(self) -> Layout:
         """Where its fields lie in the streams and in what is sent."""
         return Layout(self.fields())
+
+    def uses(self) -> Uses:
+        """What `deal` asks the dealer for."""
+        return _NOTHING
 
     def correction_bytes(self) -> int:
         """Bytes that the dealer sends to party 1."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors, Uses
 from mpcache.protocols.products import times_rows
 from mpcache.protocols.ring import PRODUCT_BITS
 from mpcache.protocols.session import Session
@@ -48,6 +48,9 @@ class LinearMask(Correlation):
     def fields(self) -> Fields:
         a = Random(self.input_shape, self.bits, holder=1)
         return {"a": a, "a_b": Corrected(self.output_shape, self.bits)}
+
+    def uses(self) -> Uses:
+        return Uses(weight=self.weight)
 
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         b = dealer.weight_mask(self.weight, self.weight_shape, self.bits)

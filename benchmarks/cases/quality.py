@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from mpcache.inspection.watched import WatchedBackend
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
 from mpcache.model.decoder import Decoder
 from mpcache.model.tokenizer import load_tokenizer
+from mpcache.parties.workers.pool import Pool, State
 from mpcache.policies import LabelledPolicy
 from mpcache.protocols.errors import MpcacheError
 
@@ -33,6 +36,9 @@ CONTAINS = {
     "cells": "by label: right, asked",
     "ranges": f"{RANGES}; of all policies that were measured together",
 }
+
+
+Keep = Callable[[Record], None]
 
 
 @dataclass(frozen=True)
@@ -67,24 +73,84 @@ class _Entry:
         }
 
 
-def run_quality(options: QualityOptions, records: Records) -> list[Record]:
-    """All records, those that were there already included; all policies share each document's prefill."""
-    checkpoint, tokenizer = load_checkpoint(options.model), load_tokenizer(options.model)
-    out: list[Record] = []
+def run_quality(options: QualityOptions, records: Records, pool: Pool | None = None) -> list[Record]:
+    """All records, those that were there already included; all policies share each document's prefill.
+
+    pool: measures groups of cases side by side, each in one process; None: this process, one after another. A group's
+    records are kept as soon as it is done.
+    """
+    groups = [
+        _Group(options, task, tokens, placement)
+        for task in options.tasks
+        for tokens in options.tokens
+        for placement in options.placements
+    ]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("documents"))
-    total = len(options.tasks) * len(options.tokens) * len(options.placements) * options.documents
     with Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True
     ) as bar:
-        progress = bar.add_task("", total=total)
-        for task in options.tasks:
-            for tokens in options.tokens:
-                bar.update(progress, description=f"quality {task} {tokens} tokens")
-                samples = [TASKS[task].generate(tokenizer, tokens, seed) for seed in range(options.documents)]
-                for placement in options.placements:
-                    group = _Group(options, task, tokens, placement, samples)
-                    out += group.run(checkpoint, records, lambda: bar.advance(progress))
-    return out
+        progress = bar.add_task("quality", total=len(groups) * options.documents)
+        for group in groups:
+            if not group.missing(records):
+                bar.advance(progress, options.documents)
+
+        def keep(record: Record) -> None:
+            records.add(record)
+            if record["status"] != "done":
+                group = " ".join(str(record["settings"][name]) for name in ("task", "tokens", "placement", "label"))
+                bar.console.print(f"{record['status']}: quality {group}: {record['error']}")
+
+        if pool is None:
+            _run_here(groups, records, keep, lambda: bar.advance(progress))
+        else:
+            _run_in(pool, groups, records, keep, lambda: bar.advance(progress, options.documents))
+    return [record for group in groups for record in group.records(records)]
+
+
+def _run_here(groups: Sequence[_Group], records: Records, keep: Keep, on_document: Callable[[], None]) -> None:
+    state: State = {}
+    for group in groups:
+        if missing := group.missing(records):
+            for record in measure(state, group, missing, on_document):
+                keep(record)
+
+
+def _run_in(pool: Pool, groups: Sequence[_Group], records: Records, keep: Keep, on_group: Callable[[], None]) -> None:
+    """The longest groups first, so that none of them is left to the end. A group whose worker is lost has failed."""
+    longest_first = sorted(groups, key=lambda group: -group.tokens)
+    waiting = deque((group, missing) for group in longest_first if (missing := group.missing(records)))
+    running: dict[Future[list[Record]], tuple[_Group, list[_Entry]]] = {}
+    while waiting or running:
+        for worker in pool.workers():
+            if waiting and not worker.load:
+                group, missing = waiting.popleft()
+                running[worker.submit(measure, group, missing)] = group, missing
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            for record in _outcome(future, *running.pop(future)):
+                keep(record)
+            on_group()
+
+
+def _outcome(future: Future[list[Record]], group: _Group, entries: Sequence[_Entry]) -> list[Record]:
+    error = future.exception()
+    return future.result() if error is None else [group.failed(entry, error) for entry in entries]
+
+
+def measure(
+    state: State, group: _Group, entries: Sequence[_Entry], on_document: Callable[[], None] = lambda: None
+) -> list[Record]:
+    """A group's records. state: keeps the model for the next group, and the documents for its other placement."""
+    options = group.options
+    if options.model not in state:
+        state.clear()
+        state[options.model] = load_checkpoint(options.model), load_tokenizer(options.model)
+    checkpoint, tokenizer = state[options.model]
+    documents = group.task, group.tokens, options.documents
+    if state.get("documents") != documents:
+        generate = TASKS[group.task].generate
+        state["samples"] = [generate(tokenizer, group.tokens, seed) for seed in range(options.documents)]
+        state["documents"] = documents
+    return group.measure(checkpoint, state["samples"], entries, on_document)
 
 
 @dataclass(frozen=True)
@@ -95,19 +161,17 @@ class _Group:
     task: str
     tokens: int
     placement: str
-    samples: list[list[Sample]]
 
-    def run(self, checkpoint: Checkpoint, records: Records, on_document: Callable[[], None]) -> list[Record]:
-        entries = self._entries()
-        missing = [entry for entry in entries if records.find(self._settings(entry)) is None]
-        if missing:
-            for record in self._measure(checkpoint, missing, on_document):
-                records.add(record)
-        else:
-            for _ in self.samples:
-                on_document()
-        wanted = [self._settings(entry) for entry in entries]
+    def missing(self, records: Records) -> list[_Entry]:
+        return [entry for entry in self._entries() if records.find(self._settings(entry)) is None]
+
+    def records(self, records: Records) -> list[Record]:
+        wanted = [self._settings(entry) for entry in self._entries()]
         return [record for record in records.records if record["settings"] in wanted]
+
+    def failed(self, entry: _Entry, error: BaseException) -> Record:
+        reason = str(error) if isinstance(error, MpcacheError) else f"{type(error).__name__}: {error}"
+        return make_record(self._settings(entry), "failed", {"error": reason})
 
     def _entries(self) -> list[_Entry]:
         """The full cache has no budget."""
@@ -123,20 +187,23 @@ class _Group:
         raw = entry.settings(self.options, self.task, self.tokens, self.placement)
         return {**raw, "policy": {k: list(v) if isinstance(v, tuple) else v for k, v in raw["policy"].items()}}
 
-    def _measure(
-        self, checkpoint: Checkpoint, entries: Sequence[_Entry], on_document: Callable[[], None]
+    def measure(
+        self,
+        checkpoint: Checkpoint,
+        samples: Sequence[Sequence[Sample]],
+        entries: Sequence[_Entry],
+        on_document: Callable[[], None],
     ) -> list[Record]:
         """One policy's failure is its own: then each is measured alone."""
         watched = WatchedBackend()
         decoder = Decoder(checkpoint.config, watched, checkpoint.tensors)
         policies = {entry: entry.policy.settings for entry in entries}
         try:
-            results = score(decoder, self.samples, policies, (self.placement,), on_document)
+            results = score(decoder, samples, policies, (self.placement,), on_document)
         except (MpcacheError, RuntimeError, ValueError, IndexError) as error:
             if len(entries) == 1:
-                settings = self._settings(entries[0])
-                return [make_record(settings, "failed", {"error": f"{type(error).__name__}: {error}"})]
-            return [record for entry in entries for record in self._measure(checkpoint, [entry], lambda: None)]
+                return [self.failed(entries[0], error)]
+            return [record for entry in entries for record in self.measure(checkpoint, samples, [entry], lambda: None)]
         ranges = watched.sizes().to_dict()
         return [
             make_record(self._settings(entry), "done", self._figures(entry, results[entry, self.placement], ranges))

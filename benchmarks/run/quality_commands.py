@@ -24,6 +24,8 @@ from mpcache.benchmarks.run.options import (
     tokens_option,
     words,
 )
+from mpcache.parties.command.options import worker_options
+from mpcache.parties.workers.choice import chosen_pool
 
 
 @click.command()
@@ -47,6 +49,7 @@ from mpcache.benchmarks.run.options import (
 @out_option
 @json_option
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
+@worker_options
 def quality(
     model: Path | None,
     task: str,
@@ -58,15 +61,18 @@ def quality(
     out: Path | None,
     json_path: Path | None,
     markdown: Path | None,
+    workers: int | None,
+    ray: str | None,
 ) -> None:
     """Measure the exact match of answers by policy and budget, in plaintext.
 
-    All policies see the same documents. The prefill of a document is computed once.
+    All policies see the same documents. The prefill of a document is computed once. With --workers or --ray, cases
+    with other documents or another placement are measured side by side.
     """
     from mpcache.demo import DEMO_MODEL
 
     options = QualityOptions(
-        model or DEMO_MODEL,
+        (model or DEMO_MODEL).resolve(),
         list(TASKS) if task == "all" else words(task, tuple(TASKS), "task"),
         numbers(tokens),
         compared_policies(policy),
@@ -74,7 +80,12 @@ def quality(
         words(placement, PLACEMENTS, "placement"),
         documents,
     )
-    records = run_quality(options, Records(out))
+    pool = chosen_pool(workers or 1, ray or "")
+    try:
+        records = run_quality(options, Records(out), pool)
+    finally:
+        if pool is not None:
+            pool.close()
     show_and_write(records, json_path)
     if markdown is not None:
         written = [f"### {title}\n\n{tables.markdown(head, rows)}" for title, head, rows in quality_tables(records)]

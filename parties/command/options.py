@@ -42,6 +42,20 @@ class Extended(click.Command):
             formatter.write_dl(rows)
 
 
+def worker_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How many processes work, and where: for `chosen_pool`."""
+    for option in (
+        click.option(
+            "--ray", metavar="ADDRESS", help="Work on this Ray cluster (host:port, or local). Needs mpcache[ray]."
+        ),
+        click.option(
+            "--workers", type=click.IntRange(1), help="Work in so many processes. Default with --ray: all of its CPUs."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def refuse_prompt(context: click.Context, option: click.Parameter, value: str | None) -> None:
     if value is not None:
         raise ConfigError(

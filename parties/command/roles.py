@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 
 from mpcache.parties.certificates import Identity, load_identity, write_development_certificates
-from mpcache.parties.command.options import Extended, config, insecure
+from mpcache.parties.command.options import Extended, config, insecure, worker_options
 from mpcache.parties.data_owner import data_owner_of
 from mpcache.parties.dealer import DealerServer
 from mpcache.parties.gateway import GatewayServer
@@ -34,28 +35,31 @@ def certs(folder: Path, days: int, force: bool) -> None:
 @click.command("prepare")
 @config
 @insecure
-def only_prepare(path: Path, insecure: bool) -> None:
+@worker_options
+def only_prepare(path: Path, insecure: bool, workers: int | None, ray: str | None) -> None:
     """Run a dealer that prepares sessions, and serves none.
 
     It writes their corrections to disk, for a dealer that hands them over later, in the same folder.
     """
-    _run_dealer(path, insecure, only_prepare=True)
+    _run_dealer(path, insecure, workers, ray, only_prepare=True)
 
 
 @click.command(cls=Extended, further={"prepare": only_prepare})
 @config
 @insecure
-def dealer(path: Path, insecure: bool) -> None:
+@worker_options
+def dealer(path: Path, insecure: bool, workers: int | None, ray: str | None) -> None:
     """Run the dealer.
 
     It makes correlated randomness from public parameters. If its settings say so, it prepares sessions on disk, too,
     and hands over what is there.
     """
-    _run_dealer(path, insecure)
+    _run_dealer(path, insecure, workers, ray)
 
 
-def _run_dealer(path: Path, insecure: bool, only_prepare: bool = False) -> None:
+def _run_dealer(path: Path, insecure: bool, workers: int | None, ray: str | None, only_prepare: bool = False) -> None:
     settings = load_settings(path, DealerSettings)
+    settings = replace(settings, workers=workers or settings.workers, ray=settings.ray if ray is None else ray)
     identity = _identity(settings.certificates, "dealer", insecure or settings.insecure)
     server = DealerServer(settings, identity, only_prepare=only_prepare)
     _serve(server, "dealer", settings.listen, settings.drain_seconds)

@@ -1,5 +1,7 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,15 +10,18 @@ from mpcache.benchmarks.cases.ablations import compared_policies
 from mpcache.benchmarks.cases.quality import QualityOptions, quality_tables, run_quality
 from mpcache.benchmarks.cases.scoring import Outcome, Score, score
 from mpcache.benchmarks.cases.tasks import TASKS
-from mpcache.benchmarks.records.store import Records
+from mpcache.benchmarks.records.store import Records, read_records
 from mpcache.demo import DEMO_MODEL
 from mpcache.generation.loop import prefill, steps
 from mpcache.generation.recorded import record
 from mpcache.model.checkpoint import load_checkpoint
 from mpcache.model.decoder import Decoder
 from mpcache.model.tokenizer import load_tokenizer
+from mpcache.parties.workers.pool import InProcess, Pool
+from mpcache.parties.workers.processes import LocalProcess
 from mpcache.policies import PolicySettings, available_policies, new_cache
 from mpcache.protocols.backends.plain import PlainBackend
+from mpcache.protocols.errors import PeerLost
 from tests.asking import asked
 from tests.mpcache.policies.matrix import fitting
 
@@ -92,10 +97,13 @@ def test_scores_have_errors_that_are_not_zero() -> None:
     assert likely.perplexity == pytest.approx(7.389, abs=1e-3)
 
 
-def test_records_resume_by_policy_and_tables_say_what_the_model_cannot_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_records_resume_by_policy_and_tables_say_what_the_model_cannot_do(tmp_path: Path, workers: int) -> None:
+    pool = Pool(InProcess, workers) if workers else None
+
     def run(policies: str, budgets: tuple[float, ...]) -> list:
         options = QualityOptions(DEMO_MODEL, ["count"], [150], compared_policies(policies), budgets, ["end"], 2)
-        return run_quality(options, Records(tmp_path))
+        return run_quality(options, Records(tmp_path), pool)
 
     run("full", (0.5,))
     records = run("full,streaming", (0.25, 0.5))
@@ -106,3 +114,62 @@ def test_records_resume_by_policy_and_tables_say_what_the_model_cannot_do(tmp_pa
     ((title, header, rows),) = quality_tables(again)
     assert "beyond this model" in title and header == ["policy", "25.0%", "50.0%"]
     assert [row[0] for row in rows] == ["full", "streaming"]
+
+
+@pytest.mark.slow
+def test_processes_measure_what_one_measures(tmp_path: Path) -> None:
+    options = QualityOptions(
+        DEMO_MODEL, ["count", "needle"], [150], compared_policies("full,streaming"), [0.5], ["end", "later"], 1
+    )
+    pool = Pool(LocalProcess, 2)
+    try:
+        records = run_quality(options, Records(tmp_path), pool)
+    finally:
+        pool.close()
+    alone = run_quality(options, Records())
+    figures = ("task", "tokens", "placement", "policy", "attended", "asked", "right", "ranges", "status")
+    assert len(records) == 8
+    assert [[r[name] for name in figures] for r in records] == [[r[name] for name in figures] for r in alone]
+
+
+def test_a_group_whose_worker_is_lost_has_failed_and_the_others_go_on_and_it_is_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = []
+
+    class Mortal(InProcess):
+        """The first one that is started is lost with its first call."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = not started
+            started.append(self)
+
+        def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
+            if not self.first:
+                return super().call(function, arguments)
+            self.lost = True
+            future: Future[Any] = Future()
+            future.set_exception(PeerLost("a worker process was ended"))
+            return future
+
+    options = QualityOptions(DEMO_MODEL, ["count"], [150, 160], compared_policies("full"), [], ["later"], documents=1)
+    records = run_quality(options, Records(tmp_path), Pool(Mortal, 1))
+    assert [(r["status"], r["settings"]["tokens"]) for r in records] == [("done", 150), ("failed", 160)]
+    assert records[1]["error"] == "a worker process was ended" and "count 160 later full" in capsys.readouterr().err
+    assert len(started) == 2
+    again = run_quality(options, Records(tmp_path))
+    assert [r["status"] for r in again] == ["done", "done"] and again[0] == records[0]
+
+
+def test_an_interrupted_run_keeps_the_groups_that_are_done(tmp_path: Path) -> None:
+    class Interrupted(InProcess):
+        def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
+            if self._state:
+                raise KeyboardInterrupt
+            return super().call(function, arguments)
+
+    options = QualityOptions(DEMO_MODEL, ["count"], [150, 160], compared_policies("full"), [], ["later"], documents=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_quality(options, Records(tmp_path), Pool(Interrupted, 1))
+    assert [r["tokens"] for r in read_records(tmp_path)] == [160]
