@@ -129,8 +129,10 @@ def _exponential_table(r: torch.Tensor, within: Domain, rounding: torch.Tensor) 
     at_segment = torch.from_numpy(np.exp(within.first + 2.0 * np.arange(within.segments)) * 2.0**EXP_VALUE_BITS)
     rest = torch.exp((r & ((1 << WIDTH_BITS) - 1)).double() * (-(2.0**-FRACTION_BITS)))
     r_hi = shift_right(r, WIDTH_BITS, WIDTH_BITS + within.index_bits)
-    u = (torch.arange(within.segments) - r_hi[..., None]) % within.segments
-    return (at_segment[u] * rest[..., None] + (rounding.double() * 2.0**-16)[..., None]).floor().to(torch.int64)
+    at = torch.arange(within.segments)
+    rotated = at_segment[(at - at[:, None]) % within.segments]  # row r_hi: what each c_hi indexes
+    table = rotated[r_hi].mul_(rest[..., None]).add_((rounding.double() * 2.0**-16)[..., None])
+    return table.floor_().to(torch.int64)
 
 
 @cache
