@@ -55,13 +55,16 @@ def made_by(dealers: list[Dealer], stretches: Stretches, plan: list[Correlation]
 
 
 class Careful(Dealer):
-    """A dealer that gives a correlation what it says that it uses, and nothing else."""
+    """A dealer that gives a correlation what it says that it uses, and nothing else: it makes them one by one."""
 
     uses = Uses()
 
-    def correction(self, correlation: Correlation) -> bytes:
-        self.uses = correlation.uses()
-        return super().correction(correlation)
+    def corrections(self, numbered: Sequence[tuple[int, Correlation]]) -> list[bytes]:
+        made = []
+        for number, correlation in numbered:
+            self.uses = correlation.uses()
+            made += super().corrections([(number, correlation)])
+        return made
 
     def keep(self, handle: int, mask: torch.Tensor) -> None:
         assert handle == self.uses.keeps
@@ -113,7 +116,8 @@ def test_every_cut_gives_the_same_bytes(
     most = data.draw(st.sampled_from([1, 300, 5_000, 100_000, 1 << 20]), "most bytes")
     order = data.draw(st.lists(st.integers(0, places - 1), min_size=1, max_size=7), "where what is free is made")
     free = itertools.cycle(order)
-    dealers = [Careful(SEEDS, KEY) for _ in range(places)]
+    kind = data.draw(st.sampled_from([Dealer, Careful]), "all of a stretch at once, or one by one")
+    dealers = [kind(SEEDS, KEY) for _ in range(places)]
     made = made_by(dealers, Stretches(places, most, lambda: next(free), small), plan(family, policy, backend))
     assert made == made_by_one(family, policy, backend)
 
