@@ -140,6 +140,10 @@ class Correlation(ABC):
         """The same of other kept masks and of other weights; itself if it refers to none."""
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """To be pickled without what follows from the fields."""
+        return {name: value for name, value in vars(self).items() if name != "layout"}
+
     @cached_property
     def layout(self) -> Layout:
         """Where its fields lie in the streams and in what is sent."""
