@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from mpcache.policies.base import Policy
 from mpcache.policies.settings import MOST_TOKENS, SinkSettings, setting
 from mpcache.protocols.backends.interface import Masked, Scores, Stage, Value
+from mpcache.protocols.stripes import Stripes
 
 
 @dataclass
@@ -28,7 +29,17 @@ class _Clusters:
 
 @dataclass(frozen=True)
 class ClusterSettings(SinkSettings, ABC):
-    """What all that select have. A subclass says how many tokens its clusters have."""
+    """What all that select have. A subclass says how many tokens its clusters have.
+
+    picks: how many clusters are picked in each stripe (see `mpcache.protocols.stripes`): fewer make shorter stripes,
+    so that a choice costs less, and what a stripe has too many of is lost. 0: one stripe, an exact choice.
+    """
+
+    picks: int = setting(0, least=0, most=MOST_TOKENS)
+
+    def stripes(self, candidates: int, picked: int) -> Stripes:
+        """How `picked` clusters are chosen among so many."""
+        return Stripes(candidates, picked, max(1, picked // self.picks) if self.picks else 1)
 
     @abstractmethod
     def sizes(self) -> tuple[int, ...]:
@@ -102,7 +113,7 @@ class ClusterPolicy(Policy):
         end = start + self._clusters[layer].tokens
         out = self.backend.attend_selected(masked, cached, start, end, self._stages)
         if layer == group[-1]:
-            self.backend.forget(*[stage.chosen for stage in self._stages])
+            self.backend.forget(*[masked for stage in self._stages for masked in stage.masked])
         return out
 
     def picks(self, tokens: int) -> list[tuple[int, int]]:
@@ -167,5 +178,5 @@ class ClusterPolicy(Policy):
                 heads = candidates.shape[0]
                 rows = candidates.reshape(heads, -1, stage.size // size)
                 candidates = backend.pick(stage, rows).reshape(heads, -1)
-            stages.append(backend.stage(backend.top_k(candidates, k), size))
+            stages.append(backend.choose(candidates, self.settings.stripes(candidates.shape[1], k), size))
         return stages

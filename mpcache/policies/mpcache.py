@@ -37,6 +37,7 @@ class MPCacheSettings(ClusterSettings):
     observed_share: float = setting(0.2, least=0, most=1)
     window: int = setting(32, least=1, most=MOST_TOKENS)
     per_head: bool = False
+    picks: int = setting(2, least=0, most=MOST_TOKENS)
     clusters: tuple[int, ...] = setting((4,), least=1, most=MOST_TOKENS, longest=MOST_LEVELS)
     widening: float = setting(2.0, least=1, most=WIDEST)
     representative: str = setting("mean", choices=("extremes", "mean"))

@@ -7,13 +7,14 @@ a message is a method here. Shapes are public; nothing else is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, Self, TypeAlias
 
 import torch
 from typing_extensions import TypeVar
 
 from mpcache.protocols.public import Factor
+from mpcache.protocols.stripes import Stripes
 
 
 class Value(Protocol):
@@ -41,7 +42,7 @@ class Masked(Protocol):
 Choice: TypeAlias = Value
 """Rows that are one-hot, or zero: shares of integers."""
 Scores: TypeAlias = Value
-"""What clusters are compared by: good for `top_k` and `pick` only (its ring may be narrow)."""
+"""What clusters are compared by: good for `top_k`, `choose` and `pick` only (its ring may be narrow)."""
 
 V = TypeVar("V", bound=Value, default=Any)
 W = TypeVar("W", default=Any)
@@ -59,10 +60,17 @@ class KeyValues(Generic[M]):
 
 @dataclass
 class Stage(Generic[M]):
-    """A secret choice among runs of `size` neighbouring tokens; `chosen` is one-hot, (key/value heads, k, runs)."""
+    """A secret choice among runs of `size` neighbouring tokens, in stripes.
 
-    chosen: M
+    choice: for each group of stripes one-hot rows (key/value heads, stripes, picks, runs of a stripe), values of the
+    backend; None where all are picked. With one head, all heads share them. masked: the same in the backend's form for
+    products, once it has been used.
+    """
+
+    choice: Sequence[Any]
     size: int
+    stripes: Stripes
+    masked: list[M] = field(default_factory=list)
 
 
 class Backend(Protocol[V, W, M]):
@@ -158,11 +166,12 @@ class Backend(Protocol[V, W, M]):
     def gather(self, choice: V, rows: V) -> V:
         """The chosen rows (heads, k, c) of (heads, n, c)."""
 
-    def stage(self, choice: V, size: int) -> Stage[M]:
-        """A choice among runs of `size` tokens, for `pick` and `attend_selected`."""
+    def choose(self, scores: V, stripes: Stripes, size: int) -> Stage[M]:
+        """The runs of `size` tokens with the largest scores (heads, runs) in each stripe, for `pick` and
+        `attend_selected`; ties by position. Its `masked` are to be forgotten after the last use."""
 
     def pick(self, stage: Stage[M], rows: V) -> V:
-        """The chosen rows (heads, k, c) of (heads, runs, c)."""
+        """The chosen rows (heads, k, c) of (heads, runs, c), in the order of the stripes."""
 
     def retain(self, scores: V, k: int, largest: float, rows: V) -> V:
         """The rows (blocks, k, c) of (blocks, n, c) with the k largest scores (blocks, n), in their order; ties by

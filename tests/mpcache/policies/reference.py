@@ -269,10 +269,22 @@ def pick(
     for size, count in zip(sizes, reversed(counts), strict=True):
         runs = [candidates[i : i + size] for i in range(0, len(candidates), size)]
         scores = [selector.score(layer, head, token, [cache[i] for i in run]) for run in runs]
-        chosen = top_k(np.array(scores), count)
-        chosen = sorted(chosen) if len(chosen) == len(runs) else chosen  # a level that picks all changes no order
+        # a level that picks all changes no order
+        chosen = range(len(runs)) if count >= len(runs) else striped_top_k(scores, count, case.settings.picks)
         candidates = [slot for i in chosen for slot in runs[i]]
     return candidates
+
+
+def striped_top_k(scores: list[float], k: int, picks: int) -> list[int]:
+    """Of every stripe of candidates its largest, `picks` or one more; the stripes' in turn."""
+    stripes = max(1, k // picks) if picks else 1
+    out: list[int] = []
+    for stripe in range(stripes):
+        members = range(stripe, len(scores), stripes)
+        here = k // stripes + (stripe < k % stripes)
+        best = top_k(np.array([scores[i] for i in members]), here)
+        out += [members[i] for i in (best if here < len(members) else range(here))]
+    return out
 
 
 def quest(case: Case) -> list[Array]:
