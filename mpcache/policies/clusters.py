@@ -11,12 +11,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import ClassVar
 
+from mpcache.model.config import ModelConfig
 from mpcache.policies.base import Policy
+from mpcache.policies.pays import Planned, attention_to_all, cheaper, no_dearer, rounded, times
 from mpcache.policies.settings import MOST_TOKENS, SinkSettings, setting
 from mpcache.protocols.backends.interface import Masked, Scores, Stage, Value
+from mpcache.protocols.plan import ShapeArithmetic
+from mpcache.protocols.session import Cost
 from mpcache.protocols.stripes import Stripes
+
+ENOUGH = 16
+"""Stripes: with fewer, they are made half as many. What belongs together more often shares a stripe then."""
 
 
 @dataclass
@@ -31,15 +40,22 @@ class _Clusters:
 class ClusterSettings(SinkSettings, ABC):
     """What all that select have. A subclass says how many tokens its clusters have.
 
-    picks: how many clusters are picked in each stripe (see `mpcache.protocols.stripes`): fewer make shorter stripes,
-    so that a choice costs less, and what a stripe has too many of is lost. 0: one stripe, an exact choice.
+    picks: how many clusters are picked in each stripe (see `mpcache.protocols.stripes`), and twice as many where that
+    makes few stripes. Fewer make shorter stripes: a choice costs less, and what a stripe has too many of is lost. 0:
+    one stripe, an exact choice.
+    only_if_cheaper: where a step that selects would take more bytes and rounds, weighed as the network wants it, than
+    one that attends to all that is cached, it attends to all; the budget is then exceeded. See pays.py.
     """
 
     picks: int = setting(0, least=0, most=MOST_TOKENS)
+    only_if_cheaper: bool = False
 
     def stripes(self, candidates: int, picked: int) -> Stripes:
         """How `picked` clusters are chosen among so many."""
-        return Stripes(candidates, picked, max(1, picked // self.picks) if self.picks else 1)
+        if not self.picks:
+            return Stripes(candidates, picked)
+        count = picked // self.picks
+        return Stripes(candidates, picked, max(1, count if count >= ENOUGH else count // 2))
 
     @abstractmethod
     def sizes(self) -> tuple[int, ...]:
@@ -70,6 +86,8 @@ class ClusterPolicy(Policy):
     """Base of the policies that select. A subclass says what stands for a cluster and how a query is compared to it."""
 
     settings: ClusterSettings
+    vectors: ClassVar[int] = 1
+    """How many stand for a cluster."""
 
     def prepare(self) -> None:
         self._sizes = self.settings.sizes()
@@ -105,12 +123,13 @@ class ClusterPolicy(Policy):
             return super().step(layer, queries, keys, values)
         cached, masked = self.enter(layer, queries, keys, values)
         self._close(layer)
-        if layer == group[0]:
-            self._stages = self._select(layer, queries, masked)
-        if not self._stages:
+        if not self.selects(group, cached.tokens):
             return self.backend.attend(masked, cached)
+        if layer == group[0]:
+            levels = self._clusters[layer].representatives
+            self._stages = self._select(queries, masked, levels, cached.tokens)
         start = self.settings.sinks
-        end = start + self._clusters[layer].tokens
+        end = start + self._inside(cached.tokens)
         out = self.backend.attend_selected(masked, cached, start, end, self._stages)
         if layer == group[-1]:
             self.backend.forget(*[masked for stage in self._stages for masked in stage.masked])
@@ -138,8 +157,35 @@ class ClusterPolicy(Policy):
         if not self.group(layer):
             return super().attended()
         tokens = super().attended()
-        picks = self.picks(tokens)
-        return tokens - self._inside(tokens) + math.prod(picks[-1]) if picks else tokens
+        if not self.selects(self.group(layer), tokens):
+            return tokens
+        return tokens - self._inside(tokens) + math.prod(self.picks(tokens)[-1])
+
+    def selects(self, group: range, tokens: int) -> bool:
+        """Whether the layers of the group select, with `tokens` in the cache: a public decision."""
+        if not self.settings.only_if_cheaper:
+            return bool(self.picks(tokens))
+        settings = replace(self.settings, only_if_cheaper=False, budget=float(self.budget))
+        past = self.past + 1
+        known = (settings, self.config, len(group), rounded(tokens), rounded(past), self.backend.round_bytes)
+        return bool(self.picks(tokens)) and _pays(type(self), *known)
+
+    def plan_selection(self, planned: Planned, layers: int, tokens: int) -> Cost:
+        """What so many layers take that select together, where this policy's backend is planned."""
+        c, zeros, backend = self.config, self.backend.zeros, self.backend
+        inside, heads = self._inside(tokens), c.key_value_heads
+        levels = [
+            [backend.mask(zeros((heads, inside // size, c.head_size))) for _ in range(self.vectors)]
+            for size in self._sizes
+        ]
+        queries, rows = zeros((heads, c.queries_per_head, c.head_size)), zeros((heads, tokens, c.head_size))
+        entered = [backend.enter(None, queries, rows, rows) for _ in range(layers)]
+        planned.spent()
+        stages = self._select(queries, entered[0][1], levels, tokens)
+        start = self.settings.sinks
+        for cached, masked in entered:
+            backend.attend_selected(masked, cached, start, start + inside, stages)
+        return planned.spent()
 
     def _inside(self, tokens: int) -> int:
         """How many of so many cached tokens are in clusters."""
@@ -147,17 +193,16 @@ class ClusterPolicy(Policy):
         return max(0, (tokens - s.sinks - s.recent) // coarse) * coarse
 
     def _close(self, layer: int) -> None:
-        """Make clusters of what the tail holds beyond the recent tokens."""
-        if not self.group(layer):
+        """Make clusters of what the tail holds beyond the recent tokens, where a layer will choose among them."""
+        group, tokens = self.group(layer), self.cached(layer).tokens
+        if layer not in group[:1] or (self.settings.only_if_cheaper and not self.selects(group, tokens)):
             return
         clusters = self._clusters[layer]
-        count = self._inside(self.cached(layer).tokens) - clusters.tokens
+        count = self._inside(tokens) - clusters.tokens
         if not count:
             return
         first = self.settings.sinks + clusters.tokens
         clusters.tokens += count
-        if layer != self.group(layer)[0]:
-            return  # only who selects needs representatives
         keys = self.backend.unmask(self.cached(layer).keys)[:, first : first + count]
         new = self.represent(layer, keys, first)
         old: Sequence[Sequence[Masked | None]] = clusters.representatives or [[None] * len(level) for level in new]
@@ -166,12 +211,10 @@ class ClusterPolicy(Policy):
             for masked_level, level in zip(old, new, strict=True)
         ]
 
-    def _select(self, layer: int, queries: Value, masked: Masked) -> list[Stage]:
-        """Stages from coarse to fine; none if everything is attended to."""
-        picks, backend = self.picks(self.cached(layer).tokens), self.backend
-        if not picks:
-            return []
-        scores = self.compare(queries, masked, self._clusters[layer].representatives[-len(picks) :])
+    def _select(self, queries: Value, masked: Masked, levels: list[list[Masked]], tokens: int) -> list[Stage]:
+        """Stages from coarse to fine, with `tokens` in the cache. levels: the representatives of each."""
+        picks, backend = self.picks(tokens), self.backend
+        scores = self.compare(queries, masked, levels[-len(picks) :])
         stages: list[Stage] = []
         for candidates, (size, k) in zip(scores, picks, strict=True):
             for stage in stages:  # only the children of what was picked so far
@@ -180,3 +223,25 @@ class ClusterPolicy(Policy):
                 candidates = backend.pick(stage, rows).reshape(heads, -1)
             stages.append(backend.choose(candidates, self.settings.stripes(candidates.shape[1], k), size))
         return stages
+
+
+@lru_cache(maxsize=1 << 10)
+def _pays(
+    kind: type[ClusterPolicy],
+    settings: ClusterSettings,
+    config: ModelConfig,
+    layers: int,
+    tokens: int,
+    past: int,
+    round_bytes: int,
+) -> bool:
+    """Whether so many layers that share a selection take less with it, of `tokens` that are cached, than attention to
+    all of these, and no more than attention to all tokens so far, `past`."""
+    planned = Planned(round_bytes)
+    with ShapeArithmetic():
+        policy = kind(settings, config, planned.backend, tokens)
+        if not policy.picks(tokens):
+            return False
+        cost = policy.plan_selection(planned, layers, tokens)
+    without, full = (times(attention_to_all(config, length, round_bytes), layers) for length in (tokens, past))
+    return cheaper(cost, without, round_bytes) and no_dearer(cost, full)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 
+from mpcache.model.config import ModelConfig
 from mpcache.policies.clusters import ClusterPolicy, ClusterSettings
 from mpcache.policies.eviction import keep_top_k_per_head, keep_top_k_together
-from mpcache.policies.settings import MOST_LAYERS, MOST_TOKENS, setting
+from mpcache.policies.full import Full
+from mpcache.policies.pays import Planned, fill, pays_once
+from mpcache.policies.settings import MOST_LAYERS, MOST_TOKENS, PolicySettings, setting
 from mpcache.protocols.backends.interface import Masked, Scores, Value
+from mpcache.protocols.plan import ShapeArithmetic
 
 LONG_PROMPT = 24_000
 """Beyond so many tokens the observing window is half the share (paper, section 4.1)."""
@@ -38,6 +43,7 @@ class MPCacheSettings(ClusterSettings):
     window: int = setting(32, least=1, most=MOST_TOKENS)
     per_head: bool = False
     picks: int = setting(2, least=0, most=MOST_TOKENS)
+    only_if_cheaper: bool = True
     clusters: tuple[int, ...] = setting((4,), least=1, most=MOST_TOKENS, longest=MOST_LEVELS)
     widening: float = setting(2.0, least=1, most=WIDEST)
     representative: str = setting("mean", choices=("extremes", "mean"))
@@ -98,7 +104,11 @@ class MPCache(ClusterPolicy):
         """How many of the prompt's tokens survive: never fewer than the budget attends to."""
         s, n = self.settings, self.prompt_tokens
         share = math.ceil(s.keep_ratio * n) if s.clusters else 0
-        return min(n, max(share, self.budget))
+        kept = min(n, max(share, self.budget))
+        if kept < n and s.only_if_cheaper:
+            settings = replace(s, only_if_cheaper=False, budget=float(self.budget))
+            return kept if _eviction_pays(settings, self.config, n, self.backend.round_bytes) else n
+        return kept
 
     def observed_queries(self) -> int:
         s, n = self.settings, self.prompt_tokens
@@ -163,3 +173,24 @@ class MPCache(ClusterPolicy):
         # the sum over a group's queries is as good as their mean: only the order counts
         scores = self.backend.similarity(masked, [level[0] for level in representatives])
         return [score.sum(0).reshape(1, -1) for score in scores] if self.settings.share_heads else scores
+
+
+@lru_cache(maxsize=1 << 8)
+def _eviction_pays(settings: MPCacheSettings, config: ModelConfig, prompt_tokens: int, round_bytes: int) -> bool:
+    """Whether static eviction adds little to reading the prompt. Then it pays, as every step attends to less."""
+    planned = Planned(round_bytes)
+    with ShapeArithmetic():
+        policy = MPCache(settings, config, planned.backend, prompt_tokens)
+        fill(policy, prompt_tokens)
+        planned.spent()
+        policy.evict()
+        once = planned.spent()
+    return pays_once(
+        once,
+        config,
+        prompt_tokens,
+        policy.observed_queries(),
+        lambda few, backend: MPCache(settings, few, backend, prompt_tokens),
+        lambda few, backend: Full(PolicySettings("full"), few, backend, prompt_tokens),
+        round_bytes,
+    )

@@ -62,6 +62,10 @@ class CryptenBackend:
         self.session = session
         self._crypten_session = CryptenSession(session)
 
+    @property
+    def round_bytes(self) -> int:
+        return self.session.round_bytes
+
     # ------------------------------------------------------------ secrets in and out
 
     def input(self, tensor: torch.Tensor | None, shape: Sequence[int], party: int) -> Secret:

@@ -82,6 +82,10 @@ class Backend(Protocol[V, W, M]):
 
     name: str
 
+    @property
+    def round_bytes(self) -> int:
+        """How many bytes a round is worth: what policies decide by, as protocols do. Public, the same at all."""
+
     def weight(self, name: str, shape: tuple[int, ...], tensor: torch.Tensor | None) -> W:
         """A private weight (out, in); `tensor` is None where the process does not have the model. One of integers is
         encoded already (`mpc.encoded_weight`), which private backends take."""

@@ -77,6 +77,10 @@ class MpcBackend:
         self._weight_key = weight_key
         self._masked_weights = masked_weights or {}
 
+    @property
+    def round_bytes(self) -> int:
+        return self.session.round_bytes
+
     # ------------------------------------------------------------ weights
 
     def weight(self, name: str, shape: tuple[int, ...], tensor: torch.Tensor | None) -> MaskedWeight:

@@ -9,16 +9,19 @@ import torch.nn.functional as F
 
 from mpcache.protocols.backends.interface import KeyValues, Stage
 from mpcache.protocols.public import Factor
+from mpcache.protocols.session import ROUND_BYTES
 from mpcache.protocols.stripes import Stripes
 
 
 class PlainBackend:
-    """See `Backend`. `generator` draws the noise of temperature sampling."""
+    """See `Backend`. `generator` draws the noise of temperature sampling. round_bytes: of the private run that this is
+    held against."""
 
     name = "plain"
 
-    def __init__(self, generator: torch.Generator | None = None) -> None:
+    def __init__(self, generator: torch.Generator | None = None, round_bytes: int = ROUND_BYTES) -> None:
         self._generator = generator
+        self.round_bytes = round_bytes
         self.last_logits: torch.Tensor | None = None
 
     def weight(self, name: str, shape: tuple[int, ...], tensor: torch.Tensor | None) -> torch.Tensor:

@@ -28,6 +28,7 @@ def small(name: str, **changes: object) -> PolicySettings:
         unshared_layers=0,
         share_heads=False,
         picks=0,
+        only_if_cheaper=False,
         page=4,
         representatives=2,
         window=6,

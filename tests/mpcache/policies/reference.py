@@ -277,7 +277,8 @@ def pick(
 
 def striped_top_k(scores: list[float], k: int, picks: int) -> list[int]:
     """Of every stripe of candidates its largest, `picks` or one more; the stripes' in turn."""
-    stripes = max(1, k // picks) if picks else 1
+    stripes = k // picks if picks else 1
+    stripes = max(1, stripes if stripes >= 16 else stripes // 2)
     out: list[int] = []
     for stripe in range(stripes):
         members = range(stripe, len(scores), stripes)
