@@ -24,6 +24,7 @@ from mpcache.protocols.plan import ShapeArithmetic
 from mpcache.protocols.session import Cost
 from mpcache.protocols.stripes import Stripes
 
+MOST_LENGTHS = 8
 ENOUGH = 16
 """Stripes: with fewer, they are made half as many. What belongs together more often shares a stripe then."""
 
@@ -171,18 +172,23 @@ class ClusterPolicy(Policy):
         return bool(self.picks(tokens)) and _pays(type(self), *known)
 
     def plan_selection(self, planned: Planned, layers: int, tokens: int) -> Cost:
-        """What so many layers take that select together, where this policy's backend is planned."""
+        """What so many layers take that select together, where this policy's backend is planned; a cluster that is
+        closed in this step included."""
         c, zeros, backend = self.config, self.backend.zeros, self.backend
-        inside, heads = self._inside(tokens), c.key_value_heads
+        inside, heads, coarse = self._inside(tokens), c.key_value_heads, self._sizes[0]
         levels = [
             [backend.mask(zeros((heads, inside // size, c.head_size))) for _ in range(self.vectors)]
             for size in self._sizes
         ]
         queries, rows = zeros((heads, c.queries_per_head, c.head_size)), zeros((heads, tokens, c.head_size))
         entered = [backend.enter(None, queries, rows, rows) for _ in range(layers)]
+        self.observe(0, zeros((heads, c.queries_per_head * tokens, c.head_size)), rows, rows)
         planned.spent()
-        stages = self._select(queries, entered[0][1], levels, tokens)
         start = self.settings.sinks
+        for new in self.represent(0, rows[:, :coarse], start + inside - coarse):
+            for vectors in new:
+                backend.mask(vectors)
+        stages = self._select(queries, entered[0][1], levels, tokens)
         for cached, masked in entered:
             backend.attend_selected(masked, cached, start, start + inside, stages)
         return planned.spent()
@@ -236,12 +242,35 @@ def _pays(
     round_bytes: int,
 ) -> bool:
     """Whether so many layers that share a selection take less with it, of `tokens` that are cached, than attention to
-    all of these, and no more than attention to all tokens so far, `past`."""
-    planned = Planned(round_bytes)
+    all of these, and no more than attention to all tokens so far, `past`.
+
+    Looked at are lengths until the next cluster is closed, as what is attended to goes up and down with that: all
+    together must be cheaper, and none dearer than the full cache.
+    """
+    lengths = range(tokens, tokens + min(settings.sizes()[0], MOST_LENGTHS))
+    if not all(_made(kind, settings, config, length, round_bytes)[1].picks(length) for length in lengths):
+        return False
     with ShapeArithmetic():
-        policy = kind(settings, config, planned.backend, tokens)
-        if not policy.picks(tokens):
-            return False
-        cost = policy.plan_selection(planned, layers, tokens)
+        costs = [_selection(kind, settings, config, layers, length, round_bytes) for length in lengths]
     without, full = (times(attention_to_all(config, length, round_bytes), layers) for length in (tokens, past))
-    return cheaper(cost, without, round_bytes) and no_dearer(cost, full)
+    together = cheaper(sum(costs, Cost()), times(without, len(costs)), round_bytes)
+    return together and all(no_dearer(cost, full) for cost in costs)
+
+
+def _selection(
+    kind: type[ClusterPolicy],
+    settings: ClusterSettings,
+    config: ModelConfig,
+    layers: int,
+    tokens: int,
+    round_bytes: int,
+) -> Cost:
+    planned, policy = _made(kind, settings, config, tokens, round_bytes)
+    return policy.plan_selection(planned, layers, tokens)
+
+
+def _made(
+    kind: type[ClusterPolicy], settings: ClusterSettings, config: ModelConfig, tokens: int, round_bytes: int
+) -> tuple[Planned, ClusterPolicy]:
+    planned = Planned(round_bytes)
+    return planned, kind(settings, config, planned.backend, tokens)

@@ -92,9 +92,10 @@ def pays_once(
     size = min(PREFILL_BLOCK, prompt_tokens)
     first = (prompt_tokens - observes) // size * size if observes else prompt_tokens
     last = (prompt_tokens - 1) // size * size
-    doubling = itertools.takewhile(lambda start: start < prompt_tokens, (size << i for i in itertools.count()))
+    octaves = range((last // size).bit_length())
+    starts = {0, first, prompt_tokens, *(size << i for i in octaves), *(3 * size << i >> 1 for i in octaves[1:])}
     reading, observing = Cost(), Cost()
-    for start, end in itertools.pairwise(sorted({0, *doubling, first, prompt_tokens})):
+    for start, end in itertools.pairwise(sorted(start for start in starts if start <= prompt_tokens)):
         reading += times(_block(config, start, size, full, round_bytes), (end - start) // size * config.layers)
         if start >= first:
             at = min(end, last)

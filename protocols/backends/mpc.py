@@ -197,36 +197,49 @@ class MpcBackend:
         return drop_low_bits(scores, FRACTION_BITS, PRODUCT_BITS)
 
     async def _attend(self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None) -> torch.Tensor:
-        _, weighed, inverse = await self._weighed(q, cached, visible)
+        masked_e, weighed, inverse = await self._weighed(q, cached, visible)
+        forget(self.session, *masked_e)
         return await divide(self.session, weighed, inverse)
 
     async def _attend_observed(
         self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None, observed: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        e, weighed, inverse = await self._weighed(q, cached, visible)
-        observed = observed.to(self.session.device)
-        received = self._received(e[:, observed], inverse[:, observed])
-        return await together(divide(self.session, weighed, inverse), received)
+        masked_e, weighed, inverse = await self._weighed(q, cached, visible)
+        unseen = torch.ones(inverse.shape[1], dtype=torch.bool)
+        unseen[observed] = False
+        seen = torch.where(unseen.to(inverse.device)[:, None], 0, inverse)
+        out = await together(divide(self.session, weighed, inverse), self._received(masked_e, seen))
+        forget(self.session, *masked_e)
+        return out[0], out[1]
 
     async def _weighed(
         self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(exponentials, their sums of values, inverses of their sums)."""
+    ) -> tuple[list[Masked], torch.Tensor, torch.Tensor]:
+        """(exponentials, masked, RECEIVED_QUERIES at a time; their sums of values, inverses of their sums)."""
         session = self.session
         e, total = await exponentials(session, self._scores(q, cached.keys), visible, WEIGHTED_BITS)
-        weighed, inverse = await together(self._weigh(e, cached.values), inverse_of_sum(session, total, cached.tokens))
-        return e, weighed, inverse
 
-    async def _received(self, e: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        """Sums over the queries of e times their inverse: probabilities received, (heads, tokens). Rounds: 2."""
+        async def weighed() -> tuple[list[Masked], torch.Tensor]:
+            masked_e = await together(*[mask(session, part, WEIGHTED_BITS) for part in e.split(RECEIVED_QUERIES, 1)])
+            z = torch.cat([multiply_masked(session, part, cached.values, "matmul") for part in masked_e], 1)
+            return list(masked_e), await truncate(session, z, FRACTION_BITS, WEIGHTED_BITS)
+
+        (masked_e, sums), inverse = await together(weighed(), inverse_of_sum(session, total, cached.tokens))
+        return masked_e, sums, inverse
+
+    async def _received(self, masked_e: list[Masked], inverse: torch.Tensor) -> torch.Tensor:
+        """Sums over the queries of e times their inverse, which is 0 for those that are not observed: probabilities
+        received, (heads, tokens). The exponentials' masks are those of the attention. Rounds: 2."""
         inverse = drop_low_bits(inverse, RECIPROCAL_BITS - RECEIVED_INVERSE_BITS)
-        parts = zip(inverse.split(RECEIVED_QUERIES, 1), e.split(RECEIVED_QUERIES, 1), strict=True)
+        parts = zip(inverse.split(RECEIVED_QUERIES, 1), masked_e, strict=True)
         return torch.stack(await together(*[self._received_from(*part) for part in parts])).sum(0)
 
-    async def _received_from(self, inverse: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+    async def _received_from(self, inverse: torch.Tensor, e: Masked) -> torch.Tensor:
         """The same from RECEIVED_QUERIES queries at most."""
-        z = await multiply(self.session, inverse, e, WEIGHTED_BITS, "transposed_matmul")
-        return (await truncate(self.session, z, RECEIVED_INVERSE_BITS, WEIGHTED_BITS))[:, 0]
+        session = self.session
+        masked = await mask(session, inverse, WEIGHTED_BITS)
+        z = multiply_masked(session, masked, e, "transposed_matmul", (masked,))
+        return (await truncate(session, z, RECEIVED_INVERSE_BITS, WEIGHTED_BITS))[:, 0]
 
     async def _attend_selected(
         self, q: Masked, cached: KeyValues[Masked], start: int, end: int, stages: Sequence[Stage[Masked]]
@@ -278,11 +291,6 @@ class MpcBackend:
         masked_e, used = await place_masked(session, layout, await self._chosen(first), outside, runs, WEIGHTED_BITS)
         z = multiply_masked(session, masked_e, values, "matmul", forget=(masked_e, *used))
         return await truncate(session, z, FRACTION_BITS, WEIGHTED_BITS)
-
-    async def _weigh(self, e: torch.Tensor, values: Masked) -> torch.Tensor:
-        masked_e = await mask(self.session, e, WEIGHTED_BITS)
-        z = multiply_masked(self.session, masked_e, values, "matmul", forget=(masked_e,))
-        return await truncate(self.session, z, FRACTION_BITS, WEIGHTED_BITS)
 
     # ------------------------------------------------------------ what cache policies are built from
 
