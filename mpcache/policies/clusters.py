@@ -45,7 +45,8 @@ class ClusterSettings(SinkSettings, ABC):
     makes few stripes. Fewer make shorter stripes: a choice costs less, and what a stripe has too many of is lost. 0:
     one stripe, an exact choice.
     only_if_cheaper: where a step that selects would take more bytes and rounds, weighed as the network wants it, than
-    one that attends to all that is cached, it attends to all; the budget is then exceeded. See pays.py.
+    one that attends to all that is cached, steps attend to all; the budget is then exceeded. Decided after the prompt,
+    see pays.py.
     """
 
     picks: int = setting(0, least=0, most=MOST_TOKENS)
@@ -94,6 +95,7 @@ class ClusterPolicy(Policy):
         self._sizes = self.settings.sizes()
         self._clusters = [_Clusters() for _ in range(self.config.layers)]
         self._stages: list[Stage] = []
+        self._selecting: set[int] = set()
 
     # ------------------------------------------------------------ what selecting policies change
 
@@ -115,7 +117,12 @@ class ClusterPolicy(Policy):
     # ------------------------------------------------------------ the work
 
     def evict(self) -> None:
+        """Nothing leaves. Whether to select is decided here, once: clusters that begin later would all be made in one
+        step, which would be dearer than the full cache's."""
         for layer in range(self.config.layers):
+            group, tokens = self.group(layer), self.cached(layer).tokens
+            if self.settings.only_if_cheaper and layer in group[:1] and self.pays(group, tokens):
+                self._selecting.add(layer)
             self._close(layer)
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
@@ -164,12 +171,13 @@ class ClusterPolicy(Policy):
 
     def selects(self, group: range, tokens: int) -> bool:
         """Whether the layers of the group select, with `tokens` in the cache: a public decision."""
-        if not self.settings.only_if_cheaper:
-            return bool(self.picks(tokens))
+        return bool(self.picks(tokens)) and (not self.settings.only_if_cheaper or group.start in self._selecting)
+
+    def pays(self, group: range, tokens: int) -> bool:
+        """Whether selection is cheaper for the group, with `tokens` in the cache after the prompt."""
         settings = replace(self.settings, only_if_cheaper=False, budget=float(self.budget))
-        past = self.past + 1
-        known = (settings, self.config, len(group), rounded(tokens), rounded(past), self.backend.round_bytes)
-        return bool(self.picks(tokens)) and _pays(type(self), *known)
+        lengths = rounded(tokens), rounded(self.past)
+        return _pays(type(self), settings, self.config, len(group), *lengths, self.backend.round_bytes)
 
     def plan_selection(self, planned: Planned, layers: int, tokens: int) -> Cost:
         """What so many layers take that select together, where this policy's backend is planned; a cluster that is

@@ -331,7 +331,8 @@ def mpcache(case: Case) -> list[Array]:
         return layer - (layer - alone) % s.share_layers
 
     budget = case.budget(s.sinks + s.recent + (sizes[0] - 1 + sizes[-1] if sizes else 0))
-    kept = max(budget, math.ceil(s.keep_ratio * n) if sizes else 0)
+    share = math.ceil(s.keep_ratio * n) if sizes else 0
+    kept = max(budget, min(share, math.ceil(s.most_kept * budget)) if s.keep_ratio < 1 else share)
     observed = max(1, math.ceil(s.observed_share * n)) if s.observed_share else min(s.window, n)
     caches = everything(case)
     for first in range(case.layers):
