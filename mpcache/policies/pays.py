@@ -92,6 +92,9 @@ def pays_once(
     size = min(PREFILL_BLOCK, prompt_tokens)
     first = (prompt_tokens - observes) // size * size if observes else prompt_tokens
     last = (prompt_tokens - 1) // size * size
+    dearest = times(_block(config, last, size, full, round_bytes), -(-prompt_tokens // size) * config.layers)
+    if not no_dearer(once, dearest, ONCE):
+        return False
     octaves = range((last // size).bit_length())
     starts = {0, first, prompt_tokens, *(size << i for i in octaves), *(3 * size << i >> 1 for i in octaves[1:])}
     reading, observing = Cost(), Cost()
