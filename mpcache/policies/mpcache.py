@@ -41,7 +41,7 @@ class MPCacheSettings(ClusterSettings):
 
     name: str = "mpcache"
     keep_ratio: float = setting(0.25, above=0, most=1)
-    most_kept: float = setting(8.0, least=1, most=WIDEST)
+    most_kept: float = setting(7.0, least=1, most=WIDEST)
     observed_share: float = setting(0.2, least=0, most=1)
     window: int = setting(32, least=1, most=MOST_TOKENS)
     per_head: bool = False
