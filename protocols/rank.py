@@ -14,11 +14,12 @@ from functools import cache, lru_cache
 
 import torch
 
-from mpcache.protocols.comparison import ComparisonMask, from_flip, negative_part, sign
+from mpcache.protocols.comparison import ComparisonMask, from_flip, less_than, negative_part, sign
 from mpcache.protocols.correlation import Corrected, Dealer, Dealt, Fields, Placewise, Random, Shape, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.ring import RING_BITS, packed_bytes, reduce_bits
 from mpcache.protocols.session import Session, together
+from mpcache.protocols.stripes import Stripes
 
 BLOCKS = (2, 4, 8, 16)
 """Sizes that a tree's blocks may have; the last level takes what is left, up to the largest."""
@@ -176,6 +177,30 @@ async def top_k(session: Session, scores: torch.Tensor, k: int, bits: int, out_b
     rank = await ranks(session, scores, bits, _padded(n).bit_length() - 1)
     rows = await one_hot(session, rank, n, out_bits)
     return rows.transpose(-1, -2)[..., :k, :]
+
+
+async def striped_top_k(
+    session: Session, scores: torch.Tensor, stripes: Stripes, bits: int, out_bits: int = RING_BITS
+) -> list[torch.Tensor | None]:
+    """The selections in stripes of scores (..., n): for each group of stripes `top_k`'s rows, shares modulo 2^out_bits,
+    (..., stripes, picks, size). None where all of a stripe are picked.
+
+    Rounds: those of `top_k`, whatever n is, and 3 where of two one is picked. Comparisons: n (size - 1) / 2.
+    Nothing is revealed, see `top_k`; what is picked in each stripe is a public number.
+    """
+    parts = zip(stripes.groups, stripes.split(scores[..., None]), strict=True)
+    chosen = iter(
+        await together(*[_chosen(session, p[..., 0], g.picks, bits, out_bits) for g, p in parts if not g.whole])
+    )
+    return [None if group.whole else next(chosen) for group in stripes.groups]
+
+
+async def _chosen(session: Session, scores: torch.Tensor, k: int, bits: int, out_bits: int) -> torch.Tensor:
+    if (scores.shape[-1], k) != (2, 1):
+        return await top_k(session, scores, k, bits, out_bits)
+    difference = scores[..., :1] - scores[..., 1:]
+    second = (await less_than(session, difference, bits, out_bits=out_bits))[..., 0]
+    return torch.cat([session.constant(torch.ones_like(second)) - second, second], -1)[..., None, :]
 
 
 # ---------------------------------------------------------------- the largest of a row, by a tree of blocks

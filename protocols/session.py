@@ -30,6 +30,10 @@ T = TypeVar("T")
 C = TypeVar("C", torch.Tensor, int)
 
 
+ROUND_BYTES = 175_000
+"""What a round is worth where nobody says otherwise, see `Session.round_bytes`."""
+
+
 @dataclass
 class Cost:
     """What a computation took so far. Bytes are payload bytes, of messages between the two parties or corrections."""
@@ -142,7 +146,7 @@ class Session:
     planning = False
     largest_bytes = LARGEST_BYTES
     """What a message may take, see `correlation.check_bytes`."""
-    round_bytes = 175_000
+    round_bytes = ROUND_BYTES
     """How many bytes (online and corrections) cost as much time as a round: what protocols choose their shapes by."""
 
     def __init__(self, party: int, channel: Channel, correlations: Correlations) -> None:

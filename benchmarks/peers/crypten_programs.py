@@ -16,6 +16,7 @@ import torch
 from mpcache.benchmarks.peers.case import Case, selection_layout
 from mpcache.protocols.backends.interface import Stage, Value
 from mpcache.protocols.backends.plain import PlainBackend
+from mpcache.protocols.stripes import Stripes
 
 WEIGHT_DEVIATION = 0.02
 """Of GPT-2's initial weights."""
@@ -70,31 +71,28 @@ def _cached_attention(case: Case, values: Values) -> Attention:
     select = _selector(backend, layout, keys[:, start:end])
 
     def attention(query: Value, key: Value, value: Value) -> Value:
-        stages = [backend.stage(choice, size) for choice, size in select(query)]
-        attended: Value = backend.attend_selected(query, backend.append(cached, key, value), start, end, stages)
+        attended: Value = backend.attend_selected(query, backend.append(cached, key, value), start, end, select(query))
         return attended
 
     return attention
 
 
-def _selector(backend: Any, layout: dict[str, Any], keys: Value) -> Callable[[Value], list[tuple[Any, int]]]:
-    """Query -> (one-hot rows, tokens of a cluster) for each level; clusters of `keys` are compared by their mean."""
+def _selector(backend: Any, layout: dict[str, Any], keys: Value) -> Callable[[Value], list[Stage]]:
+    """Query -> a choice for each level; clusters of `keys` are compared by their mean."""
     heads, _, d = keys.shape
     representatives = [
         backend.mask(backend.scale(keys.reshape(heads, -1, size, d).sum(2), 1 / size)) for size, _ in layout["levels"]
     ]
 
-    def select(query: Value) -> list[tuple[Any, int]]:
-        chosen: list[tuple[Any, int]] = []
+    def select(query: Value) -> list[Stage]:
         stages: list[Stage] = []
         scores = backend.similarity(query, representatives)
         for candidates, (size, k) in zip(scores, layout["levels"], strict=True):
             for stage in stages:  # only the children of what was picked so far
                 rows = candidates.reshape(heads, -1, stage.size // size)
                 candidates = backend.pick(stage, rows).reshape(heads, -1)
-            chosen.append((backend.top_k(candidates, k), size))
-            stages.append(backend.stage(*chosen[-1]))
-        return chosen
+            stages.append(backend.choose(candidates, Stripes(candidates.shape[1], k), size))
+        return stages
 
     return select
 
@@ -117,8 +115,8 @@ def _selection(case: Case, values: Values) -> Step:
 
     def step() -> Value:
         rows: Value = backend.concatenate([keys, vectors], 2)
-        for choice, size in select(query):
-            rows = backend.gather(choice, rows.reshape(case.heads, -1, size * 2 * case.head_size))
+        for stage in select(query):
+            rows = backend.pick(stage, rows.reshape(case.heads, -1, stage.size * 2 * case.head_size))
             rows = rows.reshape(case.heads, -1, 2 * case.head_size)
         return rows
 

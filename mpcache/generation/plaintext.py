@@ -42,7 +42,7 @@ def generate(
         policy=policy_settings(policy),
     )
     request.check_for(model.config)
-    backend = PlainBackend(torch.Generator().manual_seed(seed))
+    backend = PlainBackend(torch.Generator().manual_seed(seed), request.round_bytes)
     decoder, meter, found = Decoder(model.config, backend, model.checkpoint.tensors), Meter(Cost), list[int]()
     for token in steps(decoder, request, tokens, on_block, lambda token: token in model.end_tokens):
         assert token is not None

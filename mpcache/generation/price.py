@@ -16,7 +16,7 @@ from mpcache.generation.prefilled import prefilled_cache
 from mpcache.generation.request import GenerationRequest
 from mpcache.model.config import ModelConfig
 from mpcache.model.decoder import Decoder
-from mpcache.policies import Policy, new_cache
+from mpcache.policies import Policy, new_cache, policy_class
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.errors import ConfigError
 from mpcache.protocols.plan import Passages, PlanSession, ShapeArithmetic
@@ -84,12 +84,19 @@ def price(model: ModelConfig, request: GenerationRequest) -> Prices:
     """
     if request.backend != "mpc":
         raise ConfigError(f"only the backend 'mpc' has prices, not {request.backend!r}")
+    request = settled(model, request)
     offset, period = request.policy.layer_pattern()
     return Prices(
         _scaled(model, request, 0, 1, _prefill)[0],
         _planned(model, request, _eviction)[0],
         _scaled(model, request, offset, period, _decode) if request.max_new_tokens > 1 else [],
     )
+
+
+def settled(model: ModelConfig, request: GenerationRequest) -> GenerationRequest:
+    """With what the policy decides for the whole model, see `Policy.settled`."""
+    policy, n = request.policy, request.prompt_tokens
+    return replace(request, policy=policy_class(policy.name).settled(policy, model, n, request.round_bytes))
 
 
 _Phase = Callable[[GenerationRequest, Decoder, "_Counter"], Iterator[Price]]

@@ -14,13 +14,12 @@ from mpcache.generation.backends import PRIVATE_BACKENDS
 from mpcache.generation.network import LOOPBACK, parse_network
 from mpcache.model.config import ModelConfig
 from mpcache.policies import AnySettings, PolicySettings, check_policy
+from mpcache.policies.pays import PREFILL_BLOCK
 from mpcache.protocols.errors import ConfigError, HandshakeError
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS
 from mpcache.wire import STRICT, from_wire, to_wire
 
 PROTOCOL_VERSION = 5
-PREFILL_BLOCK = 64
-"""Prompt tokens that go through the model at once: bounds the memory of a prefill, whatever the prompt's length."""
 HOTTEST = 100
 PRECISION = f"fixed-point {FRACTION_BITS} bits, products {PRODUCT_BITS} bits"
 FULL = PolicySettings("full")

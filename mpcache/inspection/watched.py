@@ -19,8 +19,10 @@ from mpcache.inspection.bounds import Bound, Sizes
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
 from mpcache.model.decoder import Decoder
 from mpcache.policies import PolicySettings
+from mpcache.protocols.backends.interface import Stage
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.public import Factor
+from mpcache.protocols.stripes import Stripes
 
 LINEAR = {
     "queries_keys_values": bounds.QKV,
@@ -134,6 +136,10 @@ class WatchedBackend(PlainBackend):
     def top_k(self, scores: torch.Tensor, k: int) -> torch.Tensor:
         self._note(bounds.SELECTION, float((scores.amax(-1) - scores.amin(-1)).max()))
         return super().top_k(scores, k)
+
+    def choose(self, scores: torch.Tensor, stripes: Stripes, size: int) -> Stage[torch.Tensor]:
+        self._note(bounds.SELECTION, float((scores.amax(-1) - scores.amin(-1)).max()))
+        return super().choose(scores, stripes, size)
 
     def argmin(self, scores: torch.Tensor, largest: float) -> torch.Tensor:
         self._note(bounds.RECEIVED, _size(scores) / largest)

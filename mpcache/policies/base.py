@@ -56,6 +56,14 @@ class Policy(ABC):
             )
         settings.check_budget()
 
+    @classmethod
+    def settled(
+        cls, settings: PolicySettings, config: ModelConfig, prompt_tokens: int, round_bytes: int
+    ) -> PolicySettings:
+        """The settings with all decisions that are made for the whole model, and once: a model of few layers that
+        stands for it would decide otherwise."""
+        return settings
+
     # ------------------------------------------------------------ what the decoder calls
 
     def attend(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:

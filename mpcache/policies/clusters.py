@@ -11,11 +11,22 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import ClassVar
 
+from mpcache.model.config import ModelConfig
 from mpcache.policies.base import Policy
+from mpcache.policies.pays import Planned, attention_to_all, cheaper, no_dearer, rounded, times
 from mpcache.policies.settings import MOST_TOKENS, SinkSettings, setting
 from mpcache.protocols.backends.interface import Masked, Scores, Stage, Value
+from mpcache.protocols.plan import ShapeArithmetic
+from mpcache.protocols.session import Cost
+from mpcache.protocols.stripes import Stripes
+
+MOST_LENGTHS = 8
+ENOUGH = 16
+"""Stripes: with fewer, they are made half as many. What belongs together more often shares a stripe then."""
 
 
 @dataclass
@@ -28,7 +39,25 @@ class _Clusters:
 
 @dataclass(frozen=True)
 class ClusterSettings(SinkSettings, ABC):
-    """What all that select have. A subclass says how many tokens its clusters have."""
+    """What all that select have. A subclass says how many tokens its clusters have.
+
+    picks: how many clusters are picked in each stripe (see `mpcache.protocols.stripes`), and twice as many where that
+    makes few stripes. Fewer make shorter stripes: a choice costs less, and what a stripe has too many of is lost. 0:
+    one stripe, an exact choice.
+    only_if_cheaper: where a step that selects would take more bytes and rounds, weighed as the network wants it, than
+    one that attends to all that is cached, steps attend to all; the budget is then exceeded. Decided after the prompt,
+    see pays.py.
+    """
+
+    picks: int = setting(0, least=0, most=MOST_TOKENS)
+    only_if_cheaper: bool = False
+
+    def stripes(self, candidates: int, picked: int) -> Stripes:
+        """How `picked` clusters are chosen among so many."""
+        if not self.picks:
+            return Stripes(candidates, picked)
+        count = picked // self.picks
+        return Stripes(candidates, picked, max(1, count if count >= ENOUGH else count // 2))
 
     @abstractmethod
     def sizes(self) -> tuple[int, ...]:
@@ -59,11 +88,14 @@ class ClusterPolicy(Policy):
     """Base of the policies that select. A subclass says what stands for a cluster and how a query is compared to it."""
 
     settings: ClusterSettings
+    vectors: ClassVar[int] = 1
+    """How many stand for a cluster."""
 
     def prepare(self) -> None:
         self._sizes = self.settings.sizes()
         self._clusters = [_Clusters() for _ in range(self.config.layers)]
         self._stages: list[Stage] = []
+        self._selecting: set[int] = set()
 
     # ------------------------------------------------------------ what selecting policies change
 
@@ -85,7 +117,12 @@ class ClusterPolicy(Policy):
     # ------------------------------------------------------------ the work
 
     def evict(self) -> None:
+        """Nothing leaves. Whether to select is decided here, once: clusters that begin later would all be made in one
+        step, which would be dearer than the full cache's."""
         for layer in range(self.config.layers):
+            group, tokens = self.group(layer), self.cached(layer).tokens
+            if self.settings.only_if_cheaper and layer in group[:1] and self.pays(group, tokens):
+                self._selecting.add(layer)
             self._close(layer)
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
@@ -94,15 +131,16 @@ class ClusterPolicy(Policy):
             return super().step(layer, queries, keys, values)
         cached, masked = self.enter(layer, queries, keys, values)
         self._close(layer)
-        if layer == group[0]:
-            self._stages = self._select(layer, queries, masked)
-        if not self._stages:
+        if not self.selects(group, cached.tokens):
             return self.backend.attend(masked, cached)
+        if layer == group[0]:
+            levels = self._clusters[layer].representatives
+            self._stages = self._select(queries, masked, levels, cached.tokens)
         start = self.settings.sinks
-        end = start + self._clusters[layer].tokens
+        end = start + self._inside(cached.tokens)
         out = self.backend.attend_selected(masked, cached, start, end, self._stages)
         if layer == group[-1]:
-            self.backend.forget(*[stage.chosen for stage in self._stages])
+            self.backend.forget(*[masked for stage in self._stages for masked in stage.masked])
         return out
 
     def picks(self, tokens: int) -> list[tuple[int, int]]:
@@ -127,8 +165,41 @@ class ClusterPolicy(Policy):
         if not self.group(layer):
             return super().attended()
         tokens = super().attended()
-        picks = self.picks(tokens)
-        return tokens - self._inside(tokens) + math.prod(picks[-1]) if picks else tokens
+        if not self.selects(self.group(layer), tokens):
+            return tokens
+        return tokens - self._inside(tokens) + math.prod(self.picks(tokens)[-1])
+
+    def selects(self, group: range, tokens: int) -> bool:
+        """Whether the layers of the group select, with `tokens` in the cache: a public decision."""
+        return bool(self.picks(tokens)) and (not self.settings.only_if_cheaper or group.start in self._selecting)
+
+    def pays(self, group: range, tokens: int) -> bool:
+        """Whether selection is cheaper for the group, with `tokens` in the cache after the prompt."""
+        settings = replace(self.settings, only_if_cheaper=False, budget=float(self.budget))
+        lengths = rounded(tokens), rounded(self.past)
+        return _pays(type(self), settings, self.config, len(group), *lengths, self.backend.round_bytes)
+
+    def plan_selection(self, planned: Planned, layers: int, tokens: int) -> Cost:
+        """What so many layers take that select together, where this policy's backend is planned; a cluster that is
+        closed in this step included."""
+        c, zeros, backend = self.config, self.backend.zeros, self.backend
+        inside, heads, coarse = self._inside(tokens), c.key_value_heads, self._sizes[0]
+        levels = [
+            [backend.mask(zeros((heads, inside // size, c.head_size))) for _ in range(self.vectors)]
+            for size in self._sizes
+        ]
+        queries, rows = zeros((heads, c.queries_per_head, c.head_size)), zeros((heads, tokens, c.head_size))
+        entered = [backend.enter(None, queries, rows, rows) for _ in range(layers)]
+        self.observe(0, zeros((heads, c.queries_per_head * tokens, c.head_size)), rows, rows)
+        planned.spent()
+        start = self.settings.sinks
+        for new in self.represent(0, rows[:, :coarse], start + inside - coarse):
+            for vectors in new:
+                backend.mask(vectors)
+        stages = self._select(queries, entered[0][1], levels, tokens)
+        for cached, masked in entered:
+            backend.attend_selected(masked, cached, start, start + inside, stages)
+        return planned.spent()
 
     def _inside(self, tokens: int) -> int:
         """How many of so many cached tokens are in clusters."""
@@ -136,17 +207,16 @@ class ClusterPolicy(Policy):
         return max(0, (tokens - s.sinks - s.recent) // coarse) * coarse
 
     def _close(self, layer: int) -> None:
-        """Make clusters of what the tail holds beyond the recent tokens."""
-        if not self.group(layer):
+        """Make clusters of what the tail holds beyond the recent tokens, where a layer will choose among them."""
+        group, tokens = self.group(layer), self.cached(layer).tokens
+        if layer not in group[:1] or (self.settings.only_if_cheaper and not self.selects(group, tokens)):
             return
         clusters = self._clusters[layer]
-        count = self._inside(self.cached(layer).tokens) - clusters.tokens
+        count = self._inside(tokens) - clusters.tokens
         if not count:
             return
         first = self.settings.sinks + clusters.tokens
         clusters.tokens += count
-        if layer != self.group(layer)[0]:
-            return  # only who selects needs representatives
         keys = self.backend.unmask(self.cached(layer).keys)[:, first : first + count]
         new = self.represent(layer, keys, first)
         old: Sequence[Sequence[Masked | None]] = clusters.representatives or [[None] * len(level) for level in new]
@@ -155,17 +225,60 @@ class ClusterPolicy(Policy):
             for masked_level, level in zip(old, new, strict=True)
         ]
 
-    def _select(self, layer: int, queries: Value, masked: Masked) -> list[Stage]:
-        """Stages from coarse to fine; none if everything is attended to."""
-        picks, backend = self.picks(self.cached(layer).tokens), self.backend
-        if not picks:
-            return []
-        scores = self.compare(queries, masked, self._clusters[layer].representatives[-len(picks) :])
+    def _select(self, queries: Value, masked: Masked, levels: list[list[Masked]], tokens: int) -> list[Stage]:
+        """Stages from coarse to fine, with `tokens` in the cache. levels: the representatives of each."""
+        picks, backend = self.picks(tokens), self.backend
+        scores = self.compare(queries, masked, levels[-len(picks) :])
         stages: list[Stage] = []
         for candidates, (size, k) in zip(scores, picks, strict=True):
             for stage in stages:  # only the children of what was picked so far
                 heads = candidates.shape[0]
                 rows = candidates.reshape(heads, -1, stage.size // size)
                 candidates = backend.pick(stage, rows).reshape(heads, -1)
-            stages.append(backend.stage(backend.top_k(candidates, k), size))
+            stages.append(backend.choose(candidates, self.settings.stripes(candidates.shape[1], k), size))
         return stages
+
+
+@lru_cache(maxsize=1 << 10)
+def _pays(
+    kind: type[ClusterPolicy],
+    settings: ClusterSettings,
+    config: ModelConfig,
+    layers: int,
+    tokens: int,
+    past: int,
+    round_bytes: int,
+) -> bool:
+    """Whether so many layers that share a selection take less with it, of `tokens` that are cached, than attention to
+    all of these, and no more than attention to all tokens so far, `past`.
+
+    Looked at are lengths until the next cluster is closed, as what is attended to goes up and down with that: all
+    together must be cheaper, and none dearer than the full cache.
+    """
+    lengths = range(tokens, tokens + min(settings.sizes()[0], MOST_LENGTHS))
+    if not all(_made(kind, settings, config, length, round_bytes)[1].picks(length) for length in lengths):
+        return False
+    with ShapeArithmetic():
+        costs = [_selection(kind, settings, config, layers, length, round_bytes) for length in lengths]
+    without, full = (times(attention_to_all(config, length, round_bytes), layers) for length in (tokens, past))
+    together = cheaper(sum(costs, Cost()), times(without, len(costs)), round_bytes)
+    return together and all(no_dearer(cost, full) for cost in costs)
+
+
+def _selection(
+    kind: type[ClusterPolicy],
+    settings: ClusterSettings,
+    config: ModelConfig,
+    layers: int,
+    tokens: int,
+    round_bytes: int,
+) -> Cost:
+    planned, policy = _made(kind, settings, config, tokens, round_bytes)
+    return policy.plan_selection(planned, layers, tokens)
+
+
+def _made(
+    kind: type[ClusterPolicy], settings: ClusterSettings, config: ModelConfig, tokens: int, round_bytes: int
+) -> tuple[Planned, ClusterPolicy]:
+    planned = Planned(round_bytes)
+    return planned, kind(settings, config, planned.backend, tokens)

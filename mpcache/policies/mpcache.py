@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 
+from mpcache.model.config import ModelConfig
 from mpcache.policies.clusters import ClusterPolicy, ClusterSettings
 from mpcache.policies.eviction import keep_top_k_per_head, keep_top_k_together
-from mpcache.policies.settings import MOST_LAYERS, MOST_TOKENS, setting
+from mpcache.policies.full import Full
+from mpcache.policies.pays import Planned, fill, pays_once
+from mpcache.policies.settings import MOST_LAYERS, MOST_TOKENS, PolicySettings, setting
 from mpcache.protocols.backends.interface import Masked, Scores, Value
+from mpcache.protocols.plan import ShapeArithmetic
 
 LONG_PROMPT = 24_000
 """Beyond so many tokens the observing window is half the share (paper, section 4.1)."""
@@ -24,19 +29,25 @@ class MPCacheSettings(ClusterSettings):
     """The three parts of the policy, each of which can be left out: eviction, selection, sharing.
 
     keep_ratio: share of the prompt's tokens that survive static eviction (1: no eviction), scored by the last
-    `observed_share` of the queries (0: by the last `window` of them), per head if `per_head`. clusters: tokens of a
+    `observed_share` of the queries (0: by the last `window` of them), per head if `per_head`. most_kept: how many times
+    the budget's tokens that share is at most, as what is kept costs a little at every step. clusters: tokens of a
     cluster at each level, coarse to fine (none: static eviction alone, down to the budget); widening: how many times
     the next level's tokens a level picks; representative of a cluster: 'extremes' (alpha max + (1 - alpha) min) or
     'mean'. share_layers: neighbouring layers that share a selection; unshared_layers: first ones, after the skipped,
     which select each for itself; skip_layers: first layers that keep and attend to everything; share_heads: all heads
     of a layer pick the same clusters, by the sum of their scores, so that ranks cost as if there were one.
+    evict_if_cheap: evict only where that takes a fiftieth of what reading the prompt takes, at most; see pays.py.
     """
 
     name: str = "mpcache"
     keep_ratio: float = setting(0.25, above=0, most=1)
+    most_kept: float = setting(7.0, least=1, most=WIDEST)
     observed_share: float = setting(0.2, least=0, most=1)
     window: int = setting(32, least=1, most=MOST_TOKENS)
     per_head: bool = False
+    picks: int = setting(2, least=0, most=MOST_TOKENS)
+    only_if_cheaper: bool = True
+    evict_if_cheap: bool = True
     clusters: tuple[int, ...] = setting((4,), least=1, most=MOST_TOKENS, longest=MOST_LEVELS)
     widening: float = setting(2.0, least=1, most=WIDEST)
     representative: str = setting("mean", choices=("extremes", "mean"))
@@ -97,7 +108,28 @@ class MPCache(ClusterPolicy):
         """How many of the prompt's tokens survive: never fewer than the budget attends to."""
         s, n = self.settings, self.prompt_tokens
         share = math.ceil(s.keep_ratio * n) if s.clusters else 0
+        if s.keep_ratio < 1:
+            share = min(share, math.ceil(s.most_kept * self.budget))
         return min(n, max(share, self.budget))
+
+    def prepare(self) -> None:
+        settings = self.settled(self.settings, self.config, self.prompt_tokens, self.backend.round_bytes)
+        assert isinstance(settings, MPCacheSettings)
+        self.settings, self.budget = settings, settings.budget_tokens(self.prompt_tokens)
+        super().prepare()
+
+    @classmethod
+    def settled(
+        cls, settings: PolicySettings, config: ModelConfig, prompt_tokens: int, round_bytes: int
+    ) -> PolicySettings:
+        assert isinstance(settings, MPCacheSettings)
+        if not settings.evict_if_cheap:
+            return settings
+        decided = replace(settings, evict_if_cheap=False)
+        plain = replace(decided, only_if_cheaper=False)
+        if _eviction_is_cheap(plain, config, prompt_tokens, round_bytes):
+            return decided
+        return replace(decided, keep_ratio=1.0, budget=decided.budget if decided.clusters else float(prompt_tokens))
 
     def observed_queries(self) -> int:
         s, n = self.settings, self.prompt_tokens
@@ -162,3 +194,26 @@ class MPCache(ClusterPolicy):
         # the sum over a group's queries is as good as their mean: only the order counts
         scores = self.backend.similarity(masked, [level[0] for level in representatives])
         return [score.sum(0).reshape(1, -1) for score in scores] if self.settings.share_heads else scores
+
+
+@lru_cache(maxsize=1 << 8)
+def _eviction_is_cheap(settings: MPCacheSettings, config: ModelConfig, prompt_tokens: int, round_bytes: int) -> bool:
+    """Whether static eviction adds little to reading the prompt, or there is none."""
+    planned = Planned(round_bytes)
+    with ShapeArithmetic():
+        policy = MPCache(settings, config, planned.backend, prompt_tokens)
+        if policy.keep() == prompt_tokens:
+            return True
+        fill(policy, prompt_tokens)
+        planned.spent()
+        policy.evict()
+        once = planned.spent()
+    return pays_once(
+        once,
+        config,
+        prompt_tokens,
+        policy.observed_queries(),
+        lambda few, backend: MPCache(settings, few, backend, prompt_tokens),
+        lambda few, backend: Full(PolicySettings("full"), few, backend, prompt_tokens),
+        round_bytes,
+    )

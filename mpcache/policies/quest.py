@@ -18,6 +18,7 @@ class Quest(ClusterPolicy):
     mpc_cost = "each step and layer: a secure comparison for every channel of every page, ranks of the pages"
     settings_class = PageSettings
     settings: PageSettings
+    vectors = 2
 
     def represent(self, layer: int, keys: Value, start: int) -> list[list[Value]]:
         heads, tokens, d = keys.shape

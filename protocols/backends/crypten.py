@@ -45,6 +45,7 @@ from mpcache.protocols.ring import FRACTION_BITS, decode, encode
 from mpcache.protocols.sampling import GumbelNoise
 from mpcache.protocols.session import Session
 from mpcache.protocols.shares import Secret, cat
+from mpcache.protocols.stripes import Stripes, to_runs, to_tokens
 
 _crypten = import_crypten()
 
@@ -61,6 +62,10 @@ class CryptenBackend:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._crypten_session = CryptenSession(session)
+
+    @property
+    def round_bytes(self) -> int:
+        return self.session.round_bytes
 
     # ------------------------------------------------------------ secrets in and out
 
@@ -161,20 +166,24 @@ class CryptenBackend:
     ) -> Secret:
         """The picked runs' scores, softmax, and the probabilities put back in place; each stage two products.
 
-        Every product opens its one-hot matrix again, and all cached keys and values, under new masks.
+        Every product opens its one-hot matrices again, and all cached keys and values, under new masks.
         """
-        group = queries.shape[1]
+        shape = (queries.shape[0], queries.shape[1])
         scores = self.product(queries, cached.keys, "matmul_transposed")
         picked = scores[:, :, start:end]
         for stage in stages:
-            picked = _tokens(self.gather(stage.chosen, _runs(picked, stage.size)), group)
+            picked = self._share_of(to_tokens(self.pick(stage, self._runs(stage, picked)).share, stage.size, shape))
         count = picked.shape[2]
         probabilities = self.softmax(cat([scores[:, :, :start], picked, scores[:, :, end:]], 2))
         placed = probabilities[:, :, start : start + count]
         for stage in reversed(stages):
-            placed = _tokens(self.gather(stage.chosen.transpose(1, 2), _runs(placed, stage.size)), group)
+            placed = self._share_of(to_tokens(self._place(stage, self._runs(stage, placed)).share, stage.size, shape))
         everywhere = cat([probabilities[:, :, :start], placed, probabilities[:, :, start + count :]], 2)
         return self.product(everywhere, cached.values, "matmul")
+
+    def _runs(self, stage: Stage[Secret], x: Secret) -> Secret:
+        known = next(rows for rows in stage.choice if rows is not None)
+        return self._share_of(to_runs(x.share, stage.size, known.shape[0]))
 
     def softmax(self, scores: Secret, visible: torch.Tensor | None = None) -> Secret:
         """Over the last dimension; CrypTen subtracts a secret maximum first."""
@@ -218,11 +227,36 @@ class CryptenBackend:
         with active(self._crypten_session):
             return self._secret(to_mpc_tensor(choice.share, 0).matmul(to_mpc_tensor(rows.share)))
 
-    def stage(self, choice: Secret, size: int) -> Stage[Secret]:
-        return Stage(choice, size)
+    def choose(self, scores: Secret, stripes: Stripes, size: int) -> Stage[Secret]:
+        parts = zip(stripes.groups, stripes.split(scores.share[..., None]), strict=True)
+        return Stage([None if g.whole else self._choice(part[..., 0], g.picks) for g, part in parts], size, stripes)
+
+    def _choice(self, scores: torch.Tensor, k: int) -> Secret:
+        rows = self.top_k(self._share_of(scores.flatten(0, 1)), k)
+        return rows.reshape(*scores.shape[:2], k, -1)
 
     def pick(self, stage: Stage[Secret], rows: Secret) -> Secret:
-        return self.gather(stage.chosen, rows)
+        parts = self._moved(stage, stage.stripes.split(rows.share), lambda choice: choice)
+        return self._share_of(stage.stripes.join_picked(parts))
+
+    def _place(self, stage: Stage[Secret], rows: Secret) -> Secret:
+        """The inverse of `pick`, with zeros where nothing was picked."""
+        parts = self._moved(stage, stage.stripes.split_picked(rows.share), lambda choice: choice.transpose(1, 2))
+        return self._share_of(stage.stripes.join(parts))
+
+    def _moved(
+        self, stage: Stage[Secret], parts: Sequence[torch.Tensor], turned: Callable[[Secret], Secret]
+    ) -> list[torch.Tensor]:
+        """Each group's rows (heads, stripes, rows, c) by its choice."""
+        out = []
+        for part, choice in zip(parts, stage.choice, strict=True):
+            if choice is None:
+                out.append(part)
+            else:
+                by = turned(choice.reshape(-1, *choice.shape[2:]))
+                moved = self.gather(by, self._share_of(part.flatten(0, 1))).share
+                out.append(moved.unflatten(0, tuple(part.shape[:2])))
+        return out
 
     def retain(self, scores: Secret, k: int, largest: float, rows: Secret) -> Secret:
         """By ranks, all pairs compared, and k n tests for equality of the kept rows' places: quadratic twice over."""
@@ -298,6 +332,9 @@ class CryptenBackend:
     def _map(self, function: Callable[..., Any], *values: Secret) -> Secret:
         return self._secret(self._run(function, *values))
 
+    def _share_of(self, share: torch.Tensor) -> Secret:
+        return Secret(share, self.session.party)
+
     def _secret(self, result: Any) -> Secret:
         return Secret(from_crypten(result), self.session.party)
 
@@ -307,18 +344,6 @@ _PRODUCTS: dict[str, Callable[[Any, Any], Any]] = {
     "matmul_transposed": lambda x, y: x.matmul(y.transpose(-1, -2)),
     "multiply": lambda x, y: x * y,
 }
-
-
-def _runs(x: Secret, size: int) -> Secret:
-    """(heads, group, tokens) to (heads, runs, group * size): what belongs to a run's tokens in one row."""
-    heads, group, tokens = x.shape
-    return x.reshape(heads, group, tokens // size, size).transpose(1, 2).reshape(heads, tokens // size, group * size)
-
-
-def _tokens(x: Secret, group: int) -> Secret:
-    """The inverse of `_runs`."""
-    heads, runs, width = x.shape
-    return x.reshape(heads, runs, group, width // group).transpose(1, 2).reshape(heads, group, runs * width // group)
 
 
 def _over_root_mean_square(x: Any, epsilon: float) -> Any:

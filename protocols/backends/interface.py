@@ -7,7 +7,7 @@ a message is a method here. Shapes are public; nothing else is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, Self, TypeAlias
 
 import torch
@@ -15,6 +15,7 @@ from typing_extensions import TypeVar
 
 from mpcache.protocols.causal import Causal
 from mpcache.protocols.public import Factor
+from mpcache.protocols.stripes import Stripes
 
 
 class Value(Protocol):
@@ -42,7 +43,7 @@ class Masked(Protocol):
 Choice: TypeAlias = Value
 """Rows that are one-hot, or zero: shares of integers."""
 Scores: TypeAlias = Value
-"""What clusters are compared by: good for `top_k` and `pick` only (its ring may be narrow)."""
+"""What clusters are compared by: good for `top_k`, `choose` and `pick` only (its ring may be narrow)."""
 
 V = TypeVar("V", bound=Value, default=Value)
 W = TypeVar("W", default=Any)
@@ -60,10 +61,17 @@ class KeyValues(Generic[M]):
 
 @dataclass
 class Stage(Generic[M]):
-    """A secret choice among runs of `size` neighbouring tokens; `chosen` is one-hot, (key/value heads, k, runs)."""
+    """A secret choice among runs of `size` neighbouring tokens, in stripes.
 
-    chosen: M
+    choice: for each group of stripes one-hot rows (key/value heads, stripes, picks, runs of a stripe), values of the
+    backend; None where all are picked. With one head, all heads share them. masked: the same in the backend's form for
+    products, once it has been used.
+    """
+
+    choice: Sequence[Any]
     size: int
+    stripes: Stripes
+    masked: list[M] = field(default_factory=list)
 
 
 class Backend(Protocol[V, W, M]):
@@ -74,6 +82,10 @@ class Backend(Protocol[V, W, M]):
     """
 
     name: str
+
+    @property
+    def round_bytes(self) -> int:
+        """How many bytes a round is worth: what policies decide by, as protocols do. Public, the same at all."""
 
     def weight(self, name: str, shape: tuple[int, ...], tensor: torch.Tensor | None) -> W:
         """A private weight (out, in); `tensor` is None where the process does not have the model. One of integers is
@@ -162,11 +174,12 @@ class Backend(Protocol[V, W, M]):
     def gather(self, choice: V, rows: V) -> V:
         """The chosen rows (heads, k, c) of (heads, n, c)."""
 
-    def stage(self, choice: V, size: int) -> Stage[M]:
-        """A choice among runs of `size` tokens, for `pick` and `attend_selected`."""
+    def choose(self, scores: V, stripes: Stripes, size: int) -> Stage[M]:
+        """The runs of `size` tokens with the largest scores (heads, runs) in each stripe, for `pick` and
+        `attend_selected`; ties by position. Its `masked` are to be forgotten after the last use."""
 
     def pick(self, stage: Stage[M], rows: V) -> V:
-        """The chosen rows (heads, k, c) of (heads, runs, c)."""
+        """The chosen rows (heads, k, c) of (heads, runs, c), in the order of the stripes."""
 
     def retain(self, scores: V, k: int, largest: float, rows: V) -> V:
         """The rows (blocks, k, c) of (blocks, n, c) with the k largest scores (blocks, n), in their order; ties by

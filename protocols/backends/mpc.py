@@ -16,8 +16,9 @@ from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.normalisation import rms_norm
+from mpcache.protocols.picking import Chosen, Layout, mask_choice, pick, place, place_masked
 from mpcache.protocols.public import Factor
-from mpcache.protocols.rank import argmax, one_hot, position_bits, top_k
+from mpcache.protocols.rank import argmax, one_hot, position_bits, striped_top_k, top_k
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, stored
 from mpcache.protocols.sampling import GumbelNoise
@@ -25,6 +26,7 @@ from mpcache.protocols.session import Session, together
 from mpcache.protocols.shares import Secret, cat
 from mpcache.protocols.shuffle import compact
 from mpcache.protocols.softmax import divide, exponentials, inverse_of_sum
+from mpcache.protocols.stripes import Stripes, to_runs, to_tokens
 from mpcache.protocols.threshold import keep_largest, score_bits
 from mpcache.protocols.truncation import drop_low_bits, truncate
 
@@ -76,6 +78,10 @@ class MpcBackend:
         self.session = session
         self._weight_key = weight_key
         self._masked_weights = masked_weights or {}
+
+    @property
+    def round_bytes(self) -> int:
+        return self.session.round_bytes
 
     # ------------------------------------------------------------ weights
 
@@ -216,51 +222,64 @@ class MpcBackend:
     async def _attend(
         self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | Causal | None
     ) -> torch.Tensor:
-        _, weighed, inverse = await self._weighed(q, cached, visible)
+        masked_e, weighed, inverse = await self._weighed(q, cached, visible)
+        forget(self.session, *masked_e)
         return await divide(self.session, weighed, inverse)
 
     async def _attend_observed(
         self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | Causal | None, observed: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        e, weighed, inverse = await self._weighed(q, cached, visible)
-        observed = observed.to(self.session.device)
-        received = self._received(e[:, observed], inverse[:, observed])
-        return await together(divide(self.session, weighed, inverse), received)
+        masked_e, weighed, inverse = await self._weighed(q, cached, visible)
+        unseen = torch.ones(inverse.shape[1], dtype=torch.bool)
+        unseen[observed] = False
+        seen = torch.where(unseen.to(inverse.device)[:, None], 0, inverse)
+        out = await together(divide(self.session, weighed, inverse), self._received(masked_e, seen))
+        forget(self.session, *masked_e)
+        return out[0], out[1]
 
     async def _weighed(
         self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | Causal | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(exponentials, their sums of values, inverses of their sums)."""
+    ) -> tuple[list[Masked], torch.Tensor, torch.Tensor]:
+        """(exponentials, masked, RECEIVED_QUERIES at a time; their sums of values, inverses of their sums)."""
         session = self.session
         e, total = await exponentials(session, self._scores(q, cached.keys), visible, WEIGHTED_BITS)
-        weighed, inverse = await together(self._weigh(e, cached.values), inverse_of_sum(session, total, cached.tokens))
-        return e, weighed, inverse
 
-    async def _received(self, e: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        """Sums over the queries of e times their inverse: probabilities received, (heads, tokens). Rounds: 2."""
+        async def weighed() -> tuple[list[Masked], torch.Tensor]:
+            masked_e = await together(*[mask(session, part, WEIGHTED_BITS) for part in e.split(RECEIVED_QUERIES, 1)])
+            z = torch.cat([multiply_masked(session, part, cached.values, "matmul") for part in masked_e], 1)
+            return list(masked_e), await truncate(session, z, FRACTION_BITS, WEIGHTED_BITS)
+
+        (masked_e, sums), inverse = await together(weighed(), inverse_of_sum(session, total, cached.tokens))
+        return masked_e, sums, inverse
+
+    async def _received(self, masked_e: list[Masked], inverse: torch.Tensor) -> torch.Tensor:
+        """Sums over the queries of e times their inverse, which is 0 for those that are not observed: probabilities
+        received, (heads, tokens). The exponentials' masks are those of the attention. Rounds: 2."""
         inverse = drop_low_bits(inverse, RECIPROCAL_BITS - RECEIVED_INVERSE_BITS)
-        parts = zip(inverse.split(RECEIVED_QUERIES, 1), e.split(RECEIVED_QUERIES, 1), strict=True)
+        parts = zip(inverse.split(RECEIVED_QUERIES, 1), masked_e, strict=True)
         return torch.stack(await together(*[self._received_from(*part) for part in parts])).sum(0)
 
-    async def _received_from(self, inverse: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+    async def _received_from(self, inverse: torch.Tensor, e: Masked) -> torch.Tensor:
         """The same from RECEIVED_QUERIES queries at most."""
-        z = await multiply(self.session, inverse, e, WEIGHTED_BITS, "transposed_matmul")
-        return (await truncate(self.session, z, RECEIVED_INVERSE_BITS, WEIGHTED_BITS))[:, 0]
+        session = self.session
+        masked = await mask(session, inverse, WEIGHTED_BITS)
+        z = multiply_masked(session, masked, e, "transposed_matmul", (masked,))
+        return (await truncate(session, z, RECEIVED_INVERSE_BITS, WEIGHTED_BITS))[:, 0]
 
     async def _attend_selected(
         self, q: Masked, cached: KeyValues[Masked], start: int, end: int, stages: Sequence[Stage[Masked]]
     ) -> torch.Tensor:
         """The picked runs' scores, softmax, and the exponentials put back in place: keys and values never move.
 
-        Opened: the scores of all runs, and the exponentials in place, under fresh masks (SCORE_BITS, WEIGHTED_BITS).
+        Opened: the choice, if this is its first use, scores of runs, and exponentials picked and in place, all under
+        fresh masks (see picking.py).
         """
-        session, group = self.session, q.shape[1]
+        session = self.session
         scores = self._scores(q, cached.keys)
         before, picked, after = scores[..., :start], scores[..., start:end], scores[..., end:]
         for stage in stages:
-            masked = await mask(session, _runs(picked, stage.size), SCORE_BITS)
-            picked = multiply_masked(session, stage.chosen, masked, "matmul", forget=(masked,))
-            picked = _tokens(picked, group)
+            runs = await self._picked(stage, to_runs(picked, stage.size, _heads(stage, picked)))
+            picked = to_tokens(runs, stage.size, picked.shape[:2])
         count = picked.shape[-1]
         scores = torch.cat([before, picked, after], -1)
         e, total = await exponentials(session, scores, out_bits=WEIGHTED_BITS)
@@ -270,20 +289,33 @@ class MpcBackend:
         )
         return await divide(session, weighed, inverse)
 
+    async def _picked(self, stage: Stage[Masked], rows: torch.Tensor) -> torch.Tensor:
+        return await pick(self.session, stage.stripes, self._chosen(stage), rows, SCORE_BITS)
+
+    async def _chosen(self, stage: Stage[Masked]) -> Chosen:
+        """The choice, masked at its first use, together with what is picked from then."""
+        if not stage.masked:
+            rows = [None if part is None else part.share for part in stage.choice]
+            masked = await mask_choice(self.session, rows, WEIGHTED_BITS)
+            stage.masked += [part for part in masked if part is not None]
+        chosen = iter(stage.masked)
+        return [None if group.whole else next(chosen) for group in stage.stripes.groups]
+
     async def _weigh_picked(
         self, e: torch.Tensor, values: Masked, start: int, count: int, stages: Sequence[Stage[Masked]]
     ) -> torch.Tensor:
-        before, placed, after = e[..., :start], e[..., start : start + count], e[..., start + count :]
-        for stage in reversed(stages):
-            masked = await mask(self.session, _runs(placed, stage.size), WEIGHTED_BITS)
-            placed = multiply_masked(self.session, stage.chosen, masked, "transposed_matmul", forget=(masked,))
-            placed = _tokens(placed, e.shape[1])
-        return await self._weigh(torch.cat([before, placed, after], -1), values)
-
-    async def _weigh(self, e: torch.Tensor, values: Masked) -> torch.Tensor:
-        masked_e = await mask(self.session, e, WEIGHTED_BITS)
-        z = multiply_masked(self.session, masked_e, values, "matmul", forget=(masked_e,))
-        return await truncate(self.session, z, FRACTION_BITS, WEIGHTED_BITS)
+        session, shape = self.session, (e.shape[0], e.shape[1])
+        outside, placed = torch.cat([e[..., :start], e[..., start + count :]], -1), e[..., start : start + count]
+        first, *finer = stages
+        for stage in reversed(finer):
+            runs = to_runs(placed, stage.size, _heads(stage, placed))
+            runs = await place(session, stage.stripes, await self._chosen(stage), runs, WEIGHTED_BITS)
+            placed = to_tokens(runs, stage.size, shape)
+        layout = Layout(shape, start, first.size, first.stripes)
+        runs = to_runs(placed, first.size, _heads(first, placed))
+        masked_e, used = await place_masked(session, layout, await self._chosen(first), outside, runs, WEIGHTED_BITS)
+        z = multiply_masked(session, masked_e, values, "matmul", forget=(masked_e, *used))
+        return await truncate(session, z, FRACTION_BITS, WEIGHTED_BITS)
 
     # ------------------------------------------------------------ what cache policies are built from
 
@@ -339,17 +371,17 @@ class MpcBackend:
         return self._run(multiply(self.session, choice.share, rows.share, RING_BITS, "matmul"), "selection")
 
     @planned_once
-    def stage(self, choice: Secret, size: int) -> Stage[Masked]:
-        """The choice is masked here, for every layer that shares it. Rounds: 1."""
-        return Stage(self.session.run(mask(self.session, choice.share, WEIGHTED_BITS), "selection"), size)
+    def choose(self, scores: Secret, stripes: Stripes, size: int) -> Stage[Masked]:
+        """Nothing is revealed: not which, and not in what order. Masked at the first use."""
+        compared = drop_low_bits(scores.share, FRACTION_BITS - SELECT_FRACTION_BITS, SCORE_BITS)
+        rows = self.session.run(
+            striped_top_k(self.session, compared, stripes, SELECT_WIDTH, WEIGHTED_BITS), "selection"
+        )
+        return Stage([None if part is None else self._secret(part) for part in rows], size, stripes)
 
     @planned_once
     def pick(self, stage: Stage[Masked], rows: Secret) -> Secret:
-        async def picked() -> torch.Tensor:
-            masked = await mask(self.session, rows.share, SCORE_BITS)
-            return multiply_masked(self.session, stage.chosen, masked, "matmul", forget=(masked,))
-
-        return self._run(picked(), "selection")
+        return self._run(self._picked(stage, rows.share), "selection")
 
     @planned_once
     def retain(self, scores: Secret, k: int, largest: float, rows: Secret) -> Secret:
@@ -434,14 +466,10 @@ class MpcBackend:
         return self._secret(self.session.run(protocol, part))
 
 
-def _runs(x: torch.Tensor, size: int) -> torch.Tensor:
-    """(heads, group, tokens) to (heads, runs, group * size): the scores of a run's tokens in one row."""
-    return x.reshape(*x.shape[:2], -1, size).transpose(1, 2).flatten(2)
-
-
-def _tokens(x: torch.Tensor, group: int) -> torch.Tensor:
-    """The inverse of `_runs`."""
-    return x.reshape(*x.shape[:2], group, -1).transpose(1, 2).flatten(2)
+def _heads(stage: Stage[Masked], x: torch.Tensor) -> int:
+    """Of the choice's rows, for x (heads, queries, tokens): 1 if all heads share a choice."""
+    known = [rows for rows in stage.choice if rows is not None]
+    return known[0].shape[0] if known else x.shape[0]
 
 
 async def _extremes(session: Session, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

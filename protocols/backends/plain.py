@@ -10,15 +10,19 @@ import torch.nn.functional as F
 from mpcache.protocols.backends.interface import KeyValues, Stage
 from mpcache.protocols.causal import Causal
 from mpcache.protocols.public import Factor
+from mpcache.protocols.session import ROUND_BYTES
+from mpcache.protocols.stripes import Stripes
 
 
 class PlainBackend:
-    """See `Backend`. `generator` draws the noise of temperature sampling."""
+    """See `Backend`. `generator` draws the noise of temperature sampling. round_bytes: of the private run that this is
+    held against."""
 
     name = "plain"
 
-    def __init__(self, generator: torch.Generator | None = None) -> None:
+    def __init__(self, generator: torch.Generator | None = None, round_bytes: int = ROUND_BYTES) -> None:
         self._generator = generator
+        self.round_bytes = round_bytes
         self.last_logits: torch.Tensor | None = None
 
     def weight(self, name: str, shape: tuple[int, ...], tensor: torch.Tensor | None) -> torch.Tensor:
@@ -104,7 +108,7 @@ class PlainBackend:
         picked = torch.arange(start, end).expand(len(heads), -1)  # (heads, tokens)
         for stage in stages:
             runs = picked.unflatten(1, (-1, stage.size))
-            picked = runs[heads, stage.chosen.argmax(-1)].flatten(1)
+            picked = runs[heads, chosen_runs(stage)].flatten(1)
         outside = torch.cat([torch.arange(start), torch.arange(end, cached.tokens)]).expand(len(heads), -1)
         places = torch.cat([picked, outside], 1)
         return self._attention(queries, cached.keys[heads, places], cached.values[heads, places])[0]
@@ -150,11 +154,12 @@ class PlainBackend:
     def gather(self, choice: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return choice @ rows
 
-    def stage(self, choice: torch.Tensor, size: int) -> Stage[torch.Tensor]:
-        return Stage(choice, size)
+    def choose(self, scores: torch.Tensor, stripes: Stripes, size: int) -> Stage[torch.Tensor]:
+        parts = zip(stripes.groups, stripes.split(scores[..., None]), strict=True)
+        return Stage([None if g.whole else _choice(part[..., 0], g.picks) for g, part in parts], size, stripes)
 
     def pick(self, stage: Stage[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-        return stage.chosen @ rows
+        return rows[torch.arange(len(rows))[:, None], chosen_runs(stage)]
 
     def retain(self, scores: torch.Tensor, k: int, largest: float, rows: torch.Tensor) -> torch.Tensor:
         kept = _ranked(scores)[:, :k].sort(-1).values
@@ -189,8 +194,14 @@ class PlainBackend:
         return bool(goes_on)
 
 
+def chosen_runs(stage: Stage[torch.Tensor]) -> torch.Tensor:
+    """Numbers (heads, k) of the chosen runs."""
+    places = zip(stage.stripes.groups, stage.choice, strict=True)
+    return stage.stripes.positions([torch.arange(g.size)[None, None] if c is None else c.argmax(-1) for g, c in places])
+
+
 def _choice(scores: torch.Tensor, k: int) -> torch.Tensor:
-    return F.one_hot(_ranked(scores)[:, :k], scores.shape[-1]).float()
+    return F.one_hot(_ranked(scores)[..., :k], scores.shape[-1]).float()
 
 
 def _ranked(scores: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from mpcache.protocols.linear import MaskedWeight
 from mpcache.protocols.plan import PlanSession
 from mpcache.protocols.session import Session
 from mpcache.protocols.shares import Secret
+from mpcache.protocols.stripes import Stripes
 
 
 class _OnSession(Protocol):
@@ -50,17 +51,21 @@ def planned_once(method: Callable[Concatenate[B, P], R]) -> Callable[Concatenate
         except _Unlike:
             return method(self, *args, **options)
         handles, weights = list(names.handles), list(names.weights)
+        stages = [stage for value in (*args, *options.values()) for stage in _stages(value)]
         known = session.passages.get(key)
         if known is not None:
-            passage, first_result = known
-            repeated: R = _renamed(first_result, session.repeat(passage, handles, weights))
+            passage, (first_result, first_masked) = known
+            handle = session.repeat(passage, handles, weights)
+            for stage, masked in zip(stages, first_masked, strict=True):
+                stage.masked[:] = _renamed(masked, handle)
+            repeated: R = _renamed(first_result, handle)
             return repeated
         result: R
         result, passage = session.recorded(lambda: method(self, *args, **options), handles, weights)
         try:
             handle = passage.handle_for(handles, passage.first)
             passage.renamed(handle, weights)
-            session.passages.keep(key, passage, _renamed(result, handle))
+            session.passages.keep(key, passage, _renamed((result, [stage.masked for stage in stages]), handle))
         except (KeyError, _Unlike):  # of a mask or weight from elsewhere, or a result of a kind that is not known
             pass
         return result
@@ -68,7 +73,7 @@ def planned_once(method: Callable[Concatenate[B, P], R]) -> Callable[Concatenate
     return planned
 
 
-_PUBLIC = frozenset({int, float, bool, str, type(None), Fraction, torch.Size, Causal})
+_PUBLIC = frozenset({int, float, bool, str, type(None), Fraction, torch.Size, Causal, Stripes})
 _JOINED = (KeyValues, Stage)
 
 
@@ -82,6 +87,13 @@ class _Names:
 
     handles: dict[int, int] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
+
+
+def _stages(value: Any) -> list[Stage[Masked]]:
+    """The choices among an argument's parts: a method may mask one at its first use."""
+    if isinstance(value, Stage):
+        return [value]
+    return [stage for item in value for stage in _stages(item)] if type(value) in (tuple, list) else []
 
 
 def _described(value: Any, names: _Names) -> Hashable:

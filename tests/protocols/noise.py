@@ -48,7 +48,7 @@ def watch(session: Session, rows: int = 1) -> list[Seen]:
     def noted(requests: list[Opening]) -> None:
         original(requests)
         for r in requests:
-            if r.receiver not in (None, session.party):
+            if r.receiver not in (None, session.party) or not r.shape.numel():
                 continue
             views = [r.result]
             if r.receiver is None or r.revealed:

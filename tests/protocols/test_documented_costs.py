@@ -12,18 +12,21 @@ import pytest
 import torch
 
 from mpcache.protocols.activation import activation
+from mpcache.protocols.backends.mpc import SCORE_BITS, WEIGHTED_BITS
 from mpcache.protocols.beaver import extend, mask, multiply, multiply_masked, square_sum
 from mpcache.protocols.comparison import is_negative, less_than, negative_part
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.normalisation import rms_norm
+from mpcache.protocols.picking import Chosen, Layout, mask_choice, pick, place_masked
 from mpcache.protocols.plan import PlanSession
-from mpcache.protocols.rank import argmax, maximum, one_hot, ranks, top_k
+from mpcache.protocols.rank import argmax, maximum, one_hot, ranks, striped_top_k, top_k
 from mpcache.protocols.reciprocal import reciprocal, rsqrt
 from mpcache.protocols.ring import RING_BITS
 from mpcache.protocols.sampling import GumbelNoise
 from mpcache.protocols.session import Cost, Session
 from mpcache.protocols.shuffle import compact, shuffle
 from mpcache.protocols.softmax import divide, exponentials, softmax
+from mpcache.protocols.stripes import Stripes
 from mpcache.protocols.threshold import keep_largest
 from mpcache.protocols.truncation import truncate
 
@@ -53,6 +56,31 @@ async def square_sums(session: Session, x: torch.Tensor) -> None:
 
 async def noise(session: Session, x: torch.Tensor) -> None:
     session.take(GumbelNoise(tuple(x.shape), 1.0, 12))
+
+
+PAIRS, FOURS = Stripes(1024, 512, 512), Stripes(1024, 512, 256)
+
+
+async def _masked_choice(session: Session) -> Chosen:
+    """Of four, two in each stripe; what masking it costs is not counted."""
+    chosen = await mask_choice(session, [empty(1, 256, 2, 4)], WEIGHTED_BITS)
+    session.cost = Cost()
+    return chosen
+
+
+async def picked(session: Session, x: torch.Tensor) -> None:
+    chosen = await _masked_choice(session)
+
+    async def known() -> Chosen:
+        return chosen
+
+    await pick(session, FOURS, known(), x, SCORE_BITS)
+
+
+async def placed(session: Session, x: torch.Tensor) -> None:
+    """Of 12 heads, in clusters of four."""
+    chosen = await _masked_choice(session)
+    await place_masked(session, Layout((12, 1), 0, 4, FOURS), chosen, empty(12, 1, 0), x, WEIGHTED_BITS)
 
 
 def known_weight(session: Session, x: torch.Tensor) -> Awaitable[torch.Tensor]:
@@ -91,6 +119,10 @@ CASES: dict[str, tuple[Protocol, tuple[int, ...], int]] = {
     "maximum of 1,024, 16 bits": (with_(maximum, 16), (12, 1024), 12),
     "arg max of 50,257, 25 bits": (with_(argmax, 25), (1, 50_257), 1),
     "one-hot of 256": (with_(one_hot, 256), (MANY,), MANY),
+    "top half of 1,024 in pairs, 22 bits, a candidate": (with_(striped_top_k, PAIRS, 22), (1, 1024), 1024),
+    "top half of 1,024 in stripes of 4, 22 bits, a candidate": (with_(striped_top_k, FOURS, 22), (1, 1024), 1024),
+    "pick half of 1,024 rows of 48, stripes of 4, an element": (picked, (1, 1024, 48), 1024 * 48),
+    "put them back among other tokens, an element": (placed, (1, 512, 48), 1024 * 48),
     "keep 512 of 1,024, 28 bits": (with_(keep_largest, 512, 28), (8, 1024), 8),
     "shuffle, an element": (shuffle, (1, 100, 8), 800),
     "compaction of 1,024 rows of 128 to 512": (

@@ -24,13 +24,14 @@ from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.normalisation import rms_norm
 from mpcache.protocols.randomness import new_key
-from mpcache.protocols.rank import argmax, maximum, one_hot, ranks, top_k
+from mpcache.protocols.rank import argmax, maximum, one_hot, ranks, striped_top_k, top_k
 from mpcache.protocols.reciprocal import reciprocal, rsqrt
 from mpcache.protocols.ring import FRACTION_BITS, RING_BITS, encode, reduce_bits
 from mpcache.protocols.session import Opening, Session
 from mpcache.protocols.shares import Secret
 from mpcache.protocols.shuffle import compact, shuffle
 from mpcache.protocols.softmax import DIFFERENCE_BITS, softmax
+from mpcache.protocols.stripes import Stripes
 from mpcache.protocols.threshold import keep_largest
 from mpcache.protocols.truncation import truncate
 from tests.protocols.noise import DEVIATIONS, FAR_OUT_CASES, Seen, assert_noise, cyclic, destinations, watch
@@ -89,6 +90,8 @@ PROTOCOLS: dict[str, tuple[Protocol, int]] = {
     "ranks of 5": (with_(ranks, 19), 5),
     "top 2 of 5": (with_(top_k, 2, 19), 5),
     "top 1 of 4": (with_(top_k, 1, 22), 4),
+    "top 3 of 7 in 2 stripes": (with_(striped_top_k, Stripes(7, 3, 2), 22), 7),
+    "top 2 of 4 in pairs": (with_(striped_top_k, Stripes(4, 2, 2), 22), 4),
     "maximum by pairs": (with_(blocks_of, 0, False), 5),
     "maximum by a block": (with_(blocks_of, 10**7, False), 5),
     "arg max by pairs": (with_(blocks_of, 0, True), 5),
@@ -179,11 +182,14 @@ def uses_of_a_cache(session: Session, values: torch.Tensor) -> list[Seen]:
     cached, queries = backend.enter(None, secret(2, 1), secret(4, 1), secret(4, 1))
     representatives = backend.mask(secret(2, 1))
     (scores,) = backend.similarity(queries, [representatives])
-    chosen = backend.top_k(scores, 1)
-    stage = backend.stage(chosen, 2)
+    backend.gather(backend.top_k(scores, 1), secret(2, 3))
+    stage = backend.choose(scores, Stripes(2, 1), 2)
     backend.pick(stage, secret(2, 3))
-    backend.gather(chosen, secret(2, 3))
     backend.attend_selected(queries, cached, 0, 4, [stage])
+    for stripes in (Stripes(4, 3), Stripes(4, 3, 2)):  # exactly, and one of two and all of two
+        stage = backend.choose(secret(4, 1)[..., 0], stripes, 1)
+        cached, queries = backend.enter(None, secret(2, 1), secret(4, 1), secret(4, 1))
+        backend.attend_selected(queries, cached, 0, 4, [stage])
     cached, queries = backend.enter(None, secret(1, 1), secret(4, 1), secret(4, 1))
     backend.attend_observed(queries, cached, None, torch.tensor([0]))
     backend.extremes(secret(4, 1))

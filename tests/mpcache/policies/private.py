@@ -19,6 +19,7 @@ from mpcache.protocols.randomness import new_key
 from mpcache.protocols.ring import RING_BITS, encode
 from mpcache.protocols.session import Cost, Session
 from mpcache.protocols.shares import Secret
+from mpcache.protocols.stripes import Stripes
 
 LOGIT_ERROR = 0.02
 """See docs/protocols.md."""
@@ -58,6 +59,17 @@ class Recording:
         choice = self.backend.top_k(scores, k)
         self._note("top_k", self.reveal(choice).argmax(-1), scores)
         return choice
+
+    def choose(self, scores: Any, stripes: Stripes, size: int) -> Any:
+        """Each stripe is a decision, those of a group are noted together."""
+        stage = self.backend.choose(scores, stripes, size)
+        plain = scores if isinstance(scores, torch.Tensor) else torch.zeros(scores.shape)
+        for choice, part in zip(stage.choice, stripes.split(plain[..., None]), strict=True):
+            if choice is not None:
+                rows = choice if plain is scores else self.reveal(choice) % 2  # the rings of choices are narrow
+                picked = rows.argmax(-1).flatten(0, 1)
+                self._note("top_k", picked, part[..., 0].flatten(0, 1) if plain is scores else None)
+        return stage
 
     def argmin(self, scores: Any, largest: float) -> Any:
         choice = self.backend.argmin(scores, largest)

@@ -269,10 +269,23 @@ def pick(
     for size, count in zip(sizes, reversed(counts), strict=True):
         runs = [candidates[i : i + size] for i in range(0, len(candidates), size)]
         scores = [selector.score(layer, head, token, [cache[i] for i in run]) for run in runs]
-        chosen = top_k(np.array(scores), count)
-        chosen = sorted(chosen) if len(chosen) == len(runs) else chosen  # a level that picks all changes no order
+        # a level that picks all changes no order
+        chosen = range(len(runs)) if count >= len(runs) else striped_top_k(scores, count, case.settings.picks)
         candidates = [slot for i in chosen for slot in runs[i]]
     return candidates
+
+
+def striped_top_k(scores: list[float], k: int, picks: int) -> list[int]:
+    """Of every stripe of candidates its largest, `picks` or one more; the stripes' in turn."""
+    stripes = k // picks if picks else 1
+    stripes = max(1, stripes if stripes >= 16 else stripes // 2)
+    out: list[int] = []
+    for stripe in range(stripes):
+        members = range(stripe, len(scores), stripes)
+        here = k // stripes + (stripe < k % stripes)
+        best = top_k(np.array([scores[i] for i in members]), here)
+        out += [members[i] for i in (best if here < len(members) else range(here))]
+    return out
 
 
 def quest(case: Case) -> list[Array]:
@@ -318,7 +331,8 @@ def mpcache(case: Case) -> list[Array]:
         return layer - (layer - alone) % s.share_layers
 
     budget = case.budget(s.sinks + s.recent + (sizes[0] - 1 + sizes[-1] if sizes else 0))
-    kept = max(budget, math.ceil(s.keep_ratio * n) if sizes else 0)
+    share = math.ceil(s.keep_ratio * n) if sizes else 0
+    kept = max(budget, min(share, math.ceil(s.most_kept * budget)) if s.keep_ratio < 1 else share)
     observed = max(1, math.ceil(s.observed_share * n)) if s.observed_share else min(s.window, n)
     caches = everything(case)
     for first in range(case.layers):
