@@ -18,7 +18,6 @@ from mpcache.protocols.backends.interface import KeyValues, Value
 SINKS = 4
 RECENT = 64
 """Tokens before a block that it always sees."""
-CLUSTER = 4
 Tensor = torch.Tensor
 
 
@@ -26,13 +25,14 @@ Tensor = torch.Tensor
 class Design:
     """picks: how a block compares clusters, by a name of SCORES, or none are picked. keeps: after each block the cache
     is cut down to the tokens that received most attention, of 'all' blocks or of the 'last', or none leaves it.
-    by_head: each head picks and keeps for itself. whole: everything is attended to.
+    by_head: each head picks and keeps for itself. whole: everything is attended to. cluster: its tokens.
     """
 
     picks: str = ""
     keeps: str = ""
     by_head: bool = False
     whole: bool = False
+    cluster: int = 4
 
 
 DESIGNS = {
@@ -42,6 +42,9 @@ DESIGNS = {
     "pick by extreme query": Design("extreme"),
     "pick by largest score": Design("largest"),
     "pick by largest score of each head": Design("largest", by_head=True),
+    "pick by largest score of 8 queries' mean": Design("largest of groups"),
+    "pick by largest score with heads summed": Design("largest of sums"),
+    "pick by largest score, clusters of 8": Design("largest", cluster=8),
     "pick by attention": Design("attention"),
     "evict by all blocks": Design(keeps="all"),
     "evict by the last block": Design(keeps="last"),
@@ -66,12 +69,36 @@ def _largest(queries: Tensor, clusters: Tensor) -> Tensor:
     return torch.einsum("grmd,gnd->grmn", queries, clusters).amax((1, 2))
 
 
+def _means(queries: Tensor) -> Tensor:
+    return torch.stack([group.mean(2) for group in queries.split(GROUP, 2)], 2)
+
+
+def _grouped(queries: Tensor, clusters: Tensor) -> Tensor:
+    """The largest score of the means of neighbouring queries."""
+    return _largest(_means(queries), clusters)
+
+
+def _summed(queries: Tensor, clusters: Tensor) -> Tensor:
+    """The largest of the queries' scores, each summed over the heads: one choice for all."""
+    scores = torch.einsum("grmd,gnd->mn", queries, clusters).amax(0)
+    return scores.expand(len(queries), -1)
+
+
 def _attention(queries: Tensor, clusters: Tensor) -> Tensor:
     """The probability that the queries would give the cluster, were all its keys their mean."""
     return torch.einsum("grmd,gnd->grmn", queries, clusters).softmax(-1).sum((1, 2))
 
 
-SCORES = {"mean": _mean, "extreme": _extreme, "largest": _largest, "attention": _attention}
+GROUP = 8
+"""Neighbouring queries whose mean stands for them."""
+SCORES = {
+    "mean": _mean,
+    "extreme": _extreme,
+    "largest": _largest,
+    "largest of groups": _grouped,
+    "largest of sums": _summed,
+    "attention": _attention,
+}
 """(queries (G, r, m, d), means of the clusters' keys (G, n, d)) to (G, n)."""
 
 
@@ -84,8 +111,12 @@ class Reader(Full):
         self._got: list[Tensor | None] = [None] * self.config.layers
         return self
 
+    def read_whole(self) -> None:
+        """From now on, every token attends to all that is left."""
+        self._design = Design(whole=True)
+
     def attend(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        if self.past >= self.prompt_tokens or self._design.whole:
+        if self.past >= self.prompt_tokens:
             return super().attend(layer, queries, keys, values)
         heads, m, d = keys.shape
         cached, _ = self.enter(layer, queries, keys, values)
@@ -101,24 +132,24 @@ class Reader(Full):
     def _seen(self, queries: Tensor, cached: KeyValues) -> Tensor:
         """(G, m, T): which tokens each query sees."""
         heads, _, m, d = queries.shape
-        total = cached.tokens
-        inside = max(0, (total - m - SINKS - RECENT) // CLUSTER) * CLUSTER
-        count = max(0, self._budget - (total - m - inside)) // CLUSTER if self._design.picks else 0
+        total, size = cached.tokens, self._design.cluster
+        inside = max(0, (total - m - SINKS - RECENT) // size) * size
+        count = max(0, self._budget - (total - m - inside)) // size if self._design.picks else 0
         seen = torch.ones(heads, m, total, dtype=torch.bool).tril(total - m)
-        if self._design.keeps and not self._design.picks:
-            return seen  # what was kept is what the budget pays for
+        if self._design.whole or (self._design.keeps and not self._design.picks):
+            return seen  # with eviction, what was kept is what the budget pays for
         seen[:, :, SINKS : SINKS + inside] = False
         if count and inside:
-            means = cached.keys[:, SINKS : SINKS + inside].reshape(heads, -1, CLUSTER, d).mean(2)
+            means = cached.keys[:, SINKS : SINKS + inside].reshape(heads, -1, size, d).mean(2)
             scores = SCORES[self._design.picks](queries, means)
             picked = self._largest(scores, min(count, means.shape[1]))
-            seen[:, :, SINKS : SINKS + inside] = picked.repeat_interleave(CLUSTER, 1)[:, None]
+            seen[:, :, SINKS : SINKS + inside] = picked.repeat_interleave(size, 1)[:, None]
         return seen
 
     def _largest(self, scores: Tensor, count: int) -> Tensor:
         """(G, n), true for the picked ones: of each head, or for all heads by the largest or summed score."""
         if not self._design.by_head:
-            together = scores.amax(0) if self._design.picks == "largest" else scores.sum(0)
+            together = scores.amax(0) if "largest" in self._design.picks else scores.sum(0)
             scores = together.expand_as(scores)
         return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(count, 1).indices, True)
 

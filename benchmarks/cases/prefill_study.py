@@ -6,8 +6,10 @@ at the end of the prompt, it is a block of its own.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from mpcache.benchmarks.records.record import Record, make_record
 from mpcache.benchmarks.records.selection import done
 from mpcache.benchmarks.records.store import Records
 from mpcache.benchmarks.records.tables import Rows
+from mpcache.demo import DEMO_MODEL
+from mpcache.demo.reader import write_reader
 from mpcache.generation.recorded import greedy
 from mpcache.generation.request import PREFILL_BLOCK
 from mpcache.model.checkpoint import load_checkpoint
@@ -30,11 +34,15 @@ from mpcache.protocols.backends.plain import PlainBackend
 
 UNBOUNDED = ("all pairs", "local")
 """Designs that no budget changes."""
+READ = ("chain", "moves")
+"""Tasks for the reader."""
 
 
 @dataclass(frozen=True)
 class StudyOptions:
-    model: Path
+    """model: a folder; None: of each task the model that solves it, the reader (demo/reader.py) or the demo model."""
+
+    model: Path | None
     tasks: Sequence[str]
     tokens: Sequence[int]
     designs: Sequence[str]
@@ -46,10 +54,11 @@ def run_study(
     options: StudyOptions, records: Records, on_case: Callable[[str], None] = lambda case: None
 ) -> list[Record]:
     """All records, those that were there already included. on_case: hears what is measured next."""
-    checkpoint, tokenizer = load_checkpoint(options.model), load_tokenizer(options.model)
-    decoder = Decoder(checkpoint.config, PlainBackend(), checkpoint.tensors)
     out = []
     for task in options.tasks:
+        with _model_for(options.model, task) as folder:
+            checkpoint, tokenizer = load_checkpoint(folder), load_tokenizer(folder)
+        decoder = Decoder(checkpoint.config, PlainBackend(), checkpoint.tensors)
         for tokens in options.tokens:
             documents: list[list[Sample]] = []
             for design in options.designs:
@@ -69,10 +78,22 @@ def run_study(
     return out
 
 
+@contextlib.contextmanager
+def _model_for(model: Path | None, task: str) -> Iterator[Path]:
+    if model is not None:
+        yield model
+    elif task in READ:
+        with tempfile.TemporaryDirectory() as folder:
+            write_reader(Path(folder))
+            yield Path(folder)
+    else:
+        yield DEMO_MODEL
+
+
 def _settings(options: StudyOptions, task: str, tokens: int, design: str, budget: int) -> Record:
     return {
         "bench": "prefill-study",
-        "model": options.model.name,
+        "model": options.model.name if options.model else "reader" if task in READ else DEMO_MODEL.name,
         "task": task,
         "tokens": tokens,
         "design": design,
@@ -110,15 +131,13 @@ def _read(decoder: Decoder, cache: Reader, tokens: Sequence[int]) -> Any:
 
 def _right(decoder: Decoder, cache: Reader, sample: Sample, placement: str) -> bool:
     """Whether every answer is right in every token."""
-    right, x = True, None
+    right = True
     for i, (question, answer) in enumerate(sample.turns):
-        if i == 0 and placement == "end":
-            cache.prompt_tokens = cache.past + len(question)
-            x = _read(decoder, cache, question)
-        else:
-            for token in question:
-                x = decoder.forward([token], 1, cache)
-        right = greedy(decoder, cache, x, len(answer)) == list(answer) and right  # type: ignore[arg-type]
+        cache.prompt_tokens = cache.past + len(question)
+        if i > 0 or placement == "later":
+            cache.read_whole()  # as decode steps that attend to all that is left
+        x = _read(decoder, cache, question)
+        right = greedy(decoder, cache, x, len(answer)) == list(answer) and right
         if i + 1 < len(sample.turns):
             decoder.forward(answer[-1:], 1, cache)
     return right

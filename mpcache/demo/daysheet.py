@@ -274,9 +274,14 @@ def build_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def name_syllables() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The first and the second parts of names, as they are encoded."""
+    return tuple(f" {first}" for first in _FIRST), _SECOND
+
+
 def name_tokens(tokenizer: Tokenizer) -> list[int]:
     """The tokens that names consist of."""
-    return [_ids(tokenizer, syllable)[0] for syllable in (*(f" {first}" for first in _FIRST), *_SECOND)]
+    return [_ids(tokenizer, syllable)[0] for part in name_syllables() for syllable in part]
 
 
 def _frame_words(text: str) -> list[str]:
