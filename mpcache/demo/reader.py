@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mpcache.demo.daysheet import BEGIN, KINDS, build_tokenizer, name_syllables
-from mpcache.demo.training import Llama, Shape, export
+from mpcache.demo.training import Attention, Llama, Shape, export
 
 HOPS = 2
 """Lines that an answer may need beyond the one that the question finds."""
@@ -76,10 +76,10 @@ def build_reader(context: int = 2048) -> tuple[Llama, Tokenizer]:
         for weight in model.parameters():
             weight.fill_(0.0 if weight.dim() == 2 else _CONSTANT / math.sqrt(model.shape.hidden_size))
         _embed(model.model.embed_tokens.weight, tokenizer)
-        first, *others = model.model.layers
-        _look_back(first.self_attn, model, tokenizer)
-        for layer in others:
-            _follow(layer.self_attn, *_TURNS[context])
+        first, *others = [module for module in model.modules() if isinstance(module, Attention)]
+        _look_back(first, model, tokenizer)
+        for attention in others:
+            _follow(attention, *_TURNS[context])
     return model.eval(), tokenizer
 
 
@@ -122,7 +122,8 @@ def _apart(count: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def _frequencies() -> Tensor:
-    return torch.tensor(_SHAPE["rope_theta"], dtype=torch.float64) ** (-torch.arange(_HALF) / _HALF)
+    theta = torch.tensor(_SHAPE["rope_theta"], dtype=torch.float64)
+    return torch.pow(theta, -torch.arange(_HALF) / _HALF)
 
 
 def _turned(weight: Tensor, head: int, channel: slice, pairs: slice, size: float, angle: Tensor) -> None:
@@ -132,7 +133,7 @@ def _turned(weight: Tensor, head: int, channel: slice, pairs: slice, size: float
     rows[head, 1, pairs, channel] = (size * angle.sin()).float()[:, None]
 
 
-def _look_back(attention: torch.nn.Module, model: Llama, tokenizer: Tokenizer) -> None:
+def _look_back(attention: Attention, model: Llama, tokenizer: Tokenizer) -> None:
     """Heads that attend to the tokens at a distance: the product of two vectors that turn with their positions is
     largest there."""
     q, k, v, o = (getattr(attention, f"{name}_proj").weight for name in "qkvo")
@@ -154,7 +155,7 @@ def _look_back(attention: torch.nn.Module, model: Llama, tokenizer: Tokenizer) -
     o[_CHANNELS["value"], 3 * _HEAD + 2 * _SYLLABLE] = 3 * end  # after the token that follows a question, a line ends
 
 
-def _follow(attention: torch.nn.Module, turn: int, phase: float) -> None:
+def _follow(attention: Attention, turn: int, phase: float) -> None:
     """Head 0 compares ASKED, head 1 HERE with OF, in pairs that hardly turn."""
     q, k, v, o = (getattr(attention, f"{name}_proj").weight for name in "qkvo")
     slow, still = slice(_HALF - 1 - _SYLLABLE, _HALF - 1), slice(_HALF - 1, _HALF)

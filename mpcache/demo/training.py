@@ -292,7 +292,7 @@ class Trainer:
         torch.manual_seed(seed)
         self.tokenizer = build_tokenizer()
         self.model = Llama(Shape(self.tokenizer.get_vocab_size()))
-        initialise(self.model, name_tokens(self.tokenizer), [self.tokenizer.token_to_id("Ċ")])
+        initialise(self.model, name_tokens(self.tokenizer), [_encode_answer(self.tokenizer, END)[0]])
         if start is not None:
             begin_with(self.model, start)
         matrices = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]

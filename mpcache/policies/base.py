@@ -8,11 +8,13 @@ follows from public values alone: lengths and settings.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 
 from mpcache.model.config import ModelConfig
+from mpcache.policies.reading import LEAST, Reading
 from mpcache.policies.settings import LONGEST_NAME, PolicySettings
 from mpcache.protocols.backends.interface import Backend, KeyValues, Masked, Value
 from mpcache.protocols.errors import ConfigError
@@ -42,6 +44,7 @@ class Policy(ABC):
         self.past = 0
         self._layers: list[KeyValues | None] = [None] * config.layers
         self._received: list[Value | None] = [None] * config.layers
+        self._reading = Reading(settings.prefill_budget, config, backend) if settings.prefill_budget else None
         self.prepare()
 
     @classmethod
@@ -53,6 +56,11 @@ class Policy(ABC):
                 f"{type(settings).__name__}({settings.name[:LONGEST_NAME]!r}, ...)"
             )
         settings.check_budget()
+        if 0 < settings.prefill_budget < LEAST:
+            raise ConfigError(
+                f"cache policy {cls.name!r}: prefill_budget is 0 (a block of the prompt attends to all tokens "
+                f"before it) or {LEAST} tokens at least"
+            )
 
     # ------------------------------------------------------------ what the decoder calls
 
@@ -155,14 +163,31 @@ class Policy(ABC):
 
     def _attend_block(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
         (cached, masked), m = self.enter(layer, queries, keys, values), keys.shape[1]
+        seen = None if self._reading is None else self._reading.seen(layer, masked, cached, self.past)
+        if self._reading is None or seen is None:
+            return self._attend_to(layer, masked, cached, m)
+        out = self._attend_to(layer, masked, seen.cached, m, seen.in_place)
+        self.backend.forget(seen.cached.keys, seen.cached.values)
+        return out
+
+    def _attend_to(
+        self,
+        layer: int,
+        masked: Masked,
+        cached: KeyValues,
+        m: int,
+        in_place: Callable[[Value], Value] = lambda received: received,
+    ) -> Value:
+        """Attention of a block to what it sees, whose last m tokens are its own. in_place: attention received
+        (G, tokens seen) to (G, T)."""
         repeat = self.config.queries_per_head
-        visible = _causal(m, self.past).repeat(repeat, 1) if m > 1 else None
+        visible = _causal(m, cached.tokens - m).repeat(repeat, 1) if m > 1 else None
         first = max(0, self.prompt_tokens - self.observed_queries() - self.past)
         if first >= m:
             return self.backend.attend(masked, cached, visible)
         observed = (torch.arange(repeat)[:, None] * m + torch.arange(first, m)).flatten()
         out, received = self.backend.attend_observed(masked, cached, visible, observed)
-        self._received[layer] = self.add_padded(self._received[layer], received)
+        self._received[layer] = self.add_padded(self._received[layer], in_place(received))
         return out
 
 

@@ -22,7 +22,7 @@ from mpcache.protocols.shares import Secret
 
 LOGIT_ERROR = 0.02
 """See docs/protocols.md."""
-SCORE_ERROR = {"top_k": 0.01, "retain": 0.001, "argmin": 0.001}
+SCORE_ERROR = {"top_k": 0.01, "choose_runs": 0.01, "retain": 0.001, "argmin": 0.001}
 """How close two scores must be for another choice than plaintext's: clusters are compared with 8 fractional bits, each
 score off by one unit; attention received has all 16, and the softmax's error."""
 
@@ -57,6 +57,13 @@ class Recording:
     def top_k(self, scores: Any, k: int) -> Any:
         choice = self.backend.top_k(scores, k)
         self._note("top_k", self.reveal(choice).argmax(-1), scores)
+        return choice
+
+    def choose_runs(self, queries: Any, masked: Any, stripes: int, k: int) -> Any:
+        choice = self.backend.choose_runs(queries, masked, stripes, k)
+        plain = isinstance(queries, torch.Tensor)
+        scores = (queries @ masked.transpose(-1, -2)).amax((0, 1)).reshape(-1, stripes).t() if plain else None
+        self._note("choose_runs", self.reveal(choice).argmax(-1), scores)
         return choice
 
     def argmin(self, scores: Any, largest: float) -> Any:
