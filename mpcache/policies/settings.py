@@ -87,8 +87,8 @@ class PolicySettings:
 
     name: the policy's, see `mpcache policies`. budget: how many tokens a decode step attends to. It is a number of
     tokens (1 or more) or a fraction of the prompt (below 1). A fraction is raised to the least that the policy needs.
-    Policies that only evict after the prompt keep so many of its tokens. prefill_budget: how many tokens before a block
-    of the prompt the block attends to (reading.py); 0: to all of them, exactly.
+    Policies that only evict after the prompt keep so many of its tokens. prefill_budget: how many tokens before it a
+    block of the prompt attends to (reading.py); 0: to all of them, exactly.
     """
 
     name: str
