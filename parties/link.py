@@ -122,7 +122,8 @@ class Link:
                 f"the {self.peer}'s message {self._received} has {message.length} bytes, of which "
                 f"{len(message.payload)} came at once, where {expected} and {due} were due"
             )
-        return message.payload
+        payload: bytes = message.payload
+        return payload
 
     # ------------------------------------------------------------ frames
 

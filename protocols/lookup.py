@@ -117,7 +117,8 @@ def _packed(bits: torch.Tensor) -> torch.Tensor:
     """Rows of bits as words, (rows,) or (rows, words)."""
     if bits.shape[1] <= 64:
         return (bits << torch.arange(bits.shape[1])).sum(1)
-    return (bits.unflatten(1, (-1, 64)) << torch.arange(64)).sum(2)
+    words = bits.reshape(len(bits), -1, 64)
+    return (words << torch.arange(64)).sum(2)
 
 
 def _index_bits(size: int, with_equal: bool) -> int:

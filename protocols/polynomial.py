@@ -25,11 +25,13 @@ from mpcache.protocols.correlation import Corrected, Shape
 
 
 def _gelu_tail(y: np.ndarray) -> np.ndarray:
-    return y * np.vectorize(lambda v: 0.5 * math.erfc(v / math.sqrt(2)))(y)
+    tail: np.ndarray = y * np.vectorize(lambda v: 0.5 * math.erfc(v / math.sqrt(2)))(y)
+    return tail
 
 
 def _gelu_tanh_tail(y: np.ndarray) -> np.ndarray:
-    return 0.5 * y * (1 - np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+    tail: np.ndarray = 0.5 * y * (1 - np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+    return tail
 
 
 FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -51,7 +51,7 @@ def correctly_rounded(function: str, x: np.ndarray, bits: int, margin: float = M
     scaled = getattr(np, function)(x) * 2.0**bits
     nearest = np.rint(scaled)
     doubtful = np.abs(scaled - nearest) >= 0.5 - margin
-    out = nearest.astype(np.int64)
+    out: np.ndarray = nearest.astype(np.int64)
     with _MPMATH:
         out[doubtful] = [_nearest(getattr(_precise, function)(float(v)) * 2**bits) for v in x[doubtful]]
     return out

@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 import torch
 
 from mpcache.protocols.comparison import ComparisonMask, from_flip, negative_part, sign
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import Corrected, Dealer, Dealt, Fields, Placewise, Random, Shape, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.ring import RING_BITS, packed_bytes, reduce_bits
 from mpcache.protocols.session import Session, together
@@ -25,10 +25,9 @@ BLOCKS = (2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class OneHotMask(Correlation):
+class OneHotMask(Placewise):
     """A uniform position modulo `size` (a power of two) and shares of its one-hot vector."""
 
-    shape: Shape
     size: int
     bits: int
 
@@ -68,7 +67,7 @@ async def one_hot(session: Session, index: torch.Tensor, size: int, bits: int = 
 
 
 @dataclass(frozen=True)
-class RankMask(Correlation):
+class RankMask(Placewise):
     """A mask for each score (modulo 2^bits), digit tables for each pair's difference of masks, random bits in both
     forms for each pair (in the ring modulo 2^rank_bits).
 
@@ -78,7 +77,6 @@ class RankMask(Correlation):
     shape: (..., n). payload_bits: of a shared payload that goes along with each score, 0 for none.
     """
 
-    shape: Shape
     bits: int
     rank_bits: int
     maximum_bits: int = 0

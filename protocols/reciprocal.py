@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from mpcache.protocols.comparison import sign
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import Corrected, Dealer, Dealt, Fields, Placewise, Random, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.polynomial import Pieces, deal_tables, evaluate
 from mpcache.protocols.ring import FRACTION_BITS, RING_BITS
@@ -33,14 +33,13 @@ _INDEX_BITS = 4
 
 
 @dataclass(frozen=True)
-class RangedTable(Correlation):
+class RangedTable(Placewise):
     """r modulo 2^(high + 1); each range's table; for each range after the first a mask a, a random bit d in both forms
     and d a; and digit tables of r.
 
     X is an integer at scale 2^in_bits; the function's value comes times `factor`.
     """
 
-    shape: Shape
     function: str
     low: int
     high: int
@@ -118,8 +117,8 @@ async def _inverse(session: Session, x: torch.Tensor, correlation: RangedTable) 
     flip, opened = await together(
         sign(session, correlation.tables(), shares, at), session.open(steps + shares.a, RING_BITS)
     )
-    reached = 1 - flip  # not below the threshold: reached xor d
-    products = reached * steps + (1 - 2 * reached) * (opened * shares.d - shares.d_a)
+    reached: torch.Tensor = 1 - flip  # not below the threshold: reached xor d
+    products: torch.Tensor = reached * steps + (1 - 2 * reached) * (opened * shares.d - shares.d_a)
     return values[..., 0] + products.sum(-1)
 
 

@@ -91,7 +91,8 @@ class Opening:
 
     def __await__(self) -> Generator[list[Opening], None, torch.Tensor]:
         yield [self]
-        return self.result
+        result: torch.Tensor = self.result  # None at a party that is sent nothing; it asks for no value
+        return result
 
     def nbytes(self) -> int:
         return packed_bytes(self.shape.numel(), self.bits)
@@ -194,7 +195,8 @@ class Session:
             while True:
                 self._round(next(steps))
         except StopIteration as stop:
-            return stop.value
+            result: T = stop.value
+            return result
 
     def constant(self, value: C) -> C:
         """A share of a public value: party 0 has it, party 1 has zero."""

@@ -86,7 +86,8 @@ class Secret:
             raise TypeError(f"cannot add {type(other).__name__} to a secret")
         encoded = encode(other).to(self.share.device)
         if self.party != 0:  # nothing to add, but the same shape at both parties
-            return torch.broadcast_tensors(self.share, encoded)[0]
+            share: torch.Tensor = torch.broadcast_tensors(self.share, encoded)[0]
+            return share
         return self.share + sign * encoded
 
     __radd__ = __iadd__ = __add__  # `x += y` gives x a new value

@@ -68,7 +68,8 @@ MESSAGE_SECONDS = 0.26e-3
 def bound_seconds(record: Record) -> float:
     """rounds x round-trip time + online bytes / bandwidth + CPU: as if no two messages were under way at a time."""
     terms, raw = model_seconds(record), record["settings"]["network"]
-    return record["rounds"] * (raw["round_trip"] if raw else MESSAGE_SECONDS) + terms["bytes"] + terms["CPU"]
+    waiting: float = record["rounds"] * (raw["round_trip"] if raw else MESSAGE_SECONDS)
+    return waiting + terms["bytes"] + terms["CPU"]
 
 
 HEADER = (

@@ -35,12 +35,15 @@ class Values:
 
     def input(self, *shape: int, scale: float = 1.0) -> Value:
         value = torch.randn(shape, generator=self.generator) * scale
-        plain = isinstance(self.backend, PlainBackend)
-        return value if plain else self.backend.input(value, shape, CLIENT)
+        if isinstance(self.backend, PlainBackend):
+            return value
+        secret: Value = self.backend.input(value, shape, CLIENT)
+        return secret
 
     def weight(self, name: str, rows: int, columns: int) -> Value:
         value = torch.randn((rows, columns), generator=self.generator) * WEIGHT_DEVIATION
-        return self.backend.weight(name, (rows, columns), value)
+        secret: Value = self.backend.weight(name, (rows, columns), value)
+        return secret
 
 
 def prepare(backend: Any, case: Case) -> Step:
@@ -68,7 +71,8 @@ def _cached_attention(case: Case, values: Values) -> Attention:
 
     def attention(query: Value, key: Value, value: Value) -> Value:
         stages = [backend.stage(choice, size) for choice, size in select(query)]
-        return backend.attend_selected(query, backend.append(cached, key, value), start, end, stages)
+        attended: Value = backend.attend_selected(query, backend.append(cached, key, value), start, end, stages)
+        return attended
 
     return attention
 
@@ -112,7 +116,7 @@ def _selection(case: Case, values: Values) -> Step:
     select = _selector(backend, layout, keys)
 
     def step() -> Value:
-        rows = backend.concatenate([keys, vectors], 2)
+        rows: Value = backend.concatenate([keys, vectors], 2)
         for choice, size in select(query):
             rows = backend.gather(choice, rows.reshape(case.heads, -1, size * 2 * case.head_size))
             rows = rows.reshape(case.heads, -1, 2 * case.head_size)
@@ -145,14 +149,16 @@ def _layer(case: Case, values: Values, number: int) -> Callable[[Value], Value]:
         attended = attention(query, key, value).reshape(1, h)
         x = x + backend.linear(attended, w["out"])
         up = backend.linear(_layer_norm(backend, x), w["up"])
-        return x + backend.linear(backend.activation(up, "gelu_tanh"), w["down"])
+        down: Value = backend.linear(backend.activation(up, "gelu_tanh"), w["down"])
+        return x + down
 
     return layer
 
 
 def _layer_norm(backend: Any, x: Value) -> Value:
     mean = backend.scale(x.sum(-1).reshape(-1, 1), Fraction(1, x.shape[-1]))
-    return backend.rms_norm(x - mean, EPSILON)
+    scaled: Value = backend.rms_norm(x - mean, EPSILON)
+    return scaled
 
 
 def _head(case: Case, values: Values) -> Step:

@@ -85,7 +85,7 @@ def computed_networks(records: Sequence[Record], legend: Legend) -> list[Figure]
 
 def _compared_tokens(found: Sequence[Record]) -> int:
     """The length that most policies were measured at; of several, the one nearest to what networks are measured at."""
-    count = Counter(r["tokens"] for r in found)
+    count: Counter[int] = Counter(r["tokens"] for r in found)
     return min(count, key=lambda tokens: (-count[tokens], abs(tokens - NETWORK_TOKENS)))
 
 

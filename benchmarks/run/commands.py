@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mpcache.benchmarks.run.cost_commands import decode, generate, network, ops, prefill
+from mpcache.benchmarks.run.cost_commands import decode, generate, network, ops, prefill, profile
 from mpcache.benchmarks.run.quality_commands import agreement, prefill_study, quality
 from mpcache.benchmarks.run.report_commands import calibrate, everything, readme, report
 
@@ -24,6 +24,7 @@ for command in (
     prefill,
     network,
     ops,
+    profile,
     quality,
     prefill_study,
     agreement,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mpcache.protocols.backends.interface import Backend
+from mpcache.protocols.backends.interface import AnyBackend
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.plan import PlanSession
 from mpcache.protocols.session import Session
@@ -21,7 +21,7 @@ def private_backend(
     session: Session,
     weight_key: bytes | None = None,
     masked_weights: Mapping[str, torch.Tensor] | None = None,
-) -> Iterator[Backend]:
+) -> Iterator[AnyBackend]:
     """The backend `name` on a session, for as long as the block lasts."""
     if name == "mpc":
         yield MpcBackend(session, weight_key, dict(masked_weights or {}))

@@ -80,8 +80,8 @@ class Recorded:
         """
         if policy.prefill_budget:
             raise ConfigError(
-                f"cache policy {policy.name!r}: policies are compared from one prefill, which attends to everything; leave "
-                "out prefill_budget (mpcache bench prefill-study measures it)"
+                f"cache policy {policy.name!r}: policies are compared from one prefill, which attends to everything; "
+                "leave out prefill_budget (mpcache bench prefill-study measures it)"
             )
         tokens = self.tokens - again
         cache = new_cache(policy, decoder, tokens)

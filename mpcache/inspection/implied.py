@@ -181,7 +181,12 @@ def _feed_forward(checkpoint: Checkpoint, i: int, sizes: Sizes) -> float:
 
 def _elements(tensors: dict[str, torch.Tensor], name: str, length: float) -> torch.Tensor:
     """The most that each element of W x + b can be for an x of this length."""
-    return vector_norm(tensors[name], dim=1) * length + _bias(tensors, name)
+    return _lengths(tensors[name]) * length + _bias(tensors, name)
+
+
+def _lengths(rows: torch.Tensor) -> torch.Tensor:
+    lengths: torch.Tensor = vector_norm(rows, dim=1)
+    return lengths
 
 
 def _bias(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
@@ -195,12 +200,12 @@ def _head_lengths(tensors: dict[str, torch.Tensor], name: str, hidden: int, head
     gram = weight @ weight.transpose(1, 2)
     if not torch.isfinite(gram).all():
         return torch.full((len(gram),), math.inf)
-    largest = torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0).sqrt() * math.sqrt(hidden)
+    largest: torch.Tensor = torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0).sqrt() * math.sqrt(hidden)
     bias = tensors.get(f"{name}.bias")
-    return largest if bias is None else largest + vector_norm(bias.reshape(-1, head_size), dim=1)
+    return largest if bias is None else largest + _lengths(bias.reshape(-1, head_size))
 
 
 def _from_their_mean(rows: torch.Tensor) -> torch.Tensor:
     """Each row's distance from the mean row: what all logits have in common decides nothing."""
     mean = rows.mean(0)
-    return (vector_norm(rows, dim=1) ** 2 - 2 * rows @ mean + mean @ mean).clamp_min(0).sqrt()
+    return (_lengths(rows) ** 2 - 2 * rows @ mean + mean @ mean).clamp_min(0).sqrt()

@@ -13,7 +13,7 @@ import torch
 from mpcache.model.checkpoint import weight_shapes
 from mpcache.model.config import ModelConfig
 from mpcache.model.rotary import Tables, rotary_tables
-from mpcache.protocols.backends.interface import Backend, Value
+from mpcache.protocols.backends.interface import AnyBackend, Backend, Value
 
 
 class Cache(Protocol):
@@ -30,10 +30,10 @@ class Decoder:
     """A model on a backend. `tensors` are the owner's (see checkpoint.py); empty where the process has no model."""
 
     def __init__(
-        self, config: ModelConfig, backend: Backend, tensors: Mapping[str, torch.Tensor] | None = None
+        self, config: ModelConfig, backend: AnyBackend, tensors: Mapping[str, torch.Tensor] | None = None
     ) -> None:
         self.config = config
-        self.backend = backend
+        self.backend: Backend = backend
         self._tensors = tensors or {}
         self._weights = {
             name: backend.weight(name, shape, self._tensors.get(name)) for name, shape in weight_shapes(config).items()

@@ -16,7 +16,7 @@ import torch
 from mpcache.model.config import ModelConfig
 from mpcache.policies.reading import LEAST, Reading
 from mpcache.policies.settings import LONGEST_NAME, PolicySettings
-from mpcache.protocols.backends.interface import Backend, KeyValues, Masked, Value
+from mpcache.protocols.backends.interface import AnyBackend, Backend, KeyValues, Masked, Value
 from mpcache.protocols.errors import ConfigError
 
 
@@ -36,9 +36,10 @@ class Policy(ABC):
     settings_class: ClassVar[type[PolicySettings]] = PolicySettings
     settings: PolicySettings
 
-    def __init__(self, settings: PolicySettings, config: ModelConfig, backend: Backend, prompt_tokens: int) -> None:
+    def __init__(self, settings: PolicySettings, config: ModelConfig, backend: AnyBackend, prompt_tokens: int) -> None:
         self.check(settings)
-        self.settings, self.config, self.backend = settings, config, backend
+        self.settings, self.config = settings, config
+        self.backend: Backend = backend
         self.prompt_tokens = prompt_tokens
         self.budget = settings.budget_tokens(prompt_tokens)
         self.past = 0

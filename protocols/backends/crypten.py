@@ -80,7 +80,8 @@ class CryptenBackend:
 
     def reveal(self, x: Secret, to: int | None = None) -> torch.Tensor | None:
         """The value, at both parties or at one. Rounds: 1. For results that are public, or that one."""
-        return self._run(lambda a: a.get_plain_text(dst=to), x)
+        value: torch.Tensor | None = self._run(lambda a: a.get_plain_text(dst=to), x)
+        return value
 
     def weight(self, name: str, shape: tuple[int, ...], tensor: torch.Tensor | None) -> Secret:
         """Shared once; every product with it opens it again under a new mask."""

@@ -43,9 +43,9 @@ Choice: TypeAlias = Value
 Scores: TypeAlias = Value
 """What clusters are compared by: good for `top_k` and `pick` only (its ring may be narrow)."""
 
-V = TypeVar("V", bound=Value, default=Any)
+V = TypeVar("V", bound=Value, default=Value)
 W = TypeVar("W", default=Any)
-M = TypeVar("M", bound=Masked, default=Any)
+M = TypeVar("M", bound=Masked, default=Masked)
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Backend(Protocol[V, W, M]):
     """One computation, seen by one process. m is the number of tokens at hand, h the hidden size.
 
     V: its values. W: its private weights. M: its masked values. A model or a policy is written for a bare `Backend`,
-    whose values are any, and calls what comes out `Value`, `Choice`, `Scores` and `Masked`.
+    of which it knows no more than that what comes out is a `Value`, `Choice`, `Scores` or `Masked`.
     """
 
     name: str
@@ -192,3 +192,7 @@ class Backend(Protocol[V, W, M]):
 
     def announce(self, goes_on: bool | None) -> bool:
         """Whether another token is wanted: said by who learns the tokens, heard by the others (None before)."""
+
+
+AnyBackend: TypeAlias = Backend[Any, Any, Any]
+"""One of the backends, for those who make a model or a policy on it."""

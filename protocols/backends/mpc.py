@@ -8,6 +8,7 @@ import torch
 
 from mpcache.protocols.activation import activation
 from mpcache.protocols.backends.interface import KeyValues, Stage
+from mpcache.protocols.backends.planned import planned_once
 from mpcache.protocols.beaver import (
     Masked,
     extend,
@@ -100,6 +101,7 @@ class MpcBackend:
 
     # ------------------------------------------------------------ layers
 
+    @planned_once
     def embed(self, tokens: Sequence[int] | None, count: int, table: MaskedWeight) -> Secret:
         one_hot = torch.zeros((count, table.shape[1]), dtype=torch.int64, device=self.session.device)
         if tokens is not None:
@@ -113,6 +115,7 @@ class MpcBackend:
     def add_known(self, x: Secret, known: torch.Tensor | None) -> Secret:
         return x if known is None else self._secret(x.share + encode(known))
 
+    @planned_once
     def linear(self, x: Secret, weight: MaskedWeight, bias: torch.Tensor | None = None, narrow: bool = False) -> Secret:
         return self._run(self._linear(x.share, weight, bias, PRODUCT_BITS if narrow else RING_BITS), "linear")
 
@@ -124,9 +127,11 @@ class MpcBackend:
             z = z + encode(bias, 2 * FRACTION_BITS).to(z.device)
         return await truncate(self.session, z, out_bits=out_bits)
 
+    @planned_once
     def rms_norm(self, x: Secret, epsilon: float) -> Secret:
         return self._run(rms_norm(self.session, x.share, epsilon))
 
+    @planned_once
     def rotate(self, x: Secret, cos: torch.Tensor, sin: torch.Tensor) -> Secret:
         async def rotated() -> torch.Tensor:
             first, second = x.share.chunk(2, -1)
@@ -136,15 +141,18 @@ class MpcBackend:
 
         return self._run(rotated())
 
+    @planned_once
     def activation(self, x: Secret, kind: str) -> Secret:
         return self._run(activation(self.session, x.share, kind))
 
+    @planned_once
     def multiply(self, x: Secret, y: Secret) -> Secret:
         async def product() -> torch.Tensor:
             return await truncate(self.session, await multiply(self.session, x.share, y.share))
 
         return self._run(product())
 
+    @planned_once
     def scale(self, x: Secret, factor: Factor) -> Secret:
         return self._run(truncate(self.session, x.share * self.session.public(factor)), "selection")
 
@@ -156,6 +164,7 @@ class MpcBackend:
 
     # ------------------------------------------------------------ attention
 
+    @planned_once
     def append(self, cached: KeyValues[Masked] | None, keys: Secret, values: Secret) -> KeyValues[Masked]:
         """Every row is masked once, here, for as long as it is cached. Rounds: 1."""
         old_keys, old_values = (cached.keys, cached.values) if cached else (None, None)
@@ -168,6 +177,7 @@ class MpcBackend:
         )
         return KeyValues(new_keys, new_values, new_keys.shape[-2])
 
+    @planned_once
     def enter(
         self, cached: KeyValues[Masked] | None, queries: Secret, keys: Secret, values: Secret
     ) -> tuple[KeyValues[Masked], Masked]:
@@ -183,15 +193,18 @@ class MpcBackend:
         )
         return KeyValues(new_keys, new_values, new_keys.shape[-2]), masked_queries
 
+    @planned_once
     def attend(self, queries: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None = None) -> Secret:
         return self._run(self._attend(queries, cached, visible), "attention")
 
+    @planned_once
     def attend_observed(
         self, queries: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None, observed: torch.Tensor
     ) -> tuple[Secret, Secret]:
         out, received = self.session.run(self._attend_observed(queries, cached, visible, observed), "attention")
         return self._secret(out), self._secret(received)
 
+    @planned_once
     def attend_selected(
         self, queries: Masked, cached: KeyValues[Masked], start: int, end: int, stages: Sequence[Stage[Masked]]
     ) -> Secret:
@@ -312,6 +325,7 @@ class MpcBackend:
 
     # ------------------------------------------------------------ what cache policies are built from
 
+    @planned_once
     def mask(self, x: Secret, after: Masked | None = None) -> Masked:
         return self.session.run(extend(self.session, after, x.share, 1), "selection")
 
@@ -324,6 +338,7 @@ class MpcBackend:
     def forget(self, *masked: Masked) -> None:
         forget(self.session, *masked)
 
+    @planned_once
     def similarity(self, queries: Masked, masked: Sequence[Masked]) -> list[Secret]:
         """Rounds: 0, all are masked already."""
 
@@ -333,6 +348,7 @@ class MpcBackend:
         found = self.session.run(products(), "selection")
         return [self._secret(drop_low_bits(z.sum(1), FRACTION_BITS, PRODUCT_BITS)) for z in found]
 
+    @planned_once
     def product(self, x: Secret, masked: Masked, operation: str) -> Secret:
         async def product() -> torch.Tensor:
             factor = await mask(self.session, x.share)
@@ -341,11 +357,13 @@ class MpcBackend:
 
         return self._run(product(), "selection")
 
+    @planned_once
     def top_k(self, scores: Secret, k: int) -> Secret:
         """Nothing is revealed: not which, and not in what order."""
         compared = drop_low_bits(scores.share, FRACTION_BITS - SELECT_FRACTION_BITS, SCORE_BITS)
         return self._run(top_k(self.session, compared, k, SELECT_WIDTH), "selection")
 
+    @planned_once
     def argmin(self, scores: Secret, largest: float) -> Secret:
         async def choice() -> torch.Tensor:
             width = score_bits(largest, FRACTION_BITS) + 1  # and a sign
@@ -354,13 +372,16 @@ class MpcBackend:
 
         return self._run(choice(), "selection")
 
+    @planned_once
     def gather(self, choice: Secret, rows: Secret) -> Secret:
         return self._run(multiply(self.session, choice.share, rows.share, RING_BITS, "matmul"), "selection")
 
+    @planned_once
     def stage(self, choice: Secret, size: int) -> Stage[Masked]:
         """The choice is masked here, for every layer that shares it. Rounds: 1."""
         return Stage(self.session.run(mask(self.session, choice.share, WEIGHTED_BITS), "selection"), size)
 
+    @planned_once
     def pick(self, stage: Stage[Masked], rows: Secret) -> Secret:
         async def picked() -> torch.Tensor:
             masked = await mask(self.session, rows.share, SCORE_BITS)
@@ -368,6 +389,7 @@ class MpcBackend:
 
         return self._run(picked(), "selection")
 
+    @planned_once
     def retain(self, scores: Secret, k: int, largest: float, rows: Secret) -> Secret:
         async def retained() -> torch.Tensor:
             bits = score_bits(largest, FRACTION_BITS)
@@ -376,6 +398,7 @@ class MpcBackend:
 
         return self._run(retained(), "eviction")
 
+    @planned_once
     def extremes(self, x: Secret) -> tuple[Secret, Secret]:
         async def both() -> tuple[torch.Tensor, torch.Tensor]:
             high, low = await _extremes(self.session, x.share)
@@ -385,6 +408,7 @@ class MpcBackend:
         high, low = self.session.run(both(), "selection")
         return self._secret(high), self._secret(low)
 
+    @planned_once
     def overwrite(self, masked: Masked, choice: Secret, row: Secret) -> Masked:
         """Every row is masked anew, as any may have changed. Rounds: 2."""
 
@@ -399,6 +423,7 @@ class MpcBackend:
 
     # ------------------------------------------------------------ the next token
 
+    @planned_once
     def next_token(
         self,
         x: Secret,
@@ -449,12 +474,12 @@ class MpcBackend:
 
 def _runs(x: torch.Tensor, size: int) -> torch.Tensor:
     """(heads, group, tokens) to (heads, runs, group * size): the scores of a run's tokens in one row."""
-    return x.unflatten(2, (-1, size)).transpose(1, 2).flatten(2)
+    return x.reshape(*x.shape[:2], -1, size).transpose(1, 2).flatten(2)
 
 
 def _tokens(x: torch.Tensor, group: int) -> torch.Tensor:
     """The inverse of `_runs`."""
-    return x.unflatten(2, (group, -1)).transpose(1, 2).flatten(2)
+    return x.reshape(*x.shape[:2], group, -1).transpose(1, 2).flatten(2)
 
 
 async def _extremes(session: Session, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

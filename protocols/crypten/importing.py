@@ -51,24 +51,30 @@ class _NoCommunicator:
         return False
 
 
-def _communicator_module() -> ModuleType:
-    module: Any = ModuleType("crypten.communicator")
+def _module(name: str, **members: object) -> ModuleType:
+    module = ModuleType(name)
+    vars(module).update(members)
+    return module
 
+
+def _communicator_module() -> ModuleType:
     def refuse(*args: object, **options: object) -> None:
         raise unsupported("crypten.init or uninit (a session is current inside `with active(session):`)")
 
-    module.get = lambda: current_session().communicator
-    module.is_initialized = is_active
-    module._init = module.uninit = refuse
-    module.Communicator = TwoPartyCommunicator
-    module.DistributedCommunicator = module.InProcessCommunicator = _NoCommunicator
-    return module
+    return _module(
+        "crypten.communicator",
+        get=lambda: current_session().communicator,
+        is_initialized=is_active,
+        _init=refuse,
+        uninit=refuse,
+        Communicator=TwoPartyCommunicator,
+        DistributedCommunicator=_NoCommunicator,
+        InProcessCommunicator=_NoCommunicator,
+    )
 
 
 def _config_module() -> ModuleType:
-    module: Any = ModuleType("crypten.config")
-    module.CrypTenConfig, module.cfg = ContextConfig, ContextConfig()
-    return module
+    return _module("crypten.config", CrypTenConfig=ContextConfig, cfg=ContextConfig())
 
 
 # ---------------------------------------------------------------- crypten.common.rng, crypten.generators
@@ -99,10 +105,11 @@ def _stream(generator: Stream | None, device: Any) -> Stream:
 
 
 def _rng_module() -> ModuleType:
-    module: Any = ModuleType("crypten.common.rng")
-    module.generate_random_ring_element = _generate_random_ring_element
-    module.generate_kbit_random_tensor = _generate_kbit_random_tensor
-    return module
+    return _module(
+        "crypten.common.rng",
+        generate_random_ring_element=_generate_random_ring_element,
+        generate_kbit_random_tensor=_generate_kbit_random_tensor,
+    )
 
 
 class _SessionStreams:
@@ -115,7 +122,8 @@ class _SessionStreams:
         require_cpu(device)
         if self._name == "global":
             raise unsupported("public randomness (dropout)")
-        return getattr(current_session(), self._name)
+        stream: Stream = getattr(current_session(), self._name)
+        return stream
 
 
 # ---------------------------------------------------------------- the import

@@ -37,4 +37,5 @@ def from_crypten(tensor: Any, fraction_bits: int = FRACTION_BITS) -> torch.Tenso
     missing = fraction_bits - (int(tensor.encoder.scale).bit_length() - 1)
     if missing < 0:
         raise TypeError(f"the tensor has {-missing} more fractional bits than {fraction_bits}")
-    return tensor.share << missing if missing else tensor.share
+    share: torch.Tensor = tensor.share
+    return share << missing if missing else share
