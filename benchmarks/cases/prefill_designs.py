@@ -13,6 +13,7 @@ import torch
 from mpcache.generation.request import FULL
 from mpcache.model.decoder import Decoder
 from mpcache.policies.full import Full
+from mpcache.policies.reading import Reading
 from mpcache.protocols.backends.interface import KeyValues, Value
 
 SINKS = 4
@@ -26,6 +27,7 @@ class Design:
     """picks: how a block compares clusters, by a name of SCORES, or none are picked. keeps: after each block the cache
     is cut down to the tokens that received most attention, of 'all' blocks or of the 'last', or none leaves it.
     by_head: each head picks and keeps for itself. whole: everything is attended to. cluster: its tokens.
+    policy: what `prefill_budget` of a policy does: by largest score, in stripes.
     """
 
     picks: str = ""
@@ -33,6 +35,7 @@ class Design:
     by_head: bool = False
     whole: bool = False
     cluster: int = 4
+    policy: bool = False
 
 
 DESIGNS = {
@@ -44,7 +47,8 @@ DESIGNS = {
     "pick by largest score of each head": Design("largest", by_head=True),
     "pick by largest score of 8 queries' mean": Design("largest of groups"),
     "pick by largest score with heads summed": Design("largest of sums"),
-    "pick by largest score, clusters of 8": Design("largest", cluster=8),
+    "pick by largest score of clusters of 8": Design("largest", cluster=8),
+    "pick as policies do": Design(policy=True),
     "pick by attention": Design("attention"),
     "evict by all blocks": Design(keeps="all"),
     "evict by the last block": Design(keeps="last"),
@@ -108,6 +112,7 @@ class Reader(Full):
     def read_by(self, design: Design, budget: int) -> Reader:
         """budget: tokens before a block that it attends to, sinks and recent ones included."""
         self._design, self._budget = design, budget
+        self._reading = Reading(budget, self.config, self.backend) if design.policy else None
         self._got: list[Tensor | None] = [None] * self.config.layers
         return self
 
@@ -116,7 +121,7 @@ class Reader(Full):
         self._design = Design(whole=True)
 
     def attend(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        if self.past >= self.prompt_tokens:
+        if self.past >= self.prompt_tokens or self._design.policy:
             return super().attend(layer, queries, keys, values)
         heads, m, d = keys.shape
         cached, _ = self.enter(layer, queries, keys, values)

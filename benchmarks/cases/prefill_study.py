@@ -144,6 +144,7 @@ def _right(decoder: Decoder, cache: Reader, sample: Sample, placement: str) -> b
 
 
 def _copy(cache: Reader) -> Reader:
+    """What a policy's reading has made of the document is shared: a question adds nothing to it."""
     other = copy.copy(cache)
     other._layers, other._got = list(cache._layers), list(cache._got)
     return other

@@ -491,7 +491,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the documents (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
-    parser.set_defaults(run=lambda o: Trainer(o.out, Recipe(), o.seed, o.resume).run(o.minutes))
+    parser.add_argument("--start", type=Path, help="begin with the weights of this model folder, of the same shape")
+    parser.add_argument("--logs", type=float, default=0.0, help="share of day logs in training (default %(default)s)")
+    parser.set_defaults(run=lambda o: Trainer(o.out, Recipe(logs=o.logs), o.seed, o.resume, o.start).run(o.minutes))
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
