@@ -207,7 +207,10 @@ def test_settings_follow_a_name_or_are_keywords() -> None:
         ("mpcache:budget=1:budget=2", "'budget=2' is given twice"),
         ("mpcache:keep=1", "unknown setting 'keep' .known: name, budget"),
         ("mpcache:name=quest", "its name stands before its settings"),
-        ("quest:clusters=4", r"'quest': unknown setting 'clusters' \(known: name, budget, sinks, recent, page\)"),
+        (
+            "quest:clusters=4",
+            r"'quest': unknown setting 'clusters' \(known: name, budget, prefill_budget, sinks, recent, page\)",
+        ),
         ("quest:pages=4", "'quest': unknown setting 'pages' .did you mean 'page'"),
         ("mpcache:clusters=24+16", "whole clusters of the next"),
     ],
