@@ -7,6 +7,7 @@ adds: clusters that the block picks, out of all tokens or of those that were kep
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -124,7 +125,7 @@ class Reader(Full):
         if self.past >= self.prompt_tokens or self._design.policy:
             return super().attend(layer, queries, keys, values)
         heads, m, d = keys.shape
-        cached, _ = self.enter(layer, queries, keys, values)
+        cached: KeyValues[Any] = self.enter(layer, queries, keys, values)[0]
         asked: Tensor = queries.reshape(heads, -1, m, d)  # type: ignore[assignment]
         seen = self._seen(asked, cached)
         scores = asked @ cached.keys[:, None].transpose(-1, -2)
@@ -134,7 +135,7 @@ class Reader(Full):
         out: Value = (weights @ cached.values[:, None]).reshape(heads, -1, d)
         return out
 
-    def _seen(self, queries: Tensor, cached: KeyValues) -> Tensor:
+    def _seen(self, queries: Tensor, cached: KeyValues[Any]) -> Tensor:
         """(G, m, T): which tokens each query sees."""
         heads, _, m, d = queries.shape
         total, size = cached.tokens, self._design.cluster
@@ -158,7 +159,7 @@ class Reader(Full):
             scores = together.expand_as(scores)
         return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(count, 1).indices, True)
 
-    def _keep(self, layer: int, cached: KeyValues, got: Tensor) -> None:
+    def _keep(self, layer: int, cached: KeyValues[Any], got: Tensor) -> None:
         before, most = self._got[layer], self._budget * (WIDER if self._design.picks else 1)
         if before is not None and self._design.keeps == "all":
             got[:, : before.shape[1]] += before

@@ -118,7 +118,8 @@ def _apart(count: int, size: int, generator: torch.Generator) -> Tensor:
         x = x / x.norm(dim=1, keepdim=True)
         near = (x @ x.t()).fill_diagonal_(0)
         x = x - 0.05 * (near**7) @ x / (near**7).abs().max()
-    return x / x.norm(dim=1, keepdim=True)
+    unit: Tensor = x / x.norm(dim=1, keepdim=True)
+    return unit
 
 
 def _frequencies() -> Tensor:
