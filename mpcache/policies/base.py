@@ -164,7 +164,8 @@ class Policy(ABC):
 
     def _attend_block(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
         (cached, masked), m = self.enter(layer, queries, keys, values), keys.shape[1]
-        seen = None if self._reading is None else self._reading.seen(layer, masked, cached, self.past)
+        last = self.past + m >= self.prompt_tokens  # has the question, and costs no more than linearly
+        seen = None if last or self._reading is None else self._reading.seen(layer, masked, cached, self.past)
         if self._reading is None or seen is None:
             return self._attend_to(layer, masked, cached, m)
         out = self._attend_to(layer, masked, seen.cached, m, seen.in_place)

@@ -2,7 +2,8 @@
 
 A block sees the first tokens, those just before it, itself, and of the tokens between as many clusters as the budget
 pays for: those whose mean key any of the block's queries gives the largest score, one choice for all heads of a layer.
-Nothing leaves the cache: what a later block needs is still there. Which clusters are picked is secret; how many, and
+The prompt's last block, where a question stands, sees everything. Nothing leaves the cache: what a later block needs is
+still there. Which clusters are picked is secret; how many, and
 where they could be, follows from lengths. benchmarks/QUALITY.md has what this and other designs cost in answers: the
 mean of a block's queries finds little of what a single token needs.
 """
