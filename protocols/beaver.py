@@ -8,7 +8,7 @@ opens the fresh operand alone. The dealer keeps a mask under its number until it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -112,6 +112,46 @@ class MaskRows(Correlation):
 
 
 @dataclass(frozen=True)
+class MaskRuns(Correlation):
+    """Nothing is dealt: the dealer lays out rows [start, end) of a kept mask as `runs_in_stripes`, under a new
+    number."""
+
+    new_handle: int
+    handle: int
+    start: int
+    end: int
+    stripes: int
+    size: int
+
+    def renamed(self, handle: Callable[[int], int], weight: Callable[[str], str]) -> Correlation:
+        return replace(self, new_handle=handle(self.new_handle), handle=handle(self.handle))
+
+    def fields(self) -> Fields:
+        return {}
+
+    def uses(self) -> Uses:
+        return Uses(masks=(self.handle,), keeps=self.new_handle)
+
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        kept = dealer.kept(self.handle)[:, self.start : self.end]
+        dealer.keep(self.new_handle, runs_in_stripes(kept, self.stripes, self.size))
+        return {}
+
+
+def runs_in_stripes(x: torch.Tensor, stripes: int, size: int) -> torch.Tensor:
+    """(heads, n * stripes * size, d) to (stripes, n, heads * size * d): a run of `size` neighbouring rows, of all
+    heads, in one row; run i is the (i // stripes)-th of stripe i mod stripes."""
+    heads, _, d = x.shape
+    return x.reshape(heads, -1, stripes, size, d).permute(2, 1, 0, 3, 4).reshape(stripes, -1, heads * size * d)
+
+
+def rows_of_runs(x: torch.Tensor, heads: int, size: int) -> torch.Tensor:
+    """(stripes, k, heads * size * d) to (heads, stripes * k * size, d), stripe by stripe."""
+    stripes, k, _ = x.shape
+    return x.reshape(stripes, k, heads, size, -1).permute(2, 0, 1, 3, 4).reshape(heads, stripes * k * size, -1)
+
+
+@dataclass(frozen=True)
 class Forget(Correlation):
     """Nothing is dealt: the dealer forgets masks that no product will refer to again."""
 
@@ -203,6 +243,15 @@ def rows(session: Session, parts: Sequence[tuple[Masked, int, int]]) -> Masked:
     opened = torch.cat([masked.opened[..., start:end, :] for masked, start, end in parts], -2)
     mask = torch.cat([masked.mask[..., start:end, :] for masked, start, end in parts], -2)
     return Masked(opened, mask, handle, parts[0][0].bits)
+
+
+def masked_runs(session: Session, masked: Masked, start: int, end: int, stripes: int, size: int) -> Masked:
+    """Rows [start, end) of a masked value as `runs_in_stripes`, under the masks that they have. Costs nothing; the
+    value stays."""
+    handle = session.new_handle()
+    session.take(MaskRuns(handle, masked.handle, start, end, stripes, size))
+    opened, mask = (runs_in_stripes(x[:, start:end], stripes, size) for x in (masked.opened, masked.mask))
+    return Masked(opened, mask, handle, masked.bits)
 
 
 def forget(session: Session, *values: Masked) -> None:

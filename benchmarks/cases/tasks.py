@@ -7,12 +7,14 @@ and the records say so.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from mpcache.demo.daylog import FAR, DayLog, Statement, log_of_tokens
 from mpcache.demo.daysheet import KINDS, DaySheet, Fact, filler_sentences, names, sheet_of_tokens
 
 Turn = tuple[Sequence[int], Sequence[int]]
@@ -47,6 +49,8 @@ class Task:
 QUESTIONS = 4
 """Questions about a day sheet: more documents say more than more questions about one."""
 DEPTHS = (0, 25, 50, 75, 100)
+HOPS = 2
+"""Statements that an answer of a day log needs beyond the one that the question finds: at most so many."""
 HEADROOM = 40
 """Tokens kept free for questions and answers, where a generator does not count them itself."""
 SPAN = 24
@@ -125,6 +129,49 @@ def count(tokenizer: Tokenizer, tokens: int, seed: int) -> list[Sample]:
     return [Sample(document, [_turn(tokenizer, "Q: How many was given?\nA:", f" {len(people)}\n")])]
 
 
+def conversation(tokenizer: Tokenizer, tokens: int, seed: int) -> list[Sample]:
+    """Questions about one day sheet, one after another: what an answer needs, those before it did not."""
+    sheet = sheet_of_tokens(seed, "heldout", tokens - 3 * HEADROOM, tokenizer)
+    document = tokenizer.encode(sheet.text).ids
+    return [Sample(document, [_turn(tokenizer, q, a) for q, a in sheet.questions[: 2 * QUESTIONS]])]
+
+
+def chain(tokenizer: Tokenizer, tokens: int, seed: int) -> list[Sample]:
+    """Nobody is named anew: a statement holds for good."""
+    return _log(tokenizer, tokens, f"chain-{seed}", "room", 0.0, lambda log, said: said.hops > 0)
+
+
+def moves(tokenizer: Tokenizer, tokens: int, seed: int) -> list[Sample]:
+    """What the answer rests on has been corrected since: today's state of the other person is the wrong answer."""
+    return _log(tokenizer, tokens, f"moves-{seed}", "room", 0.4, lambda log, said: log.overtaken(said))
+
+
+def total(tokenizer: Tokenizer, tokens: int, seed: int) -> list[Sample]:
+    return _log(tokenizer, tokens, f"total-{seed}", "dose", 0.3, lambda log, said: said.hops > 0)
+
+
+def _log(
+    tokenizer: Tokenizer,
+    tokens: int,
+    name: str,
+    kind: str,
+    restated: float,
+    wanted: Callable[[DayLog, Statement], bool],
+) -> list[Sample]:
+    """Questions about a day log whose statements rest on far ones, labelled by their hops; at least one."""
+    for attempt in itertools.count():
+        seed = random.Random(f"{name}-{attempt}").getrandbits(40)
+        apart = min(FAR, tokens // 24)
+        log = log_of_tokens(DayLog(seed, "heldout", kind, 0, HOPS, apart, restated), tokens, tokenizer)
+        asked = [said for said in log.last if wanted(log, said)][:QUESTIONS]
+        if asked:
+            document = tokenizer.encode(log.text).ids
+            return [
+                Sample(document, [_turn(tokenizer, said.question, said.answer)], f"{said.hops} hops") for said in asked
+            ]
+    raise AssertionError
+
+
 def copy(tokenizer: Tokenizer, tokens: int, seed: int) -> list[Sample]:
     """The sheet's sentences once more, from a random one on."""
     sheet = sheet_of_tokens(seed, "heldout", tokens - 2 * SPAN, tokenizer)
@@ -151,6 +198,14 @@ TASKS = {
         Task("two-hop", "one fact's answer is the key of another", two_hop),
         Task("count", "how many people a kind of fact is stated of", count),
         Task("copy", f"the next {SPAN} tokens of a passage that the document has", copy),
+        Task(
+            "conversation",
+            f"{2 * QUESTIONS} questions about a day sheet, one after another; all must be right",
+            conversation,
+        ),
+        Task("chain", "a room that is told by whom somebody moves to, one or two people on, far apart", chain),
+        Task("moves", "the same, of people who have moved on since", moves),
+        Task("total", "a dose with what it was raised by, far apart", total),
         Task("perplexity", "likelihood of questions and answers, token by token", perplexity),
     )
 }

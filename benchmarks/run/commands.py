@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mpcache.benchmarks.run.cost_commands import decode, generate, network, ops, prefill, profile
-from mpcache.benchmarks.run.quality_commands import agreement, quality
+from mpcache.benchmarks.run.quality_commands import agreement, prefill_study, quality
 from mpcache.benchmarks.run.report_commands import calibrate, everything, readme, report
 
 
@@ -26,6 +26,7 @@ for command in (
     ops,
     profile,
     quality,
+    prefill_study,
     agreement,
     everything,
     calibrate,

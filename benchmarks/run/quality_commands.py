@@ -1,4 +1,4 @@
-"""`mpcache bench quality` and `agreement`: answers by policy, in plaintext and under MPC."""
+"""`mpcache bench quality`, `prefill-study` and `agreement`: answers by policy or prefill."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import click
 
 from mpcache.benchmarks.cases.ablations import compared_policies
 from mpcache.benchmarks.cases.agreement import ANSWERED, agreement_cases
+from mpcache.benchmarks.cases.prefill_designs import DESIGNS
+from mpcache.benchmarks.cases.prefill_study import StudyOptions, run_study, study_tables
 from mpcache.benchmarks.cases.quality import QualityOptions, quality_tables, run_quality
 from mpcache.benchmarks.cases.scoring import PLACEMENTS
 from mpcache.benchmarks.cases.tasks import TASKS
@@ -90,6 +92,48 @@ def quality(
     if markdown is not None:
         written = [f"### {title}\n\n{tables.markdown(head, rows)}" for title, head, rows in quality_tables(records)]
         markdown.write_text("\n".join(written))
+
+
+@click.command("prefill-study")
+@click.option(
+    "--model", type=click.Path(path_type=Path, exists=True), help="Model folder (default: of each task its own)."
+)
+@click.option("--task", default="day-sheet,chain,moves", show_default=True, help=f"Any of {', '.join(TASKS)}.")
+@tokens_option
+@click.option("--design", default="all", show_default=True, help=f"Any of {', '.join(DESIGNS)}; or all.")
+@click.option("--budget", default="128,256", show_default=True, help="Tokens before a block that it attends to.")
+@click.option("--documents", type=click.IntRange(1), default=12, show_default=True, help="Documents of each length.")
+@out_option
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
+def prefill_study(
+    model: Path | None,
+    task: str,
+    tokens: str,
+    design: str,
+    budget: str,
+    documents: int,
+    out: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Compare designs of a sparse prefill by their answers, in plaintext.
+
+    A block of 64 of the prompt's tokens attends to 4 first and 64 last tokens before it, and to what its design adds.
+    Without --model, chain and moves are for a model whose weights are laid out by hand (mpcache/demo/reader.py).
+    """
+    options = StudyOptions(
+        model,
+        words(task, tuple(TASKS), "task"),
+        numbers(tokens),
+        list(DESIGNS) if design == "all" else words(design, tuple(DESIGNS), "design"),
+        numbers(budget),
+        documents,
+    )
+    records = run_study(options, Records(out), lambda case: click.echo(case, err=True))
+    found = study_tables(records)
+    for title, head, rows in found:
+        tables.show(title, head, rows)
+    if markdown is not None:
+        markdown.write_text("\n".join(f"### {title}\n\n{tables.markdown(head, rows)}" for title, head, rows in found))
 
 
 @click.command()

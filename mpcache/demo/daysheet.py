@@ -73,6 +73,8 @@ _FILLER = (
     "All phones stay in the office.",
     "The garden is open after lunch.",
 )
+_LOG_WORDS = (" joins", " more")
+"""What day logs (daylog.py) say and day sheets do not."""
 _HEADING = "Day sheet, {day} {date}."
 _TOKEN = re.compile(r"[QA]:| ?[0-9]+:[0-9][0-9]| ?[0-9]+| ?[A-Za-z]+|[^A-Za-z0-9]")
 
@@ -262,6 +264,7 @@ def build_tokenizer() -> Tokenizer:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [(BEGIN, -10.0), *((letter, -10.0) for letter in letters)]
     pieces += [(word, -1.0) for word in in_bytes if len(word) > 1]
+    pieces += [(whole.pre_tokenize_str(word)[0][0], -1.0) for word in _LOG_WORDS]  # the last: others keep their numbers
     tokenizer = Tokenizer(models.Unigram(pieces, None, False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_TOKEN.pattern), "isolated"), whole])
     tokenizer.decoder = decoders.ByteLevel()
@@ -271,9 +274,14 @@ def build_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def name_syllables() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The first and the second parts of names, as they are encoded."""
+    return tuple(f" {first}" for first in _FIRST), _SECOND
+
+
 def name_tokens(tokenizer: Tokenizer) -> list[int]:
     """The tokens that names consist of."""
-    return [_ids(tokenizer, syllable)[0] for syllable in (*(f" {first}" for first in _FIRST), *_SECOND)]
+    return [_ids(tokenizer, syllable)[0] for part in name_syllables() for syllable in part]
 
 
 def _frame_words(text: str) -> list[str]:

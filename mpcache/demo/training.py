@@ -7,10 +7,12 @@ because sequences start short: their length grows when the model answers well at
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from mpcache.demo.daylog import FAR, KINDS_OF_LOG, DayLog, log_of_tokens, log_pieces
 from mpcache.demo.daysheet import BEGIN, END, SPLITS, build_tokenizer, name_tokens, sheet_of_tokens, training_pieces
 
 CHECKPOINT = "checkpoint.pt"
@@ -44,9 +47,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. A stage is (tokens of a sequence, answer accuracy that ends it)."""
+    """How to train. A stage is (tokens of a sequence, answer accuracy that ends it).
+
+    logs: the share of sequences that are day logs (daylog.py), the others are day sheets; hops: the most in a log.
+    """
 
     stages: tuple[tuple[int, float], ...] = ((128, 0.95), (256, 0.96), (512, 0.97), (1024, 0.98), (2048, 2.0))
+    logs: float = 0.0
+    hops: int = 2
     batch_tokens: int = 4096
     learning_rate: float = 3e-3
     warmup_steps: int = 50
@@ -76,7 +84,8 @@ class Attention(nn.Module):
         )
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         k, v = (t.repeat_interleave(self.heads // self.key_value_heads, 1) for t in (k, v))
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        with torch.autocast("cpu", enabled=False):  # backward in bfloat16 takes four times as long on a CPU
+            attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
         out: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return out
 
@@ -147,38 +156,44 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 NAME_CHANNELS = 20
+SYLLABLE, VALUE_OF, ASKED, HERE = (slice(1 + i * NAME_CHANNELS, 1 + (i + 1) * NAME_CHANNELS) for i in range(4))
+OTHERS = slice(HERE.stop, None)
+LOOK, COPY, MATCH, NOISE = 0.3, 0.15, 2.0, 0.2
 
 
 @torch.no_grad()
-def initialise(model: Llama, syllables: list[int]) -> None:
-    """Random weights, with the beginnings of retrieval by name laid out in the first layers.
+def initialise(model: Llama, syllables: list[int], ends: Sequence[int]) -> None:
+    """Random weights, with the beginnings of retrieval by name laid out.
 
     From random weights alone, a model this small learns within minutes which kind of value is asked for, but whose
-    remains a guess for long. So heads begin with a purpose, all of which training may change: those of the first layer
-    look back over the words just before; two of them copy `NAME_CHANNELS` channels in which only syllables of names
-    differ, so that a value's position, and the end of a question, know the name before them; and in the next two
-    layers, heads attend to where those channels hold the same name.
+    remains a guess for long. So heads begin with a purpose, all of which training may change. In the channels SYLLABLE
+    only syllables of names differ. Heads of the first layer look back over the words just before and copy these
+    channels: to VALUE_OF from where the name is before a value, to ASKED from where it is before the end of a question,
+    and to HERE from this word and the last, so that the end of a name knows the whole name. In all further layers,
+    heads attend to where VALUE_OF holds their own ASKED (an answer), or their HERE (what is known of who is just being
+    named), and copy what stands there besides names. ends: tokens that do not look back, being no value.
     """
     shape = model.shape
     for name, weight in model.named_parameters():
         if weight.dim() == 2:
             deviation = weight.shape[1] ** -0.5 * (0.5 if "embed" in name else 1.0)
             if "o_proj" in name or "down_proj" in name:
-                deviation /= math.sqrt(2 * shape.num_hidden_layers)
+                deviation *= NOISE / math.sqrt(2 * shape.num_hidden_layers)
             weight.normal_(0, deviation)
     embedding = model.model.embed_tokens.weight
-    embedding[:, 1 : 1 + NAME_CHANNELS] = 0.0
-    embedding[syllables, 1 : 1 + NAME_CHANNELS] = 0.5 * NAME_CHANNELS**-0.5 * torch.randn(len(syllables), NAME_CHANNELS)
+    embedding[:, SYLLABLE.start : HERE.stop] = 0.0
+    embedding[syllables, SYLLABLE] = 0.5 * NAME_CHANNELS**-0.5 * torch.randn(len(syllables), NAME_CHANNELS)
     embedding[:, 1:] *= 0.5 / embedding[:, 1:].norm(dim=1, keepdim=True)
     embedding[:, 0] = 0.5  # the same for all tokens, before and after the norm: where heads that look back begin
+    embedding[ends, 0] = 0.0
     first, *others = [module for module in model.modules() if isinstance(module, Attention)]
-    _look_back(first, shape, embedding[0, 0].item() / embedding[0].square().mean().sqrt().item())
-    for attention in others[:2]:
+    _look_back(first, shape, 0.5 / embedding[0].square().mean().sqrt().item())
+    for attention in others:
         _match_names(attention, shape)
 
 
 def _look_back(attention: Attention, shape: Shape, constant: float) -> None:
-    """Let each head attend to the tokens at some distance; the first two copy the name channels.
+    """Let each head attend to the tokens at some distance; the first four copy the channels of names.
 
     Queries and keys begin as multiples of channel 0, a `constant`. The rotary positions turn them: their product then,
     at distance x, is a sum of cosines of (x - distance), largest at the head's own distance.
@@ -189,37 +204,46 @@ def _look_back(attention: Attention, shape: Shape, constant: float) -> None:
     attention.k_proj.weight.mul_(0.03)
     keys = attention.k_proj.weight.view(-1, 2, half, shape.hidden_size)
     keys[:, 0, :count, 0], keys[:, 1, :count, 0] = 0.7, 0.0
-    distances = [(3.5, 2.5), (4.5, 2.5), *((float(1 + i), 8.0) for i in range(shape.num_attention_heads - 2))]
+    distances = [(3.5, 2.5), (4.5, 2.5), *((float(i), 8.0) for i in range(shape.num_attention_heads - 2))]
     queries = attention.q_proj.weight.view(-1, 2, half, shape.hidden_size)
     for query, (distance, sharpness) in zip(queries, distances, strict=True):
         size = torch.full((count,), sharpness * math.sqrt(d) / (0.7 * constant**2))
         query[0, :count, 0], query[1, :count, 0] = size * (fast * distance).cos(), -size * (fast * distance).sin()
     copy = torch.eye(NAME_CHANNELS)
-    attention.v_proj.weight[:NAME_CHANNELS] = 0.0
-    attention.v_proj.weight[:NAME_CHANNELS, 1 : 1 + NAME_CHANNELS] = copy
-    for head in range(2):
+    shared = shape.num_attention_heads // shape.num_key_value_heads
+    for head, (channels, part) in enumerate(((VALUE_OF, 1.0), (ASKED, 1.0), (HERE, 0.5), (HERE, 0.5))):
+        rows = slice(head // shared * d, head // shared * d + NAME_CHANNELS)
+        attention.v_proj.weight[rows] = 0.0
+        attention.v_proj.weight[rows, SYLLABLE] = copy
         columns = slice(head * d, head * d + NAME_CHANNELS)
         attention.o_proj.weight[:, columns] = 0.0
-        attention.o_proj.weight[1 : 1 + NAME_CHANNELS, columns] = 0.3 * copy
+        attention.o_proj.weight[channels, columns] = LOOK * part * copy
 
 
 def _match_names(attention: Attention, shape: Shape) -> None:
-    """Let the first key/value head and its queries compare name channels, in the slowly turning dimensions."""
-    half = shape.head_dim // 2
+    """Let the first key/value head compare VALUE_OF with its first query head's ASKED and its second one's HERE, in the
+    slowly turning dimensions, and copy a random projection of the channels that name nobody."""
+    half, d = shape.head_dim // 2, shape.head_dim
     slow = slice(half - NAME_CHANNELS // 2, half)
-    same = 1.2 * torch.eye(NAME_CHANNELS).view(2, -1, NAME_CHANNELS)
-    shared = shape.num_attention_heads // shape.num_key_value_heads
-    for weight, heads in ((attention.k_proj.weight, 1), (attention.q_proj.weight, shared)):
-        rows = weight.view(-1, 2, half, shape.hidden_size)
-        rows[:heads, :, slow] = 0.0
-        rows[:heads, :, slow, 1 : 1 + NAME_CHANNELS] = same
+    copied = torch.randn(d, shape.hidden_size - HERE.stop) * d**-0.5
+    attention.v_proj.weight[:d] = 0.0
+    attention.v_proj.weight[:d, OTHERS] = copied
+    for head in range(shape.num_attention_heads // shape.num_key_value_heads):
+        attention.o_proj.weight[:, head * d : (head + 1) * d] = 0.0
+        attention.o_proj.weight[OTHERS, head * d : (head + 1) * d] = COPY * copied.t()
+    same = MATCH * torch.eye(NAME_CHANNELS).view(2, -1, NAME_CHANNELS)
+    for weight, compared in ((attention.k_proj.weight, (VALUE_OF,)), (attention.q_proj.weight, (ASKED, HERE))):
+        heads = weight.view(-1, 2, half, shape.hidden_size)
+        for head, channels in zip(heads, compared, strict=False):
+            head[:, slow] = 0.0
+            head[:, slow, channels] = same
 
 
 class Batches:
     """Endless training batches (ids, is an answer), each (sequences, tokens + 1)."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: str) -> None:
-        self._tokenizer, self._rng = tokenizer, random.Random(seed)
+    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, seed: str) -> None:
+        self._tokenizer, self._recipe, self._rng = tokenizer, recipe, random.Random(seed)
         self._cache: dict[str, list[int]] = {}
 
     def next(self, sequences: int, tokens: int) -> tuple[Tensor, Tensor]:
@@ -230,7 +254,9 @@ class Batches:
     def _sequence(self, tokens: int) -> tuple[list[int], list[bool]]:
         ids: list[int] = []
         answers: list[bool] = []
-        for text, answer in training_pieces(self._rng, tokens):
+        log = self._rng.random() < self._recipe.logs
+        pieces = log_pieces(self._rng, tokens, self._recipe.hops) if log else training_pieces(self._rng, tokens)
+        for text, answer in pieces:
             piece = self._encode(text)
             ids += piece
             answers += [answer] * len(piece)
@@ -261,12 +287,14 @@ class Progress:
 class Trainer:
     """Muon for the matrices and AdamW for the rest, on answers above all."""
 
-    def __init__(self, folder: Path, recipe: Recipe, seed: int, resume: bool) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, seed: int, resume: bool, start: Path | None = None) -> None:
         self.folder, self.recipe, self.seed, self.progress = folder, recipe, seed, Progress()
         torch.manual_seed(seed)
         self.tokenizer = build_tokenizer()
         self.model = Llama(Shape(self.tokenizer.get_vocab_size()))
-        initialise(self.model, name_tokens(self.tokenizer))
+        initialise(self.model, name_tokens(self.tokenizer), [_encode_answer(self.tokenizer, END)[0]])
+        if start is not None:
+            begin_with(self.model, start)
         matrices = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]
         rest = [p for n, p in self.model.named_parameters() if p.dim() != 2 or "embed" in n]
         rate, decay = recipe.learning_rate, recipe.weight_decay
@@ -276,7 +304,7 @@ class Trainer:
         ]
         if resume:
             self._load()
-        self.batches = Batches(self.tokenizer, f"{seed}-{self.progress.resumed}")
+        self.batches = Batches(self.tokenizer, recipe, f"{seed}-{self.progress.resumed}")
 
     def run(self, minutes: float) -> None:
         """Train for so long, saving and reporting on the way."""
@@ -340,6 +368,13 @@ class Trainer:
         tokens = sorted({128, 512, min(1024, 2 * self.recipe.stages[self.progress.stage][0])})
         figures = {n: exact_match(self.model, self.tokenizer, n, 50) for n in tokens}
         print("saved; held-out exact match " + "  ".join(f"{n}: {x:.2f}" for n, x in figures.items()), flush=True)
+        if self.recipe.logs:
+            for n, kind in itertools.product(tokens, KINDS_OF_LOG):
+                cells = log_match(self.model, self.tokenizer, n, 10, kind, self.recipe.hops)
+                print(
+                    f"  log of {kind}, {n}: " + "  ".join(f"{h} hops {r}/{a}" for h, (r, a) in cells.items()),
+                    flush=True,
+                )
 
     def _load(self) -> None:
         state = torch.load(self.folder / CHECKPOINT, weights_only=True)
@@ -366,6 +401,24 @@ def exact_match(model: Llama, tokenizer: Tokenizer, tokens: int, documents: int,
             hidden = model(torch.tensor([prompt + gold[:-1]]))[0, len(prompt) - 1 :]
             right += model.logits(hidden).argmax(-1).tolist() == gold
     return right / documents
+
+
+@torch.no_grad()
+def log_match(
+    model: Llama, tokenizer: Tokenizer, tokens: int, documents: int, kind: str, hops: int, split: str = "heldout"
+) -> dict[int, tuple[int, int]]:
+    """(right, asked) by an answer's hops, of day logs whose statements rest on far ones: two questions of each."""
+    cells = {h: (0, 0) for h in range(hops + 1)}
+    for seed in range(documents):
+        log = log_of_tokens(DayLog(seed, split, kind, hops=hops, apart=FAR if tokens > 400 else 5), tokens, tokenizer)
+        for h in cells:
+            for said in [one for one in log.last if one.hops == h][:2]:
+                prompt, gold = tokenizer.encode(log.text + said.question).ids, _encode_answer(tokenizer, said.answer)
+                with torch.autocast("cpu", torch.bfloat16, enabled=model.training):
+                    hidden = model(torch.tensor([prompt + gold[:-1]]))[0, len(prompt) - 1 :]
+                right = model.logits(hidden).argmax(-1).tolist() == gold
+                cells[h] = cells[h][0] + right, cells[h][1] + 1
+    return cells
 
 
 def _encode_answer(tokenizer: Tokenizer, answer: str) -> list[int]:
@@ -402,6 +455,14 @@ def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
+@torch.no_grad()
+def begin_with(model: Llama, folder: Path) -> None:
+    """Take the weights of a trained model of the same shape, whose tokens are the first of this one's."""
+    trained = load(folder)[0].state_dict()
+    for name, weight in model.named_parameters():
+        weight[: len(trained[name])] = trained[name]
+
+
 def load(folder: Path) -> tuple[Llama, Tokenizer]:
     """A model folder that `export` wrote."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
@@ -430,7 +491,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the documents (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
-    parser.set_defaults(run=lambda o: Trainer(o.out, Recipe(), o.seed, o.resume).run(o.minutes))
+    parser.add_argument("--start", type=Path, help="begin with the weights of this model folder, of the same shape")
+    parser.add_argument("--logs", type=float, default=0.0, help="share of day logs in training (default %(default)s)")
+    parser.set_defaults(run=lambda o: Trainer(o.out, Recipe(logs=o.logs), o.seed, o.resume, o.start).run(o.minutes))
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from mpcache.model.decoder import Decoder
 from mpcache.policies import Policy, PolicySettings, new_cache
 from mpcache.policies.full import Full
 from mpcache.protocols.backends.interface import Value
+from mpcache.protocols.errors import ConfigError
 
 
 class Recorder(Full):
@@ -75,7 +76,13 @@ class Recorded:
 
         again: how many last tokens are left out of the cache, to be computed again as decode steps. Eviction has seen
         their attention all the same, as it would after this prompt. share: makes tensors the backend's values.
+        Raises ConfigError for a policy that reads with a budget: this prompt was read whole.
         """
+        if policy.prefill_budget:
+            raise ConfigError(
+                f"cache policy {policy.name!r}: policies are compared from one prefill, which attends to everything; "
+                "leave out prefill_budget (mpcache bench prefill-study measures it)"
+            )
         tokens = self.tokens - again
         cache = new_cache(policy, decoder, tokens)
         for i, layer in enumerate(self.layers):

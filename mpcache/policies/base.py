@@ -8,11 +8,13 @@ follows from public values alone: lengths and settings.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 
 from mpcache.model.config import ModelConfig
+from mpcache.policies.reading import LEAST, Reading
 from mpcache.policies.settings import LONGEST_NAME, PolicySettings
 from mpcache.protocols.backends.interface import AnyBackend, Backend, KeyValues, Masked, Value
 from mpcache.protocols.causal import Causal
@@ -44,6 +46,7 @@ class Policy(ABC):
         self.past = 0
         self._layers: list[KeyValues | None] = [None] * config.layers
         self._received: list[Value | None] = [None] * config.layers
+        self._reading = Reading(settings.prefill_budget, config, backend) if settings.prefill_budget else None
         self.prepare()
 
     @classmethod
@@ -55,6 +58,11 @@ class Policy(ABC):
                 f"{type(settings).__name__}({settings.name[:LONGEST_NAME]!r}, ...)"
             )
         settings.check_budget()
+        if 0 < settings.prefill_budget < LEAST:
+            raise ConfigError(
+                f"cache policy {cls.name!r}: prefill_budget is 0 (a block of the prompt attends to all tokens "
+                f"before it) or {LEAST} tokens at least"
+            )
 
     @classmethod
     def settled(
@@ -165,12 +173,30 @@ class Policy(ABC):
 
     def _attend_block(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
         (cached, masked), m = self.enter(layer, queries, keys, values), keys.shape[1]
+        last = self.past + m >= self.prompt_tokens  # has the question, and costs no more than linearly
+        seen = None if last or self._reading is None else self._reading.seen(layer, masked, cached, self.past)
+        if self._reading is None or seen is None:
+            return self._attend_to(layer, masked, cached, m)
+        out = self._attend_to(layer, masked, seen.cached, m, seen.in_place)
+        self.backend.forget(seen.cached.keys, seen.cached.values)
+        return out
+
+    def _attend_to(
+        self,
+        layer: int,
+        masked: Masked,
+        cached: KeyValues,
+        m: int,
+        in_place: Callable[[Value], Value] = lambda received: received,
+    ) -> Value:
+        """Attention of a block to what it sees, whose last m tokens are its own. in_place: attention received
+        (G, tokens seen) to (G, T)."""
         repeat = self.config.queries_per_head
-        visible = self.backend.visible(Causal(m, self.past, repeat)) if m > 1 else None
+        visible = self.backend.visible(Causal(m, cached.tokens - m, repeat)) if m > 1 else None
         first = max(0, self.prompt_tokens - self.observed_queries() - self.past)
         if first >= m:
             return self.backend.attend(masked, cached, visible)
         observed = (torch.arange(repeat)[:, None] * m + torch.arange(first, m)).flatten()
         out, received = self.backend.attend_observed(masked, cached, visible, observed)
-        self._received[layer] = self.add_padded(self._received[layer], received)
+        self._received[layer] = self.add_padded(self._received[layer], in_place(received))
         return out

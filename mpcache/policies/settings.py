@@ -87,11 +87,13 @@ class PolicySettings:
 
     name: the policy's, see `mpcache policies`. budget: how many tokens a decode step attends to. It is a number of
     tokens (1 or more) or a fraction of the prompt (below 1). A fraction is raised to the least that the policy needs.
-    Policies that only evict after the prompt keep so many of its tokens.
+    Policies that only evict after the prompt keep so many of its tokens. prefill_budget: how many tokens before it a
+    block of the prompt attends to (reading.py); 0: to all of them, exactly.
     """
 
     name: str
     budget: float = setting(0.125, above=0, most=MOST_TOKENS)
+    prefill_budget: int = setting(0, least=0, most=MOST_TOKENS)
 
     __pydantic_config__: ClassVar[Any] = STRICT
 

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 
 from mpcache.protocols.backends.interface import KeyValues, Stage
+from mpcache.protocols.beaver import rows_of_runs, runs_in_stripes
 from mpcache.protocols.causal import Causal
 from mpcache.protocols.crypten.importing import import_crypten
 from mpcache.protocols.crypten.session import CryptenSession, active
@@ -190,6 +191,26 @@ class CryptenBackend:
         if visible is not None:
             scores = scores + torch.where(visible, 0.0, HIDDEN_SCORE)
         return self._map(lambda s: s.softmax(-1), scores)
+
+    # ------------------------------------------------------------ what a sparse prefill is built from
+
+    def choose_runs(self, queries: Secret, masked: Secret, stripes: int, k: int) -> Secret:
+        scores = self.product(queries, masked, "matmul_transposed")
+        heads, asked, n = scores.shape
+        largest = self.extremes(scores.reshape(heads * asked, n))[0]
+        return self.top_k(largest.reshape(n // stripes, stripes).transpose(0, 1), k)
+
+    def gather_runs(self, cached: KeyValues[Secret], start: int, end: int, choice: Secret) -> KeyValues[Secret]:
+        stripes, k, n = choice.shape
+        size = (end - start) // (stripes * n)
+
+        def joined(x: Secret) -> Secret:
+            rows = Secret(runs_in_stripes(x.share[:, start:end], stripes, size), self.session.party)
+            picked = rows_of_runs(self.gather(choice, rows).share, x.shape[0], size)
+            return cat([x[:, :start], Secret(picked, self.session.party), x[:, end:]], 1)
+
+        tokens = cached.tokens - (n - k) * stripes * size
+        return KeyValues(joined(cached.keys), joined(cached.values), tokens)
 
     # ------------------------------------------------------------ what cache policies are built from
 

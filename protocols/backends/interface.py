@@ -145,6 +145,17 @@ class Backend(Protocol[V, W, M]):
         """Attention of (key/value heads, queries, d) to the tokens before `start` and from `end` on, and to the runs
         between them that the stages pick, each from what the stage before it left."""
 
+    # ------------------------------------------------------------ what a sparse prefill is built from
+
+    def choose_runs(self, queries: M, masked: M, stripes: int, k: int) -> V:
+        """One-hot rows (stripes, k, n / stripes), one choice for all heads: in each stripe the k of the rows
+        (heads, n, d) that any query (heads, queries, d) gives the largest inner product. Row i is the (i // stripes)-th
+        of stripe i mod stripes. Ties by position."""
+
+    def gather_runs(self, cached: KeyValues[M], start: int, end: int, choice: V) -> KeyValues[M]:
+        """The tokens before `start`, those of the chosen runs between, and those from `end` on. Runs are of equally
+        many tokens, and chosen as `choose_runs` does. To be forgotten after use."""
+
     # ------------------------------------------------------------ what cache policies are built from
 
     def mask(self, x: V, after: M | None = None) -> M:

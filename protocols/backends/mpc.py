@@ -9,7 +9,18 @@ import torch
 from mpcache.protocols.activation import activation
 from mpcache.protocols.backends.interface import KeyValues, Stage
 from mpcache.protocols.backends.planned import planned_once
-from mpcache.protocols.beaver import Masked, extend, forget, mask, multiply, multiply_masked, rows, unmask
+from mpcache.protocols.beaver import (
+    Masked,
+    extend,
+    forget,
+    mask,
+    masked_runs,
+    multiply,
+    multiply_masked,
+    rows,
+    rows_of_runs,
+    unmask,
+)
 from mpcache.protocols.causal import Causal
 from mpcache.protocols.comparison import negative_part
 from mpcache.protocols.correlation import weight_mask
@@ -18,7 +29,7 @@ from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.normalisation import rms_norm
 from mpcache.protocols.picking import Chosen, Layout, mask_choice, pick, place, place_masked
 from mpcache.protocols.public import Factor
-from mpcache.protocols.rank import argmax, one_hot, position_bits, striped_top_k, top_k
+from mpcache.protocols.rank import argmax, maximum, one_hot, position_bits, striped_top_k, top_k
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, stored
 from mpcache.protocols.sampling import GumbelNoise
@@ -316,6 +327,45 @@ class MpcBackend:
         masked_e, used = await place_masked(session, layout, await self._chosen(first), outside, runs, WEIGHTED_BITS)
         z = multiply_masked(session, masked_e, values, "matmul", forget=(masked_e, *used))
         return await truncate(session, z, FRACTION_BITS, WEIGHTED_BITS)
+
+    # ------------------------------------------------------------ what a sparse prefill is built from
+
+    def choose_runs(self, queries: Masked, masked: Masked, stripes: int, k: int) -> Secret:
+        """Scores are a local product; then a maximum over all queries for each row, and ranks within each stripe. All
+        of it is opened under fresh masks only, by `maximum` and `top_k`."""
+        scores = multiply_masked(self.session, queries, masked, "matmul_transposed")  # scale 2^32, modulo 2^48
+        compared = drop_low_bits(scores, 2 * FRACTION_BITS - SELECT_FRACTION_BITS, PRODUCT_BITS)
+
+        async def choice() -> torch.Tensor:
+            rows = compared.flatten(0, 1).t()  # (n, heads * queries)
+            largest = (await maximum(self.session, rows, SELECT_WIDTH))[:, 0]
+            return await top_k(self.session, largest.reshape(-1, stripes).t(), k, SELECT_WIDTH)
+
+        return self._run(choice(), "selection")
+
+    def gather_runs(self, cached: KeyValues[Masked], start: int, end: int, choice: Secret) -> KeyValues[Masked]:
+        """Keys and values of the chosen runs, products with what is masked already, under fresh masks. Rounds: 2.
+
+        Opened: the choice, and the chosen rows, each under a mask of its own, used for this block's products alone.
+        """
+        session = self.session
+        stripes, _, n = choice.shape
+        size = (end - start) // (stripes * n)
+
+        async def gathered() -> tuple[Masked, Masked]:
+            chosen = await mask(session, choice.share, WEIGHTED_BITS)
+            rows_of = [masked_runs(session, x, start, end, stripes, size) for x in (cached.keys, cached.values)]
+            found = [multiply_masked(session, chosen, x, "matmul", forget=(x,)) for x in rows_of]
+            forget(session, chosen)
+            keys, values = (rows_of_runs(x, cached.keys.shape[0], size) for x in found)
+            return await together(mask(session, keys), mask(session, values, WEIGHTED_BITS))
+
+        picked = session.run(gathered(), "selection")
+        joined = []
+        for one, old in zip(picked, (cached.keys, cached.values), strict=True):
+            joined.append(rows(session, [(old, 0, start), (one, 0, one.shape[1]), (old, end, cached.tokens)]))
+        forget(session, *picked)
+        return KeyValues(joined[0], joined[1], joined[0].shape[1])
 
     # ------------------------------------------------------------ what cache policies are built from
 

@@ -125,6 +125,22 @@ class PlainBackend:
             scores = scores.masked_fill(~visible, float("-inf"))
         return scores.softmax(-1)
 
+    # ------------------------------------------------------------ what a sparse prefill is built from
+
+    def choose_runs(self, queries: torch.Tensor, masked: torch.Tensor, stripes: int, k: int) -> torch.Tensor:
+        largest = (queries @ masked.transpose(-1, -2)).amax((0, 1))
+        return _choice(largest.reshape(-1, stripes).t(), k)
+
+    def gather_runs(
+        self, cached: KeyValues[torch.Tensor], start: int, end: int, choice: torch.Tensor
+    ) -> KeyValues[torch.Tensor]:
+        stripes, _, n = choice.shape
+        size = (end - start) // (stripes * n)
+        runs = choice.argmax(-1) * stripes + torch.arange(stripes)[:, None]
+        picked = (start + runs.flatten()[:, None] * size + torch.arange(size)).flatten()
+        places = torch.cat([torch.arange(start), picked, torch.arange(end, cached.tokens)])
+        return KeyValues(cached.keys[:, places], cached.values[:, places], len(places))
+
     # ------------------------------------------------------------ what cache policies are built from
 
     def mask(self, x: torch.Tensor, after: torch.Tensor | None = None) -> torch.Tensor:

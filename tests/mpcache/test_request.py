@@ -6,9 +6,10 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from mpcache.generation.request import PREFILL_BLOCK, ClientRequest, GenerationRequest
+from mpcache.generation.request import ClientRequest, GenerationRequest
 from mpcache.generation.text import TextStream
 from mpcache.policies import policy_settings
+from mpcache.policies.pays import PREFILL_BLOCK
 from mpcache.protocols.errors import ConfigError
 from tests.asking import asked, asking
 

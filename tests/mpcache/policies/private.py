@@ -23,7 +23,7 @@ from mpcache.protocols.stripes import Stripes
 
 LOGIT_ERROR = 0.02
 """See docs/protocols.md."""
-SCORE_ERROR = {"top_k": 0.01, "retain": 0.001, "argmin": 0.001}
+SCORE_ERROR = {"top_k": 0.01, "choose_runs": 0.01, "retain": 0.001, "argmin": 0.001}
 """How close two scores must be for another choice than plaintext's: clusters are compared with 8 fractional bits, each
 score off by one unit; attention received has all 16, and the softmax's error."""
 
@@ -70,6 +70,13 @@ class Recording:
                 picked = rows.argmax(-1).flatten(0, 1)
                 self._note("top_k", picked, part[..., 0].flatten(0, 1) if plain is scores else None)
         return stage
+
+    def choose_runs(self, queries: Any, masked: Any, stripes: int, k: int) -> Any:
+        choice = self.backend.choose_runs(queries, masked, stripes, k)
+        plain = isinstance(queries, torch.Tensor)
+        scores = (queries @ masked.transpose(-1, -2)).amax((0, 1)).reshape(-1, stripes).t() if plain else None
+        self._note("choose_runs", self.reveal(choice).argmax(-1), scores)
+        return choice
 
     def argmin(self, scores: Any, largest: float) -> Any:
         choice = self.backend.argmin(scores, largest)

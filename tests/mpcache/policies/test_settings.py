@@ -213,7 +213,8 @@ def test_settings_follow_a_name_or_are_keywords() -> None:
         ("mpcache:name=quest", "its name stands before its settings"),
         (
             "quest:clusters=4",
-            r"'quest': unknown setting 'clusters' \(known: name, budget, sinks, recent, picks, only_if_cheaper, page\)",
+            r"'quest': unknown setting 'clusters' "
+            r"\(known: name, budget, prefill_budget, sinks, recent, picks, only_if_cheaper, page\)",
         ),
         ("quest:pages=4", "'quest': unknown setting 'pages' .did you mean 'page'"),
         ("mpcache:clusters=24+16", "whole clusters of the next"),
