@@ -25,9 +25,9 @@ from mpcache.protocols.beaver import multiply
 from mpcache.protocols.comparison import sign
 from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
 from mpcache.protocols.lookup import LessThan
+from mpcache.protocols.maximum import maximum
 from mpcache.protocols.public import correctly_rounded
 from mpcache.protocols.randomness import Stream
-from mpcache.protocols.rank import maximum
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS, reciprocal_untruncated
 from mpcache.protocols.ring import FRACTION_BITS, RING_BITS, shift_right
 from mpcache.protocols.session import Session, together

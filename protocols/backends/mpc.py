@@ -13,9 +13,10 @@ from mpcache.protocols.comparison import negative_part
 from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.linear import MaskedWeight, linear
+from mpcache.protocols.maximum import argmax, position_bits
 from mpcache.protocols.normalisation import rms_norm
 from mpcache.protocols.public import Factor
-from mpcache.protocols.rank import argmax, one_hot, position_bits, top_k
+from mpcache.protocols.rank import one_hot, top_k
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, stored
 from mpcache.protocols.sampling import GumbelNoise

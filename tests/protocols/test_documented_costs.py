@@ -15,9 +15,10 @@ from mpcache.protocols.activation import activation
 from mpcache.protocols.beaver import extend, mask, multiply, multiply_masked, square_sum
 from mpcache.protocols.comparison import is_negative, less_than, negative_part
 from mpcache.protocols.linear import MaskedWeight, linear
+from mpcache.protocols.maximum import argmax, maximum
 from mpcache.protocols.normalisation import rms_norm
 from mpcache.protocols.plan import PlanSession
-from mpcache.protocols.rank import argmax, maximum, one_hot, ranks, top_k
+from mpcache.protocols.rank import one_hot, ranks, top_k
 from mpcache.protocols.reciprocal import reciprocal, rsqrt
 from mpcache.protocols.ring import RING_BITS
 from mpcache.protocols.sampling import GumbelNoise

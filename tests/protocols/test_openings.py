@@ -22,9 +22,21 @@ from mpcache.protocols.comparison import is_negative, less_than, negative_part
 from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.local import run_parties
+from mpcache.protocols.maximum import (
+    PAIR,
+    PAIR_TABLE,
+    RANK_TABLES,
+    RANKS,
+    WINS,
+    Level,
+    Payload,
+    argmax,
+    largest_of,
+    maximum,
+)
 from mpcache.protocols.normalisation import rms_norm
 from mpcache.protocols.randomness import new_key
-from mpcache.protocols.rank import argmax, maximum, one_hot, ranks, top_k
+from mpcache.protocols.rank import one_hot, ranks, top_k
 from mpcache.protocols.reciprocal import reciprocal, rsqrt
 from mpcache.protocols.ring import FRACTION_BITS, RING_BITS, encode, reduce_bits
 from mpcache.protocols.session import Opening, Session
@@ -53,9 +65,10 @@ async def cached(session: Session, x: torch.Tensor) -> None:
     await mask(session, x)
 
 
-async def blocks_of(session: Session, x: torch.Tensor, round_bytes: int, choose: bool) -> None:
-    session.round_bytes = round_bytes
-    await (argmax(session, x, 19) if choose else maximum(session, x, 19))
+async def level_of(session: Session, x: torch.Tensor, method: str, choose: bool) -> None:
+    """The largest of one block, alone or with a shared payload."""
+    payload = Payload(x, 16) if choose else None
+    await largest_of(session, Level(x.shape[-1], method), x, payload, 19)
 
 
 def known_weight(session: Session, x: torch.Tensor) -> Awaitable[Any]:
@@ -89,10 +102,13 @@ PROTOCOLS: dict[str, tuple[Protocol, int]] = {
     "ranks of 5": (with_(ranks, 19), 5),
     "top 2 of 5": (with_(top_k, 2, 19), 5),
     "top 1 of 4": (with_(top_k, 1, 22), 4),
-    "maximum by pairs": (with_(blocks_of, 0, False), 5),
-    "maximum by a block": (with_(blocks_of, 10**7, False), 5),
-    "arg max by pairs": (with_(blocks_of, 0, True), 5),
-    "arg max by a block": (with_(blocks_of, 10**7, True), 5),
+    **{
+        f"largest of {columns} by {method}{', with a payload' * choose}": (with_(level_of, method, choose), columns)
+        for columns, method in ((2, PAIR), (2, PAIR_TABLE), (5, RANKS), (5, RANK_TABLES), (4, WINS))
+        for choose in (False, True)
+    },
+    "maximum": (with_(maximum, 19), 5),
+    "arg max": (with_(argmax, 19), 5),
     "one-hot of 3": (with_(one_hot, 3), 1),
     "one-hot of 8": (with_(one_hot, 8), 1),
     "softmax": (softmax, 3),
