@@ -74,23 +74,22 @@ def _protocols(frame: FrameType | None) -> list[str]:
 
 
 def block_rounds(model: ModelConfig, request: GenerationRequest) -> tuple[list[Round], Cost]:
-    """The rounds of one layer for one new token after the request's prompt, in order, and their cost."""
-    return _rounds(model, request, lambda decoder, cache, x: decoder.blocks(x, cache))
+    """The rounds of one layer for one new token after the request's prompt, in order, and their cost.
+
+    They are those that a second layer adds to a first, whose input is an embedding.
+    """
+    (first, cost), (both, total) = (_forward(replace(model, layers=layers), request) for layers in (1, 2))
+    return both[len(first) :], total - cost
 
 
-def head_rounds(model: ModelConfig, request: GenerationRequest) -> tuple[list[Round], Cost]:
-    """The rounds from the last hidden state to the next token."""
-    return _rounds(model, request, lambda decoder, cache, x: decoder.next_token(x, request.temperature))
-
-
-def _rounds(model: ModelConfig, request: GenerationRequest, step: Any) -> tuple[list[Round], Cost]:
+def _forward(model: ModelConfig, request: GenerationRequest) -> tuple[list[Round], Cost]:
     session = NamedRounds()
     session.round_bytes = request.round_bytes
-    decoder = Decoder(replace(model, layers=1), MpcBackend(session))
+    decoder = Decoder(model, MpcBackend(session))
     with ShapeArithmetic():
         cache = prefilled_cache(decoder, request.policy, request.prompt_tokens, decoder.backend.zeros)
         cache.advance(request.prompt_tokens)
         before = session.cost.copy()
         session.rounds.clear()
-        step(decoder, cache, decoder.backend.zeros((1, model.hidden)))
+        decoder.forward(None, 1, cache)
     return session.rounds, session.cost - before

@@ -15,6 +15,7 @@ from mpcache.protocols.errors import PlanError
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.maximum import argmax, position_bits
 from mpcache.protocols.normalisation import rms_norm
+from mpcache.protocols.pending import Normed, Product
 from mpcache.protocols.public import Factor
 from mpcache.protocols.rank import one_hot, top_k
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS
@@ -24,14 +25,19 @@ from mpcache.protocols.session import Session, together
 from mpcache.protocols.shares import Secret, cat
 from mpcache.protocols.shuffle import compact
 from mpcache.protocols.softmax import divide, exponentials, inverse_of_sum
+from mpcache.protocols.stream import LAYER_SHIFT, WIDE_BITS, normed_linear, pays, stream_norm
 from mpcache.protocols.threshold import keep_largest, score_bits
 from mpcache.protocols.truncation import drop_low_bits, truncate
 
 EMBED_BITS = 32
-"""Ring of an embedding: values below 2^14. It is lifted afterwards; a one-hot of the vocabulary is what costs."""
+"""Ring of an embedding: values below 2^14. At scale 2^32 it is as wide as a product; a one-hot of the vocabulary is
+what costs."""
 
 WEIGHTED_BITS = 56
 """Ring of exponentials times values: sums of up to 2^14 of them, not yet divided."""
+
+AFTER_NORMS = (".queries_keys_values", ".feed_forward_in")
+"""Weights whose inputs are norms: masked for products with what is not yet divided (`stream.normed_linear`)."""
 
 SCORE_BITS = PRODUCT_BITS - FRACTION_BITS
 """Scores are products whose low bits are dropped locally: scale 2^16, valid modulo 2^32, one unit off at most."""
@@ -94,27 +100,46 @@ class MpcBackend:
         one_hot = torch.zeros((count, table.shape[1]), dtype=torch.int64, device=self.session.device)
         if tokens is not None:
             one_hot[torch.arange(count), torch.as_tensor(tokens)] = 1
-        return self._run(self._embed(one_hot, table))
-
-    async def _embed(self, one_hot: torch.Tensor, table: MaskedWeight) -> torch.Tensor:
-        rows = await linear(self.session, one_hot, table)
-        return await truncate(self.session, rows, 0, EMBED_BITS)
+        rows = self.session.run(linear(self.session, one_hot, table))
+        return self._product(rows << FRACTION_BITS)  # valid modulo 2^48, as a product is: no lifting
 
     def add_known(self, x: Secret, known: torch.Tensor | None) -> Secret:
-        return x if known is None else self._secret(x.share + encode(known))
+        if known is None:
+            return x
+        if isinstance(x, Product):
+            return x.like(x.untruncated + encode(known, FRACTION_BITS + x.shift))
+        return self._secret(x.share + encode(known))
 
     def linear(self, x: Secret, weight: MaskedWeight, bias: torch.Tensor | None = None, narrow: bool = False) -> Secret:
-        return self._run(self._linear(x.share, weight, bias, PRODUCT_BITS if narrow else RING_BITS), "linear")
+        """Untruncated, for whoever uses it: the stream adds it up, an activation reads it masked."""
+        out_bits = PRODUCT_BITS if narrow else RING_BITS
+        if isinstance(x, Normed) and not x.made and weight.bits >= WIDE_BITS:
+            rows = x.shape.numel() // x.shape[-1]
+            if pays(rows, x.shape[-1], weight.shape[0], self.session.round_bytes):
+                z = self.session.run(normed_linear(self.session, x.x.untruncated, x.epsilon, weight), "linear")
+                return self._product(self._biased(z, bias, LAYER_SHIFT), RING_BITS, LAYER_SHIFT, out_bits)
+        z = self.session.run(linear(self.session, x.share, weight), "linear")
+        return self._product(self._biased(z, bias, FRACTION_BITS), out_bits=out_bits)
 
-    async def _linear(
-        self, x: torch.Tensor, weight: MaskedWeight, bias: torch.Tensor | None, out_bits: int
-    ) -> torch.Tensor:
-        z = await linear(self.session, x, weight)
-        if bias is not None and self.session.party == 0:
-            z = z + encode(bias, 2 * FRACTION_BITS).to(z.device)
-        return await truncate(self.session, z, out_bits=out_bits)
+    def _biased(self, z: torch.Tensor, bias: torch.Tensor | None, shift: int) -> torch.Tensor:
+        if bias is None or self.session.party != 0:
+            return z
+        return z + encode(bias, FRACTION_BITS + shift).to(z.device)
+
+    def _product(
+        self, z: torch.Tensor, bits: int = PRODUCT_BITS, shift: int = FRACTION_BITS, out_bits: int = RING_BITS
+    ) -> Product:
+        def truncated(product: Product) -> torch.Tensor:
+            return self.session.run(
+                truncate(self.session, product.untruncated, product.shift, product.bits, out_bits), "linear"
+            )
+
+        return Product(z, self.session.party, truncated, bits, shift)
 
     def rms_norm(self, x: Secret, epsilon: float) -> Secret:
+        if isinstance(x, Product) and not x.made:
+            z = x.untruncated
+            return Normed(x, epsilon, lambda: self.session.run(stream_norm(self.session, z, epsilon)))
         return self._run(rms_norm(self.session, x.share, epsilon))
 
     def rotate(self, x: Secret, cos: torch.Tensor, sin: torch.Tensor) -> Secret:
@@ -441,4 +466,6 @@ def encoded_weight(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def weight_bits(name: str) -> int:
     """Ring of a weight's products, in which it is masked."""
-    return EMBED_BITS if name == "embedding" else PRODUCT_BITS
+    if name == "embedding":
+        return EMBED_BITS
+    return WIDE_BITS if name.endswith(AFTER_NORMS) else PRODUCT_BITS
