@@ -80,7 +80,8 @@ class PairMask(Correlation):
 
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         values = [torch.ones_like(randoms.r), randoms.r, *([randoms.payload_mask] if self.shared else [])]
-        return {"table": self.table().deal_values(randoms.r, randoms.part("table"), values)}
+        of_one = [value[..., None] for value in values]
+        return {"table": self.table().deal_values(randoms.r, randoms.part("table"), of_one)}
 
 
 async def _pair(
@@ -113,16 +114,20 @@ async def _pair_from_table(
         first, change = _first_and_change(payload)
         openings.append(session.open(change + shares.payload_mask, payload.bits))
     z, *opened = await together(*openings)
-    parts = shares.part("table")
-    index = await table.open_index(session, parts, z)
-    loses = table.times(parts, index, z, 0, session.constant(torch.ones_like(z)))
-    larger = values[..., 0] - (z * loses - table.times(parts, index, z, 1, shares.r))
+    parts, at = shares.part("table"), z[..., None]
+    index = await table.open_index(session, parts, at)
+
+    def of_loser(number: int, own: torch.Tensor) -> torch.Tensor:
+        return table.times(parts, index, at, number, own[..., None])[..., 0]
+
+    loses = of_loser(0, session.constant(torch.ones_like(z)))
+    larger = values[..., 0] - (z * loses - of_loser(1, shares.r))
     if payload is None:
         return larger, None
     first, change = _first_and_change(payload)
     if payload.public:
         return larger, session.constant(first) + loses * change
-    return larger, first + opened[0] * loses - table.times(parts, index, z, 2, shares.payload_mask)
+    return larger, first + opened[0] * loses - of_loser(2, shares.payload_mask)
 
 
 def _first_and_change(payload: Payload) -> tuple[torch.Tensor, torch.Tensor]:
@@ -179,7 +184,7 @@ class BlockMask(Correlation):
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         rho = differences(randoms.r)
         if self.method == RANK_TABLES:
-            values = [torch.ones_like(rho)]
+            values = [torch.ones_like(rho)[..., None]]
             compared: Dealt = {"table": self.sign_table().deal_values(rho, randoms.part("table"), values)}
         else:
             top = (rho >> (self.bits - 1)) & 1
@@ -258,10 +263,10 @@ async def _places(session: Session, correlation: BlockMask, shares: Tensors, z: 
 
 
 async def _ranks_from_tables(session: Session, table: SignTable, shares: Tensors, z: torch.Tensor) -> torch.Tensor:
-    at = differences(z)
+    at = differences(z)[..., None]
     index = await table.open_index(session, shares, at)
     loses = table.times(shares, index, at, 0, session.constant(torch.ones_like(at)))
-    return ranks_from(session, loses, z)
+    return ranks_from(session, loses[..., 0], z)
 
 
 # ---------------------------------------------------------------- the tree

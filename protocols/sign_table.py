@@ -1,4 +1,4 @@
-"""A comparison whose last table has ring elements: [at < rho] times values that the dealer knows, one round less.
+"""A comparison whose last table has ring elements: [x < t] times values that the dealer knows, one round less.
 
 Digits are looked up as in lookup.py, and opened as one masked index. The combining table's entries are not bits but
 shares of bit * v, modulo v's own ring, for each value v that the dealer knows: the one, a mask. So nothing is left to
@@ -43,14 +43,14 @@ def cheapest_digits(low_bits: int, value_bytes: int) -> int:
 class SignTable(LessThan):
     """The part of a correlation that tells [x < 0] * v for x opened under rho, modulo 2^(low_bits + 1).
 
-    values: the rings of the values v. many: 1, there is one threshold.
+    values: the rings of the values v; of each there is one for each of the `many` thresholds.
     """
 
     values: tuple[int, ...] = ()
 
     @cached_property
     def _widths(self) -> tuple[int, ...]:
-        entry = sum(packed_bytes(1, bits) for bits in self.values)
+        entry = self.many * sum(packed_bytes(1, bits) for bits in self.values)
         return tuple(_even_widths(self.low_bits, cheapest_digits(self.low_bits, entry)))
 
     @cached_property
@@ -60,16 +60,16 @@ class SignTable(LessThan):
     def fields(self) -> Fields:
         bits, digits = _index_bits(len(self._widths), False), super().fields()
         return {
-            "index_mask": Random((*self.shape, 1), bits, xor=True),
+            "index_mask": Random((*self.shape, self.many), bits, xor=True),
             "less": digits["less"],
             "equal": digits["equal"],
-            "values": [Corrected((*self.shape, 1 << bits), width) for width in self.values],
+            "values": [Corrected((*self.shape, self.many, 1 << bits), width) for width in self.values],
         }
 
     def deal_values(self, rho: torch.Tensor, randoms: Tensors, values: list[torch.Tensor]) -> Dealt:
-        """rho: low_bits + 1 bits of it count. values: of rho's shape, in the order of their rings."""
-        mask, top = randoms.index_mask[..., 0], (rho >> self.low_bits) & 1
-        bit = _less_table(len(self._widths))[mask] ^ top[..., None]
+        """rho: low_bits + 1 bits of it count. values: (*shape, many), in the order of their rings."""
+        top = (rho >> self.low_bits) & 1
+        bit = _less_table(len(self._widths))[randoms.index_mask] ^ top[..., None, None]
         digits = super().deal(rho, Tensors({"combinations": [{"index_mask": randoms.index_mask}]}))
         return {
             "less": digits["less"],
@@ -78,14 +78,14 @@ class SignTable(LessThan):
         }
 
     def open_index(self, session: Session, shares: Tensors, at: torch.Tensor) -> Opening:
-        """Opened: the looked-up bits under random bits. at: x + rho, public, of rho's shape."""
-        items = self._looked_up(shares, reduce_bits(at, self.low_bits)[..., None])
+        """Opened: the looked-up bits under random bits. at: x + rho less each threshold, public, (*shape, many)."""
+        items = self._looked_up(shares, reduce_bits(at, self.low_bits))
         return self._open_index(session, shares.index_mask, items)
 
     def times(
         self, shares: Tensors, index: torch.Tensor, at: torch.Tensor, number: int, own: torch.Tensor
     ) -> torch.Tensor:
-        """Shares of [x < 0] * v for the value of that number; own: shares of v. Local."""
-        found = shares.each("values")[number].gather(-1, index)[..., 0]
+        """Shares of [x < threshold] * v for the value of that number, (*shape, many); own: shares of v. Local."""
+        found = shares.each("values")[number].gather(-1, index[..., None])[..., 0]
         top = (at >> self.low_bits) & 1
         return top * own + (1 - 2 * top) * found

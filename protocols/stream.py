@@ -23,6 +23,7 @@ from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.normalisation import inverse_root
 from mpcache.protocols.reciprocal import RSQRT_BITS
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS
+from mpcache.protocols.scaled import Opened, opened_mask
 from mpcache.protocols.session import Session, together
 from mpcache.protocols.truncation import Truncation, truncate
 
@@ -70,40 +71,10 @@ class StreamMask(Correlation):
         return {**dealt, "high_b": high * randoms.b, "top_b": top * randoms.b} if self.scaled else dealt
 
 
-@dataclass
-class Opened:
-    """A value x = known - A with A = high - unwrapped * top * 2^wrap: `known` and `unwrapped` are public."""
-
-    known: torch.Tensor
-    unwrapped: torch.Tensor
-    high: torch.Tensor
-    top: torch.Tensor
-    wrap: int
-
-    def times_wrapped(self, high: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
-        """Shares of A times what `high` and `top` are dealt times. Local."""
-        return high - ((self.unwrapped * top) << self.wrap)
-
-    @property
-    def mask(self) -> torch.Tensor:
-        """Shares of A. Local."""
-        return self.times_wrapped(self.high, self.top)
-
-    def value(self, session: Session) -> torch.Tensor:
-        """Shares of x. Local."""
-        return session.constant(self.known) - self.mask
-
-
-def _opened(truncation: Truncation, c: torch.Tensor, shares: Tensors) -> Opened:
-    """The truncated value with its mask, from the opened c = z + offset + r. Local."""
-    wrap = truncation.bits - truncation.shift
-    return Opened(truncation.known(c), truncation.unwrapped(c), shares.high, shares.top, wrap)
-
-
 async def _open_rows(session: Session, z: torch.Tensor, shares: Tensors, truncation: Truncation) -> Opened:
     """x of z at scale 2^32 modulo 2^48. Opened: z under r, uniform modulo 2^48 and used once."""
     c = await session.open(z + shares.r + session.constant(truncation.offset), PRODUCT_BITS)
-    return _opened(truncation, c, shares.part("truncated"))
+    return opened_mask(truncation, c, shares.part("truncated"))
 
 
 def _square_sums(session: Session, x: Opened, shares: Tensors) -> torch.Tensor:
@@ -195,7 +166,7 @@ async def normed_linear(session: Session, z: torch.Tensor, epsilon: float, weigh
         session.open(product + shares.r + session.constant(layer.offset), WIDE_BITS),
         session.open(inverse + shares.scale_r + session.constant(scale.offset), RING_BITS),
     )
-    y, s = _opened(layer, opened[0], shares.part("layer")), _opened(scale, opened[1], shares.part("scale"))
+    y, s = opened_mask(layer, opened[0], shares.part("layer")), opened_mask(scale, opened[1], shares.part("scale"))
     masks = y.times_wrapped(shares.high_high, shares.top_high) - ((s.unwrapped * shares.high_top) << s.wrap)
     return session.constant(y.known * s.known) - y.known * s.mask - s.known * y.mask + masks
 

@@ -21,10 +21,11 @@ from mpcache.protocols.rank import one_hot, top_k
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, stored
 from mpcache.protocols.sampling import GumbelNoise
+from mpcache.protocols.scaled import Rows, open_rows, scale_rows
 from mpcache.protocols.session import Session, together
 from mpcache.protocols.shares import Secret, cat
 from mpcache.protocols.shuffle import compact
-from mpcache.protocols.softmax import divide, exponentials, inverse_of_sum
+from mpcache.protocols.softmax import exponentials, inverse_of_sum
 from mpcache.protocols.stream import LAYER_SHIFT, WIDE_BITS, normed_linear, pays, stream_norm
 from mpcache.protocols.threshold import keep_largest, score_bits
 from mpcache.protocols.truncation import drop_low_bits, truncate
@@ -218,7 +219,7 @@ class MpcBackend:
 
     async def _attend(self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None) -> torch.Tensor:
         _, weighed, inverse = await self._weighed(q, cached, visible)
-        return await divide(self.session, weighed, inverse)
+        return await self._divide(weighed, inverse)
 
     async def _attend_observed(
         self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None, observed: torch.Tensor
@@ -226,11 +227,11 @@ class MpcBackend:
         e, weighed, inverse = await self._weighed(q, cached, visible)
         observed = observed.to(self.session.device)
         received = self._received(e[:, observed], inverse[:, observed])
-        return await together(divide(self.session, weighed, inverse), received)
+        return await together(self._divide(weighed, inverse), received)
 
     async def _weighed(
         self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, Rows, torch.Tensor]:
         """(exponentials, their sums of values, inverses of their sums)."""
         session = self.session
         e, total = await exponentials(session, self._scores(q, cached.keys), visible, WEIGHTED_BITS)
@@ -269,11 +270,11 @@ class MpcBackend:
             self._weigh_picked(e, cached.values, start, count, stages),
             inverse_of_sum(session, total, e.shape[-1]),
         )
-        return await divide(session, weighed, inverse)
+        return await self._divide(weighed, inverse)
 
     async def _weigh_picked(
         self, e: torch.Tensor, values: Masked, start: int, count: int, stages: Sequence[Stage[Masked]]
-    ) -> torch.Tensor:
+    ) -> Rows:
         before, placed, after = e[..., :start], e[..., start : start + count], e[..., start + count :]
         for stage in reversed(stages):
             masked = await mask(self.session, _runs(placed, stage.size), WEIGHTED_BITS)
@@ -281,10 +282,14 @@ class MpcBackend:
             placed = _tokens(placed, e.shape[1])
         return await self._weigh(torch.cat([before, placed, after], -1), values)
 
-    async def _weigh(self, e: torch.Tensor, values: Masked) -> torch.Tensor:
+    async def _weigh(self, e: torch.Tensor, values: Masked) -> Rows:
         masked_e = await mask(self.session, e, WEIGHTED_BITS)
         z = multiply_masked(self.session, masked_e, values, "matmul", forget=(masked_e,))
-        return await truncate(self.session, z, FRACTION_BITS, WEIGHTED_BITS)
+        return await open_rows(self.session, z, WEIGHTED_BITS, FRACTION_BITS)
+
+    async def _divide(self, weighed: Rows, inverse: torch.Tensor) -> torch.Tensor:
+        z = await scale_rows(self.session, weighed, inverse)
+        return await truncate(self.session, z, RECIPROCAL_BITS, RING_BITS)
 
     # ------------------------------------------------------------ what cache policies are built from
 
