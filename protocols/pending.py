@@ -52,9 +52,13 @@ class Pending(Secret):
 
 
 class Product(Pending):
-    """A value of scale 2^(16 + shift), shares modulo 2^bits, to be truncated by `shift`."""
+    """A value of scale 2^(16 + shift), shares modulo 2^bits, to be truncated by `shift`.
 
-    __slots__ = ("_truncate", "bits", "shift", "untruncated")
+    What is selected of a product may be used before it is truncated; its share is selected from the whole one's, which
+    is truncated once for all its parts.
+    """
+
+    __slots__ = ("_truncate", "_whole", "bits", "shift", "untruncated")
 
     def __init__(
         self,
@@ -63,12 +67,22 @@ class Product(Pending):
         truncate: Callable[[Product], torch.Tensor],
         bits: int = PRODUCT_BITS,
         shift: int = FRACTION_BITS,
+        make: Callable[[], torch.Tensor] | None = None,
+        whole: Product | None = None,
     ) -> None:
-        super().__init__(lambda: truncate(self), tuple(untruncated.shape), party)
-        self.untruncated, self.bits, self.shift, self._truncate = untruncated, bits, shift, truncate
+        super().__init__(make or (lambda: truncate(self)), tuple(untruncated.shape), party)
+        self.untruncated, self.bits, self.shift = untruncated, bits, shift
+        self._truncate, self._whole = truncate, whole
 
     def like(self, untruncated: torch.Tensor) -> Product:
+        """Another one of the same scale and ring."""
         return Product(untruncated, self.party, self._truncate, self.bits, self.shift)
+
+    def alone(self) -> torch.Tensor:
+        """Its share, where nobody asks for the rest of what it was selected from."""
+        if self.made or self._whole is None or self._whole.made:
+            return self.share
+        return self.like(self.untruncated).share
 
     def __add__(self, other: Any) -> Secret:
         if isinstance(other, Product) and (other.bits, other.shift) == (self.bits, self.shift):
@@ -78,7 +92,15 @@ class Product(Pending):
         return Secret(self.share, self.party) + other
 
     def __getitem__(self, index: Any) -> Secret:
-        return self.like(self.untruncated[index]) if not self.made else Secret(self.share[index], self.party)
+        if self.made:
+            return Secret(self.share[index], self.party)
+        part, selected = self.untruncated[index], lambda: self.share[index]
+        return Product(part, self.party, self._truncate, self.bits, self.shift, selected, self)
+
+
+def alone(x: Secret) -> torch.Tensor:
+    """A value's share; of what was selected from a product, without the rest of it."""
+    return x.alone() if isinstance(x, Product) else x.share
 
 
 class Normed(Pending):

@@ -12,10 +12,12 @@ from mpcache.protocols.beaver import Masked, extend, forget, mask, multiply, mul
 from mpcache.protocols.comparison import negative_part
 from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.errors import PlanError
+from mpcache.protocols.gate import gate
+from mpcache.protocols.gate import pays as gate_pays
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.maximum import argmax, position_bits
 from mpcache.protocols.normalisation import rms_norm
-from mpcache.protocols.pending import Normed, Product
+from mpcache.protocols.pending import Normed, Product, alone
 from mpcache.protocols.public import Factor
 from mpcache.protocols.rank import one_hot, top_k
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS
@@ -153,11 +155,17 @@ class MpcBackend:
         return self._run(rotated())
 
     def activation(self, x: Secret, kind: str) -> Secret:
+        if isinstance(x, Product) and not x.made:
+            z, ring = x.untruncated, (x.bits, x.shift)
+            if gate_pays(tuple(x.shape), kind, *ring, self.session.round_bytes):
+                return self._run(gate(self.session, z, kind, *ring))
         return self._run(activation(self.session, x.share, kind))
 
     def multiply(self, x: Secret, y: Secret) -> Secret:
+        first, second = x.share, alone(y)
+
         async def product() -> torch.Tensor:
-            return await truncate(self.session, await multiply(self.session, x.share, y.share))
+            return await truncate(self.session, await multiply(self.session, first, second))
 
         return self._run(product())
 
