@@ -1,6 +1,6 @@
 """SiLU and GELU of a product that is not truncated yet, in three rounds with its truncation.
 
-activation.py has the cheaper way, in six. Here one opening of the product, under r, serves three ends. It truncates: x
+activation.py has the cheaper way, in five. Here one opening of the product, under r, serves three ends. It truncates: x
 = C - R + u w 2^32 (truncation.py), C and R the upper 32 bits of what is opened and of r. So C = x + R modulo 2^32 is x under
 a mask, too: its upper bits tell by digit tables whether x is below -L and L, and its lower ones index a table of
 polynomials for f on [-L, L] (polynomial.py). The value's truncation is opened beside the tables' index. Then
@@ -21,16 +21,16 @@ from mpcache.protocols.activation import COMPARED_BITS, COMPARED_FRACTION, Activ
 from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.polynomial import Pieces, deal_tables, evaluate
-from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, packed_bytes, reduce_bits
+from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, reduce_bits
 from mpcache.protocols.session import Session, together
-from mpcache.protocols.truncation import Truncation, TruncationMask
+from mpcache.protocols.truncation import Truncation
 
 _DROPPED = FRACTION_BITS - COMPARED_FRACTION
 _BEYOND = 2.0**-COMPARED_FRACTION
 """x is compared with 3 fractional bits: what is found to be inside may lie so much beyond."""
 ROUNDS = 3
-ROUNDS_APART = 6
-"""Of a truncation and `activation` after it."""
+ROUNDS_APART = 5
+"""Of `activation`, with the truncation in it."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class GateMask(Correlation):
 
     shape: Shape
     kind: str
+    out_bits: int
     bits: int
     shift: int
-    out_bits: int
 
     @property
     def table(self) -> Table:
@@ -152,7 +152,7 @@ async def gate(
     about 300 bytes (GELU) or 460. Absolute error below 1e-3 everywhere.
     Opened: z and the table's value, each under a mask of its own, and what comparisons open.
     """
-    correlation = GateMask(tuple(z.shape), kind, bits, shift, out_bits)
+    correlation = GateMask(tuple(z.shape), kind, out_bits, bits, shift)
     table, argument, value = correlation.table, correlation.argument(), correlation.value()
     shares = session.take(correlation)
 
@@ -192,9 +192,7 @@ async def _below(session: Session, tables: LessThan, shares: Tensors, at: torch.
 
 
 def pays(shape: Shape, kind: str, bits: int, shift: int, round_bytes: int) -> bool:
-    """Whether `gate` costs less than a truncation and `activation` after it, where a round is worth so many bytes."""
-    at_once = GateMask(shape, kind, bits, shift, PRODUCT_BITS).correction_bytes()
-    apart = [TruncationMask(shape, bits, shift, PRODUCT_BITS), ActivationMask(shape, kind, PRODUCT_BITS)]
-    more = at_once - sum(correlation.correction_bytes() for correlation in apart)
-    less = 2 * math.prod(shape) * (packed_bytes(1, PRODUCT_BITS) + 2)  # x and the table's argument are not opened again
-    return more - less < (ROUNDS_APART - ROUNDS) * round_bytes
+    """Whether `gate` costs less than `activation`, where a round is worth so many bytes."""
+    more = GateMask(shape, kind, PRODUCT_BITS, bits, shift).correction_bytes()
+    more -= ActivationMask(shape, kind, PRODUCT_BITS, bits, shift).correction_bytes()
+    return more - 4 * math.prod(shape) < (ROUNDS_APART - ROUNDS) * round_bytes  # the argument takes 2 bytes each way

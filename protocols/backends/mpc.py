@@ -159,6 +159,7 @@ class MpcBackend:
             z, ring = x.untruncated, (x.bits, x.shift)
             if gate_pays(tuple(x.shape), kind, *ring, self.session.round_bytes):
                 return self._run(gate(self.session, z, kind, *ring))
+            return self._run(activation(self.session, z, kind, PRODUCT_BITS, *ring))
         return self._run(activation(self.session, x.share, kind))
 
     def multiply(self, x: Secret, y: Secret) -> Secret:
