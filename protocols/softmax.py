@@ -29,7 +29,7 @@ from mpcache.protocols.maximum import maximum
 from mpcache.protocols.public import correctly_rounded
 from mpcache.protocols.randomness import Stream
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS, reciprocal_untruncated
-from mpcache.protocols.ring import FRACTION_BITS, RING_BITS, shift_right
+from mpcache.protocols.ring import FRACTION_BITS, RING_BITS, reduce_bits, shift_right
 from mpcache.protocols.session import Session, together
 from mpcache.protocols.truncation import Truncation, drop_low_bits, truncate
 
@@ -169,15 +169,16 @@ async def exponentials(
 
 
 async def _exponentials(session: Session, d: torch.Tensor, scores: int, out_bits: int) -> torch.Tensor:
-    """exp(d), and 0 for d below the lowest. Rounds: 3."""
-    correlation, within = ExponentialMask(tuple(d.shape), out_bits, scores), domain(scores)
+    """exp(d), and 0 for d below the lowest. Rounds: 3, or 2 where that costs less."""
+    shape = tuple(d.shape)
+    if scores <= MOST_AT_ONCE and _at_once_pays(shape, out_bits, scores, session.round_bytes):
+        return await _exponentials_at_once(session, d, out_bits)
+    correlation = ExponentialMask(shape, out_bits, scores)
     truncation, tables = correlation.truncation(), correlation.tables()
     shares = session.take(correlation)
 
-    c = await session.open(d + shares.r - session.constant(round(within.first * 2**FRACTION_BITS)), DIFFERENCE_BITS)
-    power = session.public(exponential_powers(), 0).take(c & ((1 << WIDTH_BITS) - 1)).to(torch.int64)
-    index = shift_right(c, WIDTH_BITS, WIDTH_BITS + within.index_bits)[..., None]
-    e = shares.table.gather(-1, index)[..., 0] * power
+    within = domain(scores)
+    c, e = await _looked_up(session, d, shares, within)
     lowest = round((within.lowest - within.first) * 2**FRACTION_BITS)
     from_lowest = shift_right(c - lowest, _LOWEST_DROPPED, DIFFERENCE_BITS)
     flip, opened = await together(
@@ -188,6 +189,117 @@ async def _exponentials(session: Session, d: torch.Tensor, scores: int, out_bits
     value = truncation.result(session, opened, shares.part("truncated"))
     d_value = truncation.product(opened, shares.d[..., 0], shares.part("d_truncated"))
     return kept * value + (1 - 2 * kept) * d_value
+
+
+async def _looked_up(
+    session: Session, d: torch.Tensor, shares: Tensors, within: Domain
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(d opened under its mask, shares of exp(d) at scale 2^29 modulo 2^32). Rounds: 1."""
+    c = await session.open(d + shares.r - session.constant(round(within.first * 2**FRACTION_BITS)), DIFFERENCE_BITS)
+    power = session.public(exponential_powers(), 0).take(c & ((1 << WIDTH_BITS) - 1)).to(torch.int64)
+    index = shift_right(c, WIDTH_BITS, WIDTH_BITS + within.index_bits)[..., None]
+    return c, shares.table.gather(-1, index)[..., 0] * power
+
+
+# ---------------------------------------------------------------- a round less
+
+
+MOST_AT_ONCE = 1 << 13
+"""Scores of a row: what is dropped by chance weighs 3.6e-8 a score at most, on average."""
+_AT_ONCE = Domain(4)
+_HALF_BITS = WIDTH_BITS + _AT_ONCE.index_bits - 1
+"""Of half the domain, 16."""
+_HALVES_BITS = DIFFERENCE_BITS - _HALF_BITS
+_DIGIT_BITS = (_HALVES_BITS - 1) // 2
+
+
+@dataclass(frozen=True)
+class AtOnceMask(Correlation):
+    """For exponentials in two rounds: r modulo 2^31 and the table, as in `ExponentialMask`; digits' tables that tell
+    whether d is in the upper half of the domain; tables of that bit, alone and times a truncation.
+
+    With c = D + r and H what is left of c and r without a half's bits, D is in the upper half where c_H - r_H is 1 or 2.
+    Of two neighbours the upper bits are the same, of themselves or with 1 added. The dealer knows which; it fills the
+    digit tables of that alignment, and leaves the other's zero. Then two bits, one a digit, tell: they are opened under
+    random bits, and index a table of four. In the lower half 1 is found as often as d is near the upper, or 0: a
+    value there counts, or not, by chance. Below the domain it is neither.
+    """
+
+    shape: Shape
+    out_bits: int
+
+    def truncation(self, places: int = 0) -> Truncation:
+        shape = (*self.shape, places) if places else self.shape
+        return Truncation(shape, EXP_BITS, EXP_VALUE_BITS + EXP_POWER_BITS - FRACTION_BITS, self.out_bits)
+
+    def fields(self) -> Fields:
+        return {
+            "r": Random(self.shape, DIFFERENCE_BITS),
+            "rho": self.truncation().mask(),
+            "index_mask": Random(self.shape, 2, xor=True),
+            "table": Corrected((*self.shape, _AT_ONCE.segments), EXP_BITS),
+            "near": [Corrected(self.shape, 1 << _DIGIT_BITS, xor=True)] * 4,
+            "kept": Corrected((*self.shape, 4), self.out_bits),
+            "kept_truncated": self.truncation(4).fields(),
+        }
+
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        r, mask = randoms.r, randoms.index_mask
+        kept = (mask[..., None] ^ torch.arange(4)) == 3
+        truncated = self.truncation().deal(randoms.rho)
+        return {
+            "table": _exponential_table(r, _AT_ONCE, dealer.own_stream()),
+            "near": _near(shift_right(r, _HALF_BITS, DIFFERENCE_BITS)),
+            "kept": kept.long(),
+            "kept_truncated": {name: kept * value[..., None] for name, value in truncated.items()},
+        }
+
+
+def _alignments(halves: torch.Tensor) -> list[torch.Tensor]:
+    """The digits, high and low, of a number of halves without its last bit, and of the number above it."""
+    digits = []
+    for number in (halves, halves + 1):
+        pairs = shift_right(number, 1, _HALVES_BITS)
+        digits += [pairs >> _DIGIT_BITS, pairs & ((1 << _DIGIT_BITS) - 1)]
+    return digits
+
+
+def _near(r: torch.Tensor) -> list[torch.Tensor]:
+    """Words with a one at the digits of r + 1 and r + 2, in the alignment in which these are the same."""
+    first_digits = _alignments(r + 1)
+    aligned = 1 - (reduce_bits(r + 1, _HALVES_BITS) & 1)  # r + 1 is even: the same without the last bit
+    used = [aligned, aligned, 1 - aligned, 1 - aligned]
+    return [use << digit for use, digit in zip(used, first_digits, strict=True)]
+
+
+async def _exponentials_at_once(session: Session, d: torch.Tensor, out_bits: int) -> torch.Tensor:
+    """exp(d), and 0 below the domain; what is below its upper half, at -13.4, is 0 by chance. Rounds: 2.
+
+    Opened: d, the exponential and two bits, each once under masks of their own.
+    """
+    correlation = AtOnceMask(tuple(d.shape), out_bits)
+    truncation, shares = correlation.truncation(), session.take(correlation)
+    c, e = await _looked_up(session, d, shares, _AT_ONCE)
+    digits = _alignments(shift_right(c, _HALF_BITS, DIFFERENCE_BITS))
+    high, low, high_above, low_above = (
+        (words >> digit) & 1 for words, digit in zip(shares.each("near"), digits, strict=True)
+    )
+    index, opened = await together(
+        session.open((high ^ high_above) ^ ((low ^ low_above) << 1) ^ shares.index_mask, 2, xor=True),
+        session.open(e + shares.rho + session.constant(truncation.offset), EXP_BITS),
+    )
+
+    def found(table: torch.Tensor) -> torch.Tensor:
+        return table.gather(-1, index[..., None])[..., 0]
+
+    parts = shares.part("kept_truncated")
+    names = correlation.truncation(4).fields()
+    return truncation.product(opened, found(shares.kept), Tensors({n: found(getattr(parts, n)) for n in names}))
+
+
+def _at_once_pays(shape: Shape, out_bits: int, scores: int, round_bytes: int) -> bool:
+    more = AtOnceMask(shape, out_bits).correction_bytes() - ExponentialMask(shape, out_bits, scores).correction_bytes()
+    return more < round_bytes
 
 
 async def inverse_of_sum(session: Session, total: torch.Tensor, n: int) -> torch.Tensor:

@@ -23,6 +23,8 @@ class Network:
     @property
     def round_bytes(self) -> int:
         """How many bytes cost as much time as a round: what protocols choose their shapes by."""
+        if self.round_trip == 0:
+            return ONE_MACHINE_ROUND_BYTES
         round_seconds = ROUND_SECONDS + self.round_trip / 2
         return round(round_seconds / (1 / self.bandwidth + BYTE_SECONDS))
 
@@ -31,6 +33,11 @@ ROUND_SECONDS = 0.7e-3
 BYTE_SECONDS = 4e-9
 """What a round, and a byte online or of correlations, takes besides the network: about what `mpcache bench calibrate`
 finds on a 2-core machine."""
+
+
+ONE_MACHINE_ROUND_BYTES = 45_000
+"""Without a distance, processes share a machine, and the dealer's work for a byte is the parties' time: bytes are what
+there is to save. So much that a step takes no more of them than before rounds could be traded for bytes."""
 
 
 LOOPBACK = Network("loopback", 0.0, 1e10)
