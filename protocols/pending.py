@@ -89,7 +89,8 @@ class Product(Pending):
             return self.like(self.untruncated + other.untruncated)
         if isinstance(other, Secret) and not isinstance(other, Pending):
             return self.like(self.untruncated + (other.share << self.shift))
-        return Secret(self.share, self.party) + other
+        total: Secret = Secret(self.share, self.party) + other
+        return total
 
     def __getitem__(self, index: Any) -> Secret:
         if self.made:

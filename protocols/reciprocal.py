@@ -145,7 +145,8 @@ async def _inverse(session: Session, x: torch.Tensor, table: RangedTable) -> tor
     steps = values[..., 1:] - values[..., :-1]
     at = c - torch.tensor(correlation.thresholds(), device=session.device)
     selected = _from_tables if correlation.direct else _from_bits
-    return values[..., 0] + (await selected(session, correlation, shares, steps, at)).sum(-1)
+    result: torch.Tensor = values[..., 0] + (await selected(session, correlation, shares, steps, at)).sum(-1)
+    return result
 
 
 async def _from_bits(

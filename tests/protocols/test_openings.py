@@ -20,6 +20,7 @@ from mpcache.protocols.backends.mpc import LOGIT_FRACTION_BITS, LOGIT_WIDTH, SEL
 from mpcache.protocols.beaver import extend, mask, multiply
 from mpcache.protocols.comparison import is_negative, less_than, negative_part
 from mpcache.protocols.correlation import weight_mask
+from mpcache.protocols.gate import gate
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.maximum import (
@@ -39,10 +40,12 @@ from mpcache.protocols.randomness import new_key
 from mpcache.protocols.rank import one_hot, ranks, top_k
 from mpcache.protocols.reciprocal import reciprocal, rsqrt
 from mpcache.protocols.ring import FRACTION_BITS, RING_BITS, encode, reduce_bits
+from mpcache.protocols.scaled import open_rows, scale_rows
 from mpcache.protocols.session import Opening, Session
 from mpcache.protocols.shares import Secret
 from mpcache.protocols.shuffle import compact, shuffle
 from mpcache.protocols.softmax import DIFFERENCE_BITS, softmax
+from mpcache.protocols.stream import normed_linear, stream_norm
 from mpcache.protocols.threshold import keep_largest
 from mpcache.protocols.truncation import truncate
 from tests.protocols.noise import DEVIATIONS, FAR_OUT_CASES, Seen, assert_noise, cyclic, destinations, watch
@@ -63,6 +66,24 @@ async def cached(session: Session, x: torch.Tensor) -> None:
     held = await extend(session, None, x, 1)
     held = await extend(session, held, x, 1)
     await mask(session, x)
+
+
+async def where_rounds_are_dear(session: Session, x: torch.Tensor, protocol: Protocol) -> None:
+    """As on a slow network, where fewer rounds are taken for more bytes."""
+    session.round_bytes = 10**9
+    await protocol(session, x)
+
+
+async def divided_rows(session: Session, x: torch.Tensor) -> None:
+    rows = await open_rows(session, x, 56, FRACTION_BITS)
+    await scale_rows(session, rows, x[..., :1])
+
+
+def normed_layer(session: Session, x: torch.Tensor) -> Awaitable[Any]:
+    name = f"wide, {x.shape[1]}"
+    b = weight_mask(KEY, name, (3, x.shape[1]), 56)
+    weight = MaskedWeight(name, b + 5 if session.party == 0 else torch.full_like(b, 5), 56)
+    return normed_linear(session, x, 1e-5, weight)
 
 
 async def level_of(session: Session, x: torch.Tensor, method: str, choose: bool) -> None:
@@ -118,6 +139,16 @@ PROTOCOLS: dict[str, tuple[Protocol, int]] = {
     "RMSNorm": (with_(rms_norm, 1e-5), 3),
     "SiLU": (with_(activation, "silu"), 1),
     "GELU": (with_(activation, "gelu"), 1),
+    "SiLU of a product": (with_(activation, "silu", shift=FRACTION_BITS), 1),
+    "GELU of a product in the whole ring": (with_(activation, "gelu", bits=64, shift=32), 1),
+    "SiLU of a product, fewer rounds": (with_(gate, "silu", 48, 16), 1),
+    "GELU of a product in the whole ring, fewer rounds": (with_(gate, "gelu", 64, 32), 1),
+    "norm of the stream": (with_(stream_norm, 1e-5), 3),
+    "normed layer": (normed_layer, 3),
+    "rows truncated and scaled": (divided_rows, 3),
+    "softmax, fewer rounds": (with_(where_rounds_are_dear, softmax), 3),
+    "normed layer, fewer rounds": (with_(where_rounds_are_dear, normed_layer), 2),
+    "maximum, fewer rounds": (with_(where_rounds_are_dear, with_(maximum, 19)), 5),
     "threshold": (with_(keep_largest, 2, 4), 3),
     "shuffle": (lambda s, x: shuffle(s, x[..., None]), 3),
     "compaction": (kept_rows, 4),
