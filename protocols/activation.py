@@ -66,8 +66,8 @@ GATES = {
 @dataclass(frozen=True)
 class ActivationMask(Correlation):
     """A mask r of x, which may be truncated with its opening; one of the table's argument, and one of a truncation; the
-    table; the truncation; digit tables of x's mask's upper bits, for the thresholds 0, -L and L; for each a random bit d
-    in both forms, and d times x's mask.
+    table; the truncation; digit tables of x's mask's upper bits, for the thresholds 0, -L and L; for each a random bit
+    d in both forms, and d times x's mask.
 
     bits, shift: of what is opened: x, or x 2^shift, modulo 2^bits.
     """

@@ -1,10 +1,10 @@
 """SiLU and GELU of a product that is not truncated yet, in three rounds with its truncation.
 
-activation.py has the cheaper way, in five. Here one opening of the product, under r, serves three ends. It truncates: x
-= C - R + u w 2^32 (truncation.py), C and R the upper 32 bits of what is opened and of r. So C = x + R modulo 2^32 is x under
-a mask, too: its upper bits tell by digit tables whether x is below -L and L, and its lower ones index a table of
-polynomials for f on [-L, L] (polynomial.py). The value's truncation is opened beside the tables' index. Then
-f(x) = inside f + (1 - below L) x, where the products with bits need no message (truncation.py): inside is the xor of both
+activation.py has the cheaper way, in five. Here one opening of the product, under r, serves three ends. It truncates:
+x = C - R + u w 2^32 (truncation.py), C and R the upper 32 bits of what is opened and of r. So C = x + R modulo 2^32 is
+x under a mask, too: its upper bits tell by digit tables whether x is below -L and L, and its lower ones index a table
+of polynomials for f on [-L, L] (polynomial.py). The value's truncation is opened beside the tables' index. Then f(x) =
+inside f + (1 - below L) x, where the products with bits need no message (truncation.py): inside is the xor of both
 comparisons, and a random bit that it is opened under is dealt times the value's truncation, as another's times x's.
 
 Nothing is opened under R or a part of it: C is a function of what is opened under r.
@@ -81,8 +81,8 @@ TABLES = {
 
 @dataclass(frozen=True)
 class GateMask(Correlation):
-    """What truncates x, from its mask r; the table; what truncates its value; digit tables of r's upper bits, for -L and
-    L; and of each random bit d both forms and its product with a truncation.
+    """What truncates x, from its mask r; the table; what truncates its value; digit tables of r's upper bits, for -L
+    and L; and of each random bit d both forms and its product with a truncation.
 
     bits, shift: the ring of the product, and how much of it is dropped: 32 bits are left.
     """
@@ -148,8 +148,9 @@ async def gate(
 ) -> torch.Tensor:
     """Shares modulo 2^out_bits of SiLU ('silu') or GELU ('gelu', 'gelu_tanh') of z / 2^shift, scale 2^16.
 
-    z: shares modulo 2^bits at scale 2^(16 + shift), bits - shift = 32, |x| < `activation.LARGEST`. Rounds: 3. Correction:
-    about 300 bytes (GELU) or 460. Absolute error below 1e-3 everywhere.
+    z: shares modulo 2^bits at scale 2^(16 + shift), bits - shift = 32, |x| < `activation.LARGEST`. Rounds: 3. Online:
+    11 bytes and 2 bits an element and direction, 13 from 64 bits. Correction: about 300 bytes (GELU) or 460. Absolute
+    error below 1e-3 everywhere.
     Opened: z and the table's value, each under a mask of its own, and what comparisons open.
     """
     correlation = GateMask(tuple(z.shape), kind, out_bits, bits, shift)

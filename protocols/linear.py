@@ -42,7 +42,8 @@ class LinearMask(Correlation):
 class MaskedWeight:
     """A weight (out, in), scale 2^16: party 0 has the value, party 1 has F = W - B, modulo 2^bits.
 
-    bits: of its widest products, too. tensor: int32 if they are 32 or fewer (`ring.stored`): half the memory, twice as fast.
+    bits: of its widest products, too. tensor: int32 if they are 32 or fewer (`ring.stored`), for half the memory
+    and twice the speed.
     """
 
     name: str

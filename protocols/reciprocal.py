@@ -35,9 +35,9 @@ _DEGREE = 4
 
 @dataclass(frozen=True)
 class RangedTable(Correlation):
-    """r modulo 2^(high + 1); each range's table; for each range after the first a mask a, and what tells whether X is in
-    it or beyond: digit tables of r, a random bit d in both forms and d a; or with `direct` tables of that bit and its
-    product with a.
+    """r modulo 2^(high + 1); each range's table; for each range after the first a mask a, and what tells whether X is
+    in it or beyond: digit tables of r, a random bit d in both forms and d a; or with `direct` tables of that bit and
+    its product with a.
 
     X is an integer at scale 2^in_bits; the function's value comes times `factor`. step: log2 of a range's factor.
     """
@@ -169,7 +169,8 @@ async def _from_tables(
     index, opened = await together(table.open_index(session, parts, at), session.open(steps + shares.a, RING_BITS))
     below = table.times(parts, index, at, 0, session.constant(torch.ones_like(at)))
     below_a = table.times(parts, index, at, 1, shares.a)
-    return steps - (opened * below - below_a)
+    reached: torch.Tensor = steps - (opened * below - below_a)
+    return reached
 
 
 async def reciprocal_untruncated(
@@ -177,7 +178,8 @@ async def reciprocal_untruncated(
 ) -> torch.Tensor:
     """Shares of 1/x at scale 2^RECIPROCAL_BITS, for the integer X = x 2^in_bits in [2^low, 2^high), low >= 2.
 
-    Rounds: 3, or 2 where rounds are dear. Correction: about 700 bytes for each factor of four, or three times that. Error: 1e-4 of the result and 2^-22.
+    Rounds: 3, or 2 where rounds are dear. Correction: about 700 bytes for each factor of four, or three times that.
+    Error: 1e-4 of the result and 2^-22.
     """
     return await _inverse(session, x, RangedTable(tuple(x.shape), "reciprocal", low, high, in_bits, 1.0))
 

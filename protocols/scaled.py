@@ -1,9 +1,9 @@
 """Rows truncated and scaled: what is opened to be truncated is masked already, for the product with the row's scale.
 
 With C and R the upper bits of the opened c (less the offset's) and of its mask r, w the top bit of r, and u = 1 where
-that of c is 0, the truncated value is x = C - R + u w 2^k (truncation.py). So x = C - A with A = R - u w 2^k, where C and u
-are public, and R and w the dealer's: A times another mask b is R b - u w b 2^k, linear in what the dealer knows. What is
-opened under r once serves both, and nothing is opened under A: it is a function of r and of what is public.
+that of c is 0, the truncated value is x = C - R + u w 2^k (truncation.py). So x = C - A with A = R - u w 2^k, where C
+and u are public, and R and w the dealer's: A times another mask b is R b - u w b 2^k, linear in what the dealer knows.
+What is opened under r once serves both, and nothing is opened under A: it is a function of r and of what is public.
 """
 
 from __future__ import annotations

@@ -141,8 +141,9 @@ class Session:
     planning = False
     largest_bytes = LARGEST_BYTES
     """What a message may take, see `correlation.check_bytes`."""
-    round_bytes = 175_000
-    """How many bytes (online and corrections) cost as much time as a round: what protocols choose their shapes by."""
+    round_bytes = 45_000
+    """How many bytes (online and corrections) cost as much time as a round: what protocols choose their shapes by. A
+    network has its own, see generation/network.py; this is what processes of one machine have."""
 
     def __init__(self, party: int, channel: Channel, correlations: Correlations) -> None:
         self.party = party

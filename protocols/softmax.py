@@ -218,7 +218,8 @@ class AtOnceMask(Correlation):
     """For exponentials in two rounds: r modulo 2^31 and the table, as in `ExponentialMask`; digits' tables that tell
     whether d is in the upper half of the domain; tables of that bit, alone and times a truncation.
 
-    With c = D + r and H what is left of c and r without a half's bits, D is in the upper half where c_H - r_H is 1 or 2.
+    With c = D + r, and c_H and r_H what is left of them without a half's bits, D is in the upper half where c_H - r_H
+    is 1 or 2.
     Of two neighbours the upper bits are the same, of themselves or with 1 added. The dealer knows which; it fills the
     digit tables of that alignment, and leaves the other's zero. Then two bits, one a digit, tell: they are opened under
     random bits, and index a table of four. In the lower half 1 is found as often as d is near the upper, or 0: a

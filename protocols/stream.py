@@ -1,11 +1,9 @@
-"""The norm of the residual stream, which is kept as untruncated products: scale 2^32, modulo 2^48.
+"""The norm of the residual stream, which is kept as a sum of untruncated products: scale 2^32, modulo 2^48.
 
-One opening c = z + 2^46 + r modulo 2^48 truncates z and masks it. With C and R the upper 32 bits of c (less the offset's)
-and r, w r's top bit and u = 1 where c's top bit is 0,
-    x = C - R + u w 2^32    (truncation.py), so x = C - A with A = R - u w 2^32,
-C and u public, R and w the dealer's. A's square and its product with another mask b are linear in what the dealer
-knows, with public factors: A^2 = R^2 - u w R 2^33 (w^2 2^64 is 0), A b = R b - u w b 2^32. So neither the sum of squares
-nor the product with the scale needs x masked again.
+One opening c = z + 2^46 + r modulo 2^48 truncates z and masks it, see scaled.py: x = C - A with A = R - u w 2^32, C and
+u public, R and w the dealer's. A's square and its product with another mask b are linear in what the dealer knows, with
+public factors: A^2 = R^2 - u w R 2^33 (w^2 2^64 is 0), A b = R b - u w b 2^32. So neither the sum of squares nor the
+product with the scale needs x masked again.
 
 A linear layer that follows may be computed beside the norm: W (x s) = (W x) s for a row's scale s. W x is truncated to
 22 fractional bits, s to 26, each masked by that one opening as above, and their product is exact: its truncation is
@@ -146,10 +144,9 @@ LAYER_SHIFT = LAYER_FRACTION + SCALE_FRACTION - FRACTION_BITS
 async def normed_linear(session: Session, z: torch.Tensor, epsilon: float, weight: MaskedWeight) -> torch.Tensor:
     """Shares of W x / sqrt(mean(x^2) + epsilon) at scale 2^(16 + LAYER_SHIFT) modulo 2^64, to be truncated.
 
-    z: as in `stream_norm`. |W x| < 2^22, and the result below 2^14. Rounds: `inverse_root`'s and 2; two less than a norm
-    and a layer one after another. Correction: 28 bytes an element of x and 31 of the result, and the root's. Error: 2^-23
-    over the root mean square, 1e-8 times it, and the root's relative error, before the truncation; no less exact than
-    a norm that is truncated.
+    z: as in `stream_norm`. |W x| < 2^22, and the result below 2^14. Rounds: `inverse_root`'s and 2, which is two less
+    than a norm and a layer one after another. Correction: 28 bytes an element of x and 31 of the result, and the
+    root's. Error: 2^-22 over the root mean square, 2^-26 times it relative to the result, and the root's.
     Opened: z, W x and the scale, each once under a mask of its own; and x, to party 0, under party 1's (`linear`).
     """
     correlation = StreamMask(tuple(z.shape), scaled=False)
