@@ -68,10 +68,14 @@ async def cached(session: Session, x: torch.Tensor) -> None:
     await mask(session, x)
 
 
-async def where_rounds_are_dear(session: Session, x: torch.Tensor, protocol: Protocol) -> None:
-    """As on a slow network, where fewer rounds are taken for more bytes."""
-    session.round_bytes = 10**9
+async def where_a_round_is_worth(session: Session, x: torch.Tensor, round_bytes: int, protocol: Protocol) -> None:
+    """As one network or another has it: fewer rounds are taken for more bytes, or not."""
+    before, session.round_bytes = session.round_bytes, round_bytes
     await protocol(session, x)
+    session.round_bytes = before
+
+
+DEAR = 10**9
 
 
 async def divided_rows(session: Session, x: torch.Tensor) -> None:
@@ -146,9 +150,12 @@ PROTOCOLS: dict[str, tuple[Protocol, int]] = {
     "norm of the stream": (with_(stream_norm, 1e-5), 3),
     "normed layer": (normed_layer, 3),
     "rows truncated and scaled": (divided_rows, 3),
-    "softmax, fewer rounds": (with_(where_rounds_are_dear, softmax), 3),
-    "normed layer, fewer rounds": (with_(where_rounds_are_dear, normed_layer), 2),
-    "maximum, fewer rounds": (with_(where_rounds_are_dear, with_(maximum, 19)), 5),
+    "softmax, fewer rounds": (with_(where_a_round_is_worth, DEAR, softmax), 3),
+    "normed layer, fewer rounds": (with_(where_a_round_is_worth, DEAR, normed_layer), 2),
+    "maximum, fewer rounds": (with_(where_a_round_is_worth, DEAR, with_(maximum, 19)), 5),
+    "inverse root, fewer rounds": (with_(where_a_round_is_worth, DEAR, rsqrt), 1),
+    "softmax, fewer bytes": (with_(where_a_round_is_worth, 0, softmax), 3),
+    "norm of the stream, fewer bytes": (with_(where_a_round_is_worth, 0, with_(stream_norm, 1e-5)), 3),
     "threshold": (with_(keep_largest, 2, 4), 3),
     "shuffle": (lambda s, x: shuffle(s, x[..., None]), 3),
     "compaction": (kept_rows, 4),
