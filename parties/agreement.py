@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mpcache.generation.request import PROTOCOL_VERSION, GenerationRequest
 from mpcache.model.config import ModelConfig
 from mpcache.parties.certificates import Identity
 from mpcache.parties.dealer_link import DealerLink
-from mpcache.parties.generated import dealer_pb2
+from mpcache.parties.generated import dealer_pb2, purpose_pb2
 from mpcache.parties.link import PARTIES, Link
+from mpcache.parties.logs import SessionLog
+from mpcache.parties.prepared import at_rest
 from mpcache.protocols.correlation import PartyCorrelations
+from mpcache.protocols.errors import PeerLost
 from mpcache.protocols.randomness import new_key
 from mpcache.protocols.session import Session
 from mpcache.protocols.transport import Transport
+
+log = logging.getLogger("mpcache.prepared")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,35 +35,89 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Dealt:
-    """A party's link to the dealer, and the seed that only these two know."""
+    """A party's link to the dealer, and the party's seed. prepared: whether corrections come from the dealer's disk."""
 
     role: str
     seed: bytes
     link: DealerLink
+    prepared: bool
 
     def session(self, agreement: Agreement, link: Link, max_step_gib: float, transport: Transport | None) -> Session:
         """The private session over the parties' link. transport: see `mpcache.protocols.transport.Transport`."""
         party, largest = PARTIES.index(self.role), int(max_step_gib * 2**30)
         channel = transport(link) if transport else link
-        session = Session(party, channel, PartyCorrelations(party, self.seed, self.link.read, largest))
+        session = Session(party, channel, PartyCorrelations(party, self.seed, self._reader(), largest))
         session.largest_bytes = largest
         session.round_bytes = agreement.request.round_bytes
         return session
 
+    def _reader(self) -> Callable[[int], bytes | memoryview]:
+        if not self.prepared:
+            return self.link.read
+        decrypt, read = at_rest(self.seed), self.link.read
+        return lambda nbytes: decrypt(read(nbytes))
 
-def ask_dealer(
-    role: str, agreement: Agreement, address: str, identity: Identity | None, timeout: float, weight_key: bytes = b""
-) -> Dealt:
-    """Ask for the corrections of an agreed session. weight_key: the owner's. Raises PeerLost."""
-    seed = new_key()
-    request = dealer_pb2.DealRequest(
-        protocol_version=PROTOCOL_VERSION,
-        role=role,
-        session=agreement.session,
-        model=agreement.model.to_json(),
-        request=agreement.request.to_json(),
-        plan_digest=agreement.plan_digest,
-        seed=seed,
-        weight_key=weight_key,
-    )
-    return Dealt(role=role, seed=seed, link=DealerLink(address, identity, request, timeout))
+
+@dataclass(frozen=True, kw_only=True)
+class Party:
+    """One party before the dealer. watch: is given every link to the dealer that is made; check_peer: raises if the
+    other party is gone; weight_key: the owner's."""
+
+    role: str
+    dealer: str
+    identity: Identity | None
+    timeout: float
+    watch: Callable[[DealerLink], None]
+    check_peer: Callable[[], None]
+    weight_key: bytes = b""
+
+    def start(self, agreement: Agreement, prepared: bytes | None) -> Dealt:
+        """Corrections for an agreed session, begun: from the dealer's disk if it has them there, else made now.
+
+        prepared: the seed of the session, if it was prepared. Raises PeerLost.
+        """
+        if prepared is not None:
+            link = self._ask(agreement, purpose_pb2.PREPARED, b"", b"")
+            try:
+                link.wait_started(self.check_peer)
+                return Dealt(role=self.role, seed=prepared, link=link, prepared=True)
+            except PeerLost:
+                if link.ending is None or not link.ending.unprepared:
+                    raise
+                link.close()
+                SessionLog(log, agreement.session).warning("%s: it makes the corrections now", link.ending.text)
+        seed = new_key()
+        link = self._ask(agreement, purpose_pb2.SESSION, seed, self.weight_key)
+        link.wait_started(self.check_peer)
+        return Dealt(role=self.role, seed=seed, link=link, prepared=False)
+
+    def prepare(self, agreement: Agreement, hear: Callable[[int], None] = lambda nbytes: None) -> tuple[bytes, int]:
+        """This party's seed of a session, once the dealer has its corrections on disk, and how many bytes it has there.
+
+        hear: is told again and again how many bytes the dealer has written. Raises PeerLost.
+        """
+        seed = new_key()
+        link = self._ask(agreement, purpose_pb2.PREPARE, seed, self.weight_key)
+
+        def check() -> None:
+            hear(link.progress)
+            self.check_peer()
+
+        link.wait_finished(check)
+        return seed, link.progress
+
+    def _ask(self, agreement: Agreement, purpose: purpose_pb2.Purpose, seed: bytes, weight_key: bytes) -> DealerLink:
+        request = dealer_pb2.DealRequest(
+            protocol_version=PROTOCOL_VERSION,
+            role=self.role,
+            session=agreement.session,
+            model=agreement.model.to_json(),
+            request=agreement.request.to_json(),
+            plan_digest=agreement.plan_digest,
+            seed=seed,
+            weight_key=weight_key,
+            purpose=purpose,
+        )
+        link = DealerLink(self.dealer, self.identity, request, self.timeout)
+        self.watch(link)
+        return link

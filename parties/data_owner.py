@@ -14,6 +14,8 @@ from mpcache.generation.request import ClientRequest, GenerationRequest
 from mpcache.model.tokenizer import Prompt, encode_prompt, end_tokens, load_tokenizer, vocabulary_size
 from mpcache.parties.certificates import load_identity
 from mpcache.parties.client import Connection, Generation
+from mpcache.parties.handshake import Wanted
+from mpcache.parties.preparing import prepare_session
 from mpcache.parties.settings import ClientSettings
 
 log = logging.getLogger("mpcache.client")
@@ -36,6 +38,15 @@ class DataOwner:
         tokens = encode_prompt(prompt, self.tokenizer, vocabulary_size(self.tokenizer))
         request = self.defaults.with_prompt(tokens, **public)
         return request if fixed_length is None else replace(request, fixed_length=fixed_length)
+
+    def prepare(
+        self, public: GenerationRequest, hear: Callable[[int], None] = lambda nbytes: None
+    ) -> tuple[bytes, int]:
+        """(id, bytes on the dealer's disk) of a session that waits for a prompt, see `prepare_session`."""
+        wanted = Wanted(
+            request=public, model_digest=self.defaults.model_digest, least_vocabulary=self.defaults.vocabulary
+        )
+        return prepare_session(self.connection, wanted, hear)
 
     def start(
         self, request: ClientRequest, on_block: Callable[[int, int], None] = lambda done, total: None
@@ -73,6 +84,7 @@ def data_owner_of(settings: ClientSettings, insecure: bool = False) -> DataOwner
         settings.timeout_seconds,
         settings.max_model_gib,
         settings.max_step_gib,
+        settings.prepared_hours,
     )
     public = GenerationRequest(
         prompt_tokens=0,

@@ -17,19 +17,24 @@ from mpcache.parties.threads import start_thread
 from mpcache.parties.tls import PART_BYTES, open_channel
 from mpcache.protocols.errors import PeerLost, ProtocolError
 
+Failure = dealer_pb2.Failure
+
 
 @dataclass(frozen=True)
 class Ending:
-    """Why the dealer ended the session; other_left: because the other party did, which may say itself why."""
+    """Why the dealer ended the session; other_left: because the other party did, which may say itself why; unprepared:
+    because it has no such prepared session, of which nothing was sent."""
 
     text: str
     other_left: bool
+    unprepared: bool = False
 
 
 class DealerLink:
     """A party's link to the dealer: a byte stream of corrections, read ahead by at most `memory_bytes`.
 
     waited_seconds: how long `read` stood still because the dealer was not ahead. ending: why the dealer ended it.
+    progress: bytes of a prepared session that are on the dealer's disk, or checked there, so far.
     """
 
     def __init__(
@@ -50,6 +55,9 @@ class DealerLink:
         self._closed = False
         self.finished = threading.Event()
         self.started = threading.Event()
+        self.progress = 0
+        self._moved = time.monotonic()
+        self._done = False
         self.received_bytes = 0
         self.waited_seconds = 0.0
         self._stream = dealer_pb2_grpc.DealerStub(self._channel).Deal(iter([request]))
@@ -68,10 +76,15 @@ class DealerLink:
                         raise ProtocolError("the dealer sent a chunk without bytes")
                     self._put(reply.chunk)
                 elif kind == "started":
+                    self._moved = time.monotonic()
                     self.started.set()
+                elif kind == "progress":
+                    self._move(reply.progress)
+                elif kind == "finished":
+                    self._done = True
                 elif kind == "failure":
-                    left = reply.failure.kind == dealer_pb2.Failure.LEFT
-                    self.ending = Ending(printable(reply.failure.text), left)
+                    why = reply.failure.kind
+                    self.ending = Ending(printable(reply.failure.text), why == Failure.LEFT, why == Failure.UNPREPARED)
                     self._failure = f"the dealer ended the session: {self.ending.text}"
                     break
             else:
@@ -89,6 +102,11 @@ class DealerLink:
         finally:
             self.started.set()
 
+    def _move(self, progress: int) -> None:
+        """What does not move is no sign of life."""
+        if progress > self.progress:
+            self.progress, self._moved = progress, time.monotonic()
+
     def _put(self, chunk: bytes) -> None:
         while not self._closed:
             try:
@@ -102,16 +120,25 @@ class DealerLink:
             raise PeerLost(self._failure, self._failure_told)
 
     def wait_started(self, check_peer: Callable[[], None] = lambda: None) -> None:
-        """Until both parties are there. check_peer: called meanwhile, raises if the other party is gone.
+        """Until both parties are there, and what was prepared is found whole.
 
-        Raises PeerLost.
+        check_peer: called meanwhile, raises if the other party is gone. Raises PeerLost.
         """
-        deadline = time.monotonic() + self._timeout
-        while not self.started.wait(0.2):
-            check_peer()
-            if time.monotonic() > deadline:
-                raise PeerLost(f"the dealer did not start within {self._timeout:g} seconds")
+        self._wait(self.started, check_peer, "start")
         self.check()
+
+    def wait_finished(self, check_peer: Callable[[], None]) -> None:
+        """Until the dealer says that all is done: without chunks, of a session that it prepares. Raises PeerLost."""
+        self._wait(self.finished, check_peer, "go on")
+        if not self._done:
+            raise PeerLost("the dealer ended without a word")
+
+    def _wait(self, awaited: threading.Event, check_peer: Callable[[], None], what: str) -> None:
+        while not awaited.wait(0.2):
+            self.check()
+            check_peer()
+            if time.monotonic() > self._moved + self._timeout:
+                raise PeerLost(f"the dealer did not {what} within {self._timeout:g} seconds")
 
     def read(self, nbytes: int) -> bytes | memoryview:
         if nbytes <= len(self._current):

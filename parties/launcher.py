@@ -85,8 +85,9 @@ def launched(
     """
     certificates = folder / "certificates"
     write_development_certificates(certificates, days=1)
-    shared: dict[str, object] = {"certificates": certificates}
-    with role_process("dealer", write("dealer", shared), module, prefix) as dealer:
+    shared: dict[str, object] = {"certificates": certificates, "prepare": True}
+    dealing = {**shared, "state": folder / "dealer-state"}
+    with role_process("dealer", write("dealer", dealing), module, prefix) as dealer:
         own = {**shared, "dealer": dealer.address, "state": folder / "owner-state"}
         with role_process("owner", write("owner", own), module, prefix) as owner:
             identity = load_identity(certificates, "client")

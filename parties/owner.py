@@ -16,14 +16,16 @@ from mpcache.generation.request import PROTOCOL_VERSION, GenerationRequest
 from mpcache.inspection.implied import check_ranges
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
 from mpcache.model.decoder import Decoder
-from mpcache.parties.agreement import Agreement, ask_dealer
+from mpcache.parties.agreement import Agreement, Party
 from mpcache.parties.calls import Call
 from mpcache.parties.certificates import Identity
-from mpcache.parties.generated import owner_pb2, owner_pb2_grpc
+from mpcache.parties.dealer_link import DealerLink
+from mpcache.parties.generated import owner_pb2, owner_pb2_grpc, purpose_pb2
 from mpcache.parties.link import SESSION_BYTES, Frame, Link, printable, told
 from mpcache.parties.logs import SessionLog
 from mpcache.parties.places import Places
 from mpcache.parties.planning import planning_check
+from mpcache.parties.seeds import Facts, KeptSeeds, request_digest
 from mpcache.parties.settings import OwnerSettings
 from mpcache.parties.threads import start_thread
 from mpcache.parties.tls import Peer, on_end, open_server, require_peer
@@ -41,6 +43,10 @@ WAITING = 32
 """Connections, beyond those of sessions, that may wait for their hello or their refusal."""
 LONGEST_REQUEST = 1 << 12
 """Characters of a hello's texts."""
+PREPARE, PREPARED = purpose_pb2.PREPARE, purpose_pb2.PREPARED
+_BEGINS = {purpose_pb2.SESSION: "session", PREPARE: "preparation", PREPARED: "prepared session"}
+KEPT = b"\x01"
+"""The owner's last word of a preparation: it has its seed on disk."""
 
 
 class OwnerService(owner_pb2_grpc.OwnerServicer):
@@ -60,6 +66,13 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         total, each = settings.max_sessions, settings.max_sessions_per_client
         self._sessions = Places("owner", "sessions", total, each)
         self._connections = Places("owner", "connections", total + WAITING, each + 2)
+        self._seeds = KeptSeeds(
+            settings.state,
+            settings.prepared_hours,
+            settings.max_prepared_sessions,
+            settings.max_prepared_sessions_per_client,
+        )
+        self._seeds.delete_old()
 
     def Converse(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
         client = require_peer(context, ("client",), self._identity is None)
@@ -112,41 +125,81 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
     ) -> None:
         request = self._agree(hello)
         at_end.enter_context(self._sessions.taken(client.certificate))
+        if hello.purpose == PREPARE:
+            self._seeds.check_room(client.certificate, hello.session)
         journal.info(
-            "session of %s begins: %d prompt tokens, at most %d new ones, policy %s, backend %s",
-            client, request.prompt_tokens, request.max_new_tokens, request.policy.name, request.backend,
+            "%s of %s begins: %d prompt tokens, at most %d new ones, policy %s, backend %s",
+            _BEGINS[hello.purpose], client, request.prompt_tokens, request.max_new_tokens, request.policy.name,
+            request.backend,
         )  # fmt: skip
         key = weight_key(self._settings.state, self._encoded, client.certificate)
-        agreement = self._welcome(link, hello.session, request, key)
-        settings = self._settings
-        dealt = ask_dealer("owner", agreement, settings.dealer, self._identity, settings.timeout_seconds, key)
-        at_end.callback(dealt.link.close)
-        link.check = dealt.link.check
-        dealt.link.wait_started(link.check_peer)
-        session = dealt.session(agreement, link, settings.max_step_gib, self._transport)
-        with private_backend(request.backend, session, weight_key=key) as backend:
-            decoder = Decoder(self._checkpoint.config, backend, self._checkpoint.tensors)
-            generated = sum(1 for _ in (self._program or steps)(decoder, request, None))
-        journal.info("session ends: %d new tokens", generated)
+        agreement = self._agreement(link, hello.session, request)
+        facts = Facts(
+            peer=client.certificate,
+            request=request_digest(request),
+            model=self._checkpoint.digest,
+            plan=agreement.plan_digest,
+            masked_weights=weights_fingerprint(key),
+        )
+        seed = self._seeds.take(hello.session, facts) if hello.purpose == PREPARED else None
+        if hello.purpose == PREPARED and seed is None:
+            journal.warning("there is no seed of this prepared session: an ordinary one takes its place")
+        self._welcome(link, agreement, facts, key, prepared=seed is not None)
+        party = self._party(link, key, at_end)
+        if hello.purpose == PREPARE:
+            new_seed, _ = party.prepare(agreement)
+            self._seeds.keep(hello.session, new_seed, facts)
+            link.send(KEPT)
+            journal.info("prepared")
+        else:
+            generated = self._generate(link, agreement, party, seed)
+            journal.info("session ends: %d new tokens", generated)
 
-    def _welcome(self, link: Link, session: bytes, request: GenerationRequest, key: bytes) -> Agreement:
-        """Plan, welcome the client, and send it the masked weights if it asks for them."""
+    def _party(self, link: Link, key: bytes, at_end: ExitStack) -> Party:
+        def watch(dealer: DealerLink) -> None:
+            at_end.callback(dealer.close)
+            link.check = dealer.check
+
+        return Party(
+            role="owner",
+            dealer=self._settings.dealer,
+            identity=self._identity,
+            timeout=self._settings.timeout_seconds,
+            watch=watch,
+            check_peer=link.check_peer,
+            weight_key=key,
+        )
+
+    def _generate(self, link: Link, agreement: Agreement, party: Party, seed: bytes | None) -> int:
+        """The owner's half of a generation. Returns how many tokens it had."""
+        dealt, request = party.start(agreement, seed), agreement.request
+        session = dealt.session(agreement, link, self._settings.max_step_gib, self._transport)
+        with private_backend(request.backend, session, weight_key=party.weight_key) as backend:
+            decoder = Decoder(self._checkpoint.config, backend, self._checkpoint.tensors)
+            return sum(1 for _ in (self._program or steps)(decoder, request, None))
+
+    def _agreement(self, link: Link, session: bytes, request: GenerationRequest) -> Agreement:
         model = self._checkpoint.config
         check = planning_check(self._settings.planning_seconds, link.check_peer)
         digest = plan_digest(model, request, self._program, check)
+        return Agreement(session=session, model=model, request=request, plan_digest=digest)
+
+    def _welcome(self, link: Link, agreement: Agreement, facts: Facts, key: bytes, *, prepared: bool) -> None:
+        """Welcome the client, and send it the masked weights if it asks for them."""
+        model = agreement.model
         welcome = owner_pb2.Welcome(
             model=model.to_json(),
-            plan_digest=digest,
-            masked_weights=weights_fingerprint(key),
-            model_digest=self._checkpoint.digest,
-            constants_digest=constants_digest(model, request),
+            plan_digest=facts.plan,
+            masked_weights=facts.masked_weights,
+            model_digest=facts.model,
+            constants_digest=constants_digest(model, agreement.request),
+            prepared=prepared,
         )
         link.put(Frame(welcome=welcome))
         if link.receive(1) == b"\x01":
             for name, tensor in masked_weights(model, key, self._checkpoint.tensors):
                 link.send(pack(tensor, weight_bits(name)))
                 link.receive(1)  # the next one is made when this one has arrived: not all of them wait in memory
-        return Agreement(session=session, model=model, request=request, plan_digest=digest)
 
     def _agree(self, hello: owner_pb2.Hello) -> GenerationRequest:
         """What the client asks for, checked; or a HandshakeError that says what to change."""
@@ -161,8 +214,12 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
                 f"the client wants {printable(hello.model_digest[:16])}...: "
                 "change model_digest in the client's settings, or ask the owner for that model"
             )
-        request = GenerationRequest.from_json(hello.request)
         settings = self._settings
+        if hello.purpose not in _BEGINS:
+            raise HandshakeError("a hello is for a purpose that there is not")
+        if hello.purpose == PREPARE and not settings.prepare:
+            raise HandshakeError("the owner prepares no sessions: `prepare` is not set in its settings")
+        request = GenerationRequest.from_json(hello.request)
         request.check("owner", self._checkpoint.config, settings.max_prompt_tokens, settings.max_new_tokens)
         self._check_allowed("backend", request.backend, settings.backends)
         self._check_allowed("cache policy", request.policy.name, settings.policies or tuple(known_policies()))

@@ -22,9 +22,12 @@ class Pairing:
     ahead: BoundedChunks
     patience: float
     requests: dict[str, dealer_pb2.DealRequest] = field(default_factory=dict)
+    certificates: dict[str, str] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     complete: threading.Event = field(default_factory=threading.Event)
+    started: threading.Event = field(default_factory=threading.Event)
+    progress: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
     failure: dealer_pb2.Failure | None = None
 
@@ -42,7 +45,8 @@ class Pairing:
                 return
             self.failure = failure
             self.ended.set()
-        self.complete.set()  # whoever waits for the second party hears of it
+        for awaited in (self.complete, self.started):  # whoever waits for these hears of it
+            awaited.set()
         self.ahead.close()
         for call in self.calls:
             call.finish(self.patience if failure is None else LAST_WORD_SECONDS)
@@ -50,6 +54,11 @@ class Pairing:
             self.journal.info("session ends")
         else:
             self.journal.warning("session ends: %s", failure.text)
+
+    def hear(self, progress: int) -> None:
+        """So many bytes are on the disk, or checked. Raises PeerLost if nobody waits any more."""
+        self.progress = progress
+        self.check()
 
     def check(self) -> None:
         """Raises PeerLost if nobody waits any more."""

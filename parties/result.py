@@ -17,7 +17,10 @@ class Metered(Protocol):
 
     meter: Meter | None
     setup_bytes: int
-    waited_for_dealer: float
+    prepared: bool
+
+    @property
+    def waited_for_dealer(self) -> float: ...
 
     def __iter__(self) -> Iterator[int]: ...
 
@@ -45,8 +48,8 @@ class FullCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """new_tokens: those that were given. plain_answer, ranges: of the same policy in plaintext, and how large its
-    values were; full_cache: beside it."""
+    """new_tokens: those that were given. prepared: whether corrections came from the dealer's disk. plain_answer,
+    ranges: of the same policy in plaintext, and how large its values were; full_cache: beside it."""
 
     answer: str
     new_tokens: int
@@ -54,6 +57,7 @@ class Result:
     meter: Meter
     setup_bytes: int = 0
     waited_for_dealer: float = 0.0
+    prepared: bool = False
     plain_answer: str | None = None
     ranges: Sizes | None = None
     full_cache: FullCache | None = None
@@ -69,6 +73,7 @@ class Result:
             meter=generation.meter,
             setup_bytes=generation.setup_bytes,
             waited_for_dealer=generation.waited_for_dealer,
+            prepared=generation.prepared,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,6 +95,7 @@ class Result:
             "phases": _phases(prefill, decode),
             "setup_bytes": self.setup_bytes,
             "waited_for_dealer_seconds": self.waited_for_dealer,
+            "prepared": self.prepared,
             "ranges": _ranges(self.ranges),
             "full_cache": None if self.full_cache is None else self.full_cache.to_dict(),
         }

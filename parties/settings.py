@@ -36,7 +36,8 @@ S = TypeVar("S", bound=RoleSettings)
 
 @dataclass(frozen=True)
 class OwnerSettings(RoleSettings):
-    """The model owner. listen: host:port; model: folder; state: where weight-mask keys are kept.
+    """The model owner. listen: host:port; model: folder; state: where weight-mask keys are kept, and seeds of prepared
+    sessions; prepare: whether clients may prepare sessions; prepared_hours: after which unused ones are deleted.
 
     max_step_gib: of one correlation or message. policies: the cache policies that clients may ask for, all that come
     with MPCache if there are none (one of another distribution is loaded for its name here); backends: likewise, of
@@ -49,6 +50,10 @@ class OwnerSettings(RoleSettings):
     certificates: Path = Path("certificates")
     state: Path = Path("state")
     insecure: bool = False
+    prepare: bool = False
+    prepared_hours: float = 168.0
+    max_prepared_sessions: int = 64
+    max_prepared_sessions_per_client: int = 16
     timeout_seconds: float = DEFAULT_TIMEOUT
     hello_seconds: float = 10.0
     planning_seconds: float = 30.0
@@ -69,11 +74,11 @@ class OwnerSettings(RoleSettings):
 
 @dataclass(frozen=True)
 class ClientSettings(RoleSettings):
-    """The data owner. tokenizer: folder with tokenizer.json, and what says which tokens end an answer; model_digest:
-    accept this model alone; policy: 'name:key=value', or a table of settings (mpcache policies); network: what
-    protocols are chosen for; max_model_gib: of masked weights and cache that are accepted; max_step_gib: of one
-    correlation or message; fixed_length: generate max_new_tokens, whatever they are, so that the answer's length says
-    nothing."""
+    """The data owner. tokenizer: folder with tokenizer.json, and what says which tokens end an answer; state: for
+    masked weights, and seeds of prepared sessions; model_digest: accept this model alone; policy: 'name:key=value', or
+    a table of settings (mpcache policies); network: what protocols are chosen for; max_model_gib: of masked weights and
+    cache that are accepted; max_step_gib: of one correlation or message; fixed_length: generate max_new_tokens,
+    whatever they are, so that the answer's length says nothing."""
 
     owner: str
     dealer: str
@@ -81,6 +86,7 @@ class ClientSettings(RoleSettings):
     certificates: Path = Path("certificates")
     state: Path = Path("state")
     insecure: bool = False
+    prepared_hours: float = 168.0
     timeout_seconds: float = DEFAULT_TIMEOUT
     max_new_tokens: int = 32
     fixed_length: bool = False
@@ -100,11 +106,18 @@ class ClientSettings(RoleSettings):
 class DealerSettings(RoleSettings):
     """The dealer. memory_mib: what it may make ahead, per session; max_calls_per_certificate: sessions that one party
     takes part in or waits for; max_model_gib: of masks of weights and cache, for each session; max_step_gib: of one
-    correlation; policies and backends: as the owner's."""
+    correlation; policies and backends: as the owner's. state: the folder of prepared sessions; prepare: whether they
+    are made and handed over; max_prepared_gib: disk space that they may take, in all and for one client's certificate.
+    """
 
     listen: str
     certificates: Path = Path("certificates")
+    state: Path = Path("state")
     insecure: bool = False
+    prepare: bool = False
+    prepared_hours: float = 168.0
+    max_prepared_gib: float = 16.0
+    max_prepared_gib_per_client: float = 4.0
     timeout_seconds: float = DEFAULT_TIMEOUT
     hello_seconds: float = 10.0
     planning_seconds: float = 30.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from mpcache.protocols.comparison import sign
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import Corrected, Dealer, Dealt, Fields, Placewise, Random, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.polynomial import Pieces, deal_tables, evaluate
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, shift_right
@@ -64,7 +64,7 @@ GATES = {
 
 
 @dataclass(frozen=True)
-class ActivationMask(Correlation):
+class ActivationMask(Placewise):
     """A mask r of x, which may be truncated with its opening; one of the table's argument, and one of a truncation; the
     table; the truncation; digit tables of x's mask's upper bits, for the thresholds 0, -L and L; for each a random bit
     d in both forms, and d times x's mask.
@@ -72,7 +72,6 @@ class ActivationMask(Correlation):
     bits, shift: of what is opened: x, or x 2^shift, modulo 2^bits.
     """
 
-    shape: Shape
     kind: str
     out_bits: int
     bits: int

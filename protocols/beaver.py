@@ -28,6 +28,9 @@ class Mask(Correlation):
     handle: int
     append: int | None = None
 
+    def renamed(self, handle: Callable[[int], int], weight: Callable[[str], str]) -> Correlation:
+        return Mask(self.shape, self.bits, handle(self.handle), self.append)
+
     def fields(self) -> Fields:
         return {"a": Random(self.shape, self.bits)}
 
@@ -57,6 +60,16 @@ class MaskProduct(Correlation):
     bits: int
     forget: tuple[int, ...] = ()
 
+    def renamed(self, handle: Callable[[int], int], weight: Callable[[str], str]) -> Correlation:
+        return MaskProduct(
+            self.operation,
+            handle(self.left),
+            handle(self.right),
+            self.shape,
+            self.bits,
+            tuple(map(handle, self.forget)),
+        )
+
     def fields(self) -> Fields:
         return {"a_b": Corrected(self.shape, self.bits)}
 
@@ -77,6 +90,9 @@ class MaskRows(Correlation):
     new_handle: int
     parts: tuple[tuple[int, int, int], ...]
 
+    def renamed(self, handle: Callable[[int], int], weight: Callable[[str], str]) -> Correlation:
+        return MaskRows(handle(self.new_handle), tuple((handle(h), start, end) for h, start, end in self.parts))
+
     def fields(self) -> Fields:
         return {}
 
@@ -91,6 +107,9 @@ class Forget(Correlation):
     """Nothing is dealt: the dealer forgets masks that no product will refer to again."""
 
     handles: tuple[int, ...]
+
+    def renamed(self, handle: Callable[[int], int], weight: Callable[[str], str]) -> Correlation:
+        return Forget(tuple(map(handle, self.handles)))
 
     def fields(self) -> Fields:
         return {}
@@ -107,6 +126,9 @@ class SquareSum(Correlation):
 
     handle: int
     shape: Shape
+
+    def renamed(self, handle: Callable[[int], int], weight: Callable[[str], str]) -> Correlation:
+        return SquareSum(handle(self.handle), self.shape)
 
     def fields(self) -> Fields:
         return {"a_squared": Corrected(self.shape)}

@@ -13,21 +13,20 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import Corrected, Dealer, Dealt, Fields, Placewise, Random, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.ring import RING_BITS, reduce_bits
 from mpcache.protocols.session import Session, together
 
 
 @dataclass(frozen=True)
-class ComparisonMask(Correlation):
+class ComparisonMask(Placewise):
     """r modulo 2^bits, the digit tables of its low bits, and for each threshold a random bit d in both forms.
 
     With `select`, also shares of r d (modulo 2^bits), for `negative_part`; with `payload_bits`, a mask of a payload and
     its product with d. Bits come modulo 2^out_bits.
     """
 
-    shape: Shape
     bits: int
     thresholds: int = 1
     select: bool = False

@@ -15,18 +15,22 @@ protocols/beaver.py).
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
+from mpcache.protocols.drawing import Streams, element_bytes, elements, packed, reduced
 from mpcache.protocols.errors import PlanError, TooLarge
 from mpcache.protocols.growing import Growing
 from mpcache.protocols.randomness import Stream, derive_key
-from mpcache.protocols.ring import pack, packed_bytes, reduce_bits, stored, unpack
+from mpcache.protocols.ring import packed_bytes, stored, unpack
 
 Shape = tuple[int, ...]
 LARGEST_BYTES = 2 << 30
@@ -104,9 +108,68 @@ class Correlation(ABC):
         """The values of the Corrected fields, from the reconstructed Random ones and the masks that the dealer kept."""
         return {}
 
+    @property
+    def early(self) -> bool:
+        """Whether it is worth making before its turn, at once with others that are alike."""
+        return False
+
+    def several(self, count: int) -> Correlation | None:
+        """One correlation for `count` of these, which are dealt at once: all shapes have another dimension in front.
+        None: each is dealt alone, in the order of the plan."""
+        return None
+
+    def renamed(self, handle: Callable[[int], int], weight: Callable[[str], str]) -> Correlation:
+        """The same of other kept masks and of other weights; itself if it refers to none."""
+        return self
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where its fields lie in the streams and in what is sent."""
+        return Layout(self.fields())
+
     def correction_bytes(self) -> int:
         """Bytes that the dealer sends to party 1."""
-        return sum(f.nbytes() for f in leaves(self.fields()) if isinstance(f, Corrected))
+        return self.layout.correction_bytes
+
+
+@dataclass(frozen=True)
+class Placewise(Correlation):
+    """A correlation of which every place is dealt alike, from its random values alone."""
+
+    shape: Shape
+
+    def several(self, count: int) -> Correlation:
+        return replace(self, shape=(count, *self.shape))
+
+
+DEALER = 2
+"""Holder of what the dealer draws from a key of its own: noise that neither party may know."""
+HOLDERS = (0, 1, DEALER)
+
+
+class Layout:
+    """The fields of a correlation in order, and where in its streams each is drawn.
+
+    starts: for each field its first byte in each holder's stream, None where that holder draws none of it.
+    drawn_bytes: of each holder's stream. elements: of all fields.
+    """
+
+    def __init__(self, fields: Fields) -> None:
+        self.fields, self.leaves = fields, tuple(leaves(fields))
+        self.counts = [math.prod(field.shape) for field in self.leaves]
+        self.elements = sum(self.counts)
+        self.correction_bytes = sum(field.nbytes() for field in self.leaves if isinstance(field, Corrected))
+        self.drawn_bytes = [0, 0, 0]
+        self.starts: list[list[int | None]] = []
+        for field, count in zip(self.leaves, self.counts, strict=True):
+            self.starts.append([self._place(field, holder, count) for holder in HOLDERS])
+
+    def _place(self, field: Field, holder: int, count: int) -> int | None:
+        if not draws(holder, field):
+            return None
+        start = self.drawn_bytes[holder]
+        self.drawn_bytes[holder] += count * element_bytes(field.bits)
+        return start
 
 
 def leaves(fields: Fields) -> Iterator[Field]:
@@ -166,11 +229,11 @@ def _in_order(fields: Any, dealt: Any, name: str = "") -> Iterator[torch.Tensor]
             yield from _in_order(field, value, name)
 
 
-def _fitting(correlation: Correlation, largest_bytes: int) -> Fields:
-    """The fields, before anything of them is drawn. Raises TooLarge."""
-    fields = correlation.fields()
-    check_bytes(8 * sum(math.prod(field.shape) for field in leaves(fields)), largest_bytes)
-    return fields
+def _fitting(correlation: Correlation, largest_bytes: int) -> Layout:
+    """Its layout, before anything of it is drawn. Raises TooLarge."""
+    layout = correlation.layout
+    check_bytes(8 * layout.elements, largest_bytes)
+    return layout
 
 
 def check_bytes(needed: int, largest_bytes: int) -> None:
@@ -182,23 +245,65 @@ def check_bytes(needed: int, largest_bytes: int) -> None:
         )
 
 
-def held_by(party: int, field: Field) -> bool:
-    """Whether that party alone has it."""
-    return isinstance(field, Random) and field.holder == party
+def draws(holder: int, field: Field) -> bool:
+    """Whether a party, or the dealer by itself, draws a share of it, or all of it."""
+    if isinstance(field, Corrected):
+        return holder == 0
+    return holder in (0, 1) if field.holder is None else holder == field.holder
 
 
-def _draw(field: Field, party: int, stream: Stream) -> torch.Tensor | None:
-    if held_by(1 - party, field):
-        return None
-    return stream.elements(field.shape, field.bits)
+def has(party: int, field: Field) -> bool:
+    """Whether that party has a share of it, or all of it."""
+    return isinstance(field, Corrected) or draws(party, field)
 
 
-def _total(field: Random, shares: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """The random value of which these are the parties' shares; None: the other party holds it alone."""
-    total, *others = [share for share in shares if share is not None]
-    for other in others:
-        total = total ^ other if field.xor else total + other
-    return reduce_bits(total, field.bits)
+def _kind(correlation: Correlation, layout: Layout) -> Hashable:
+    """Equal for correlations that the dealer may make at once."""
+    return (type(correlation), layout.leaves) if correlation.several(1) is None else correlation
+
+
+class _Drawn:
+    """What each holder draws for several correlations of one layout, a row each; None where a holder draws nothing."""
+
+    def __init__(self, layout: Layout, drawn: Sequence[np.ndarray | None], front: Shape = (-1,)) -> None:
+        self._layout, self._drawn, self._front = layout, drawn, front
+
+    def one(self, row: int) -> _Drawn:
+        """Of one of the correlations, whose values have its own shapes."""
+        return _Drawn(self._layout, [None if x is None else x[row : row + 1] for x in self._drawn], ())
+
+    def randoms(self) -> Tensors:
+        """The random values, put together from their shares; with a dimension for several in front."""
+        values = map(self._value, range(len(self._layout.leaves)))
+        return tensors(self._layout.fields, lambda _: next(values))
+
+    def _value(self, i: int) -> torch.Tensor | None:
+        field = self._layout.leaves[i]
+        if isinstance(field, Corrected):
+            return None
+        shares = [share for holder in HOLDERS if (share := self._share(i, holder)) is not None]
+        total = shares[0] if len(shares) == 1 else shares[0] ^ shares[1] if field.xor else shares[0] + shares[1]
+        value = reduced(total, field.bits)
+        value = value.view(np.int64) if value.itemsize == 8 else value.astype(np.int64)
+        return torch.from_numpy(value).reshape(*self._front, *field.shape)
+
+    def _share(self, i: int, holder: int) -> np.ndarray | None:
+        """(several, elements)"""
+        drawn, start = self._drawn[holder], self._layout.starts[i][holder]
+        if drawn is None or start is None:
+            return None
+        return elements(drawn, start, self._layout.counts[i], self._layout.leaves[i].bits)
+
+    def corrections(self, dealt: Dealt) -> np.ndarray:
+        """What party 1 must be sent, (several, bytes): the values less party 0's shares."""
+        values, parts = _in_order(self._layout.fields, dealt), []
+        for i, field in enumerate(self._layout.leaves):
+            if isinstance(field, Corrected):
+                mask, value = self._share(i, 0), next(values).to(torch.int64).numpy()
+                assert mask is not None, "party 0 draws its share of everything that is corrected"
+                value = value.reshape(mask.shape).astype(mask.dtype)
+                parts.append(packed(value ^ mask if field.xor else value - mask, field.bits))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
 
 
 class Dealer:
@@ -213,8 +318,8 @@ class Dealer:
         self, seeds: tuple[bytes, bytes], weight_key: bytes | None = None, largest_bytes: int = LARGEST_BYTES
     ) -> None:
         self._largest_bytes = largest_bytes
-        self._keys = tuple(derive_key(seed, "correlations") for seed in seeds)
-        self._own_key = derive_key(seeds[0] + seeds[1], "dealer")
+        own_key = derive_key(seeds[0] + seeds[1], "dealer")
+        self._streams = [*(Streams(derive_key(seed, "correlations")) for seed in seeds), Streams(own_key)]
         self._weight_key = weight_key
         self._kept: dict[int, torch.Tensor] = {}
         self._weight_masks: dict[str, tuple[int, torch.Tensor]] = {}
@@ -223,28 +328,40 @@ class Dealer:
 
     def correction(self, correlation: Correlation) -> bytes:
         """What party 1 must be sent for the next correlation of the session. Raises TooLarge."""
-        fields = _fitting(correlation, self._largest_bytes)
-        streams = [Stream(key, self._number) for key in self._keys]
-        masks: list[tuple[Corrected, torch.Tensor]] = []
-
-        def draw(field: Field) -> torch.Tensor | None:
-            if isinstance(field, Random):
-                return _total(field, [_draw(field, party, streams[party]) for party in (0, 1)])
-            masks.append((field, streams[0].elements(field.shape, field.bits)))
-            return None
-
-        randoms = tensors(fields, draw)
-        values = _in_order(fields, correlation.deal(randoms, self))
-        data = [
-            pack(value ^ mask if field.xor else value - mask, field.bits)
-            for value, (field, mask) in zip(values, masks, strict=True)
-        ]
+        (data,) = self.corrections([(self._number, correlation)])
         self._number += 1
-        return b"".join(data)
+        return data
 
-    def own_stream(self) -> Stream:
-        """Randomness of the dealer's own for the correlation being made (noise that neither party may know)."""
-        return Stream(self._own_key, self._number)
+    def corrections(self, numbered: Sequence[tuple[int, Correlation]]) -> list[bytes]:
+        """What party 1 must be sent for each of these correlations, given with its number in the session.
+
+        The bytes are those of one by one, at less cost: what is alike is drawn at once, and dealt at once where the
+        order does not matter. All of it is in memory together. Raises TooLarge.
+        """
+        alike: dict[Hashable, list[int]] = {}
+        for i, (_, correlation) in enumerate(numbered):
+            alike.setdefault(_kind(correlation, _fitting(correlation, self._largest_bytes)), []).append(i)
+        out, in_turn = [b""] * len(numbered), dict[int, _Drawn]()
+        for places in alike.values():
+            correlation = numbered[places[0]][1]
+            drawn = self._draw(correlation.layout, [numbered[i][0] for i in places])
+            if (several := correlation.several(len(places))) is None:
+                in_turn.update((i, drawn.one(row)) for row, i in enumerate(places))
+            else:
+                rows = drawn.corrections(several.deal(drawn.randoms(), self))
+                out_rows = zip(places, rows, strict=True)
+                for i, row in out_rows:
+                    out[i] = row.tobytes()
+        for i in sorted(in_turn):
+            correlation, drawn = numbered[i][1], in_turn.pop(i)
+            dealt = correlation.deal(drawn.randoms(), self)
+            if correlation.layout.correction_bytes or dealt:
+                out[i] = drawn.corrections(dealt).tobytes()
+        return out
+
+    def _draw(self, layout: Layout, numbers: Sequence[int]) -> _Drawn:
+        sizes = zip(self._streams, layout.drawn_bytes, strict=True)
+        return _Drawn(layout, [streams.begin(numbers, nbytes) if nbytes else None for streams, nbytes in sizes])
 
     def keep(self, handle: int, mask: torch.Tensor) -> None:
         """Later correlations will refer to this mask."""
@@ -302,28 +419,70 @@ class PartyCorrelations:
         largest_bytes: int = LARGEST_BYTES,
     ) -> None:
         self._largest_bytes = largest_bytes
-        self._party, self._key, self._read = party, derive_key(seed, "correlations"), read
+        self._party, self._read = party, read
+        self._stream = Stream(derive_key(seed, "correlations"))
         self._number = 0
         self.correction_bytes = 0
 
     def take(self, correlation: Correlation) -> Tensors:
         """This party's shares of the fields, by name. Raises TooLarge."""
-        fields = _fitting(correlation, self._largest_bytes)
-        stream = Stream(self._key, self._number)
+        fields = _fitting(correlation, self._largest_bytes).fields
+        stream = self._stream = self._stream.next(self._number)
         self._number += 1
         return tensors(fields, lambda field: self._share(field, stream))
 
     def _share(self, field: Field, stream: Stream) -> torch.Tensor | None:
-        if self._party == 0 or isinstance(field, Random):
-            return _draw(field, self._party, stream)
+        if draws(self._party, field):
+            return stream.elements(field.shape, field.bits)
+        if isinstance(field, Random):
+            return None
         nbytes = field.nbytes()
         self.correction_bytes += nbytes
         return unpack(self._read(nbytes), field.shape, field.bits)
 
 
-def corrections(dealer: Dealer, plan: Iterable[Correlation]) -> Iterator[bytes]:
-    """Party 1's corrections for a plan, one correlation at a time, so that no more than one is in memory."""
-    for correlation in plan:
-        data = dealer.correction(correlation)
-        if data:
-            yield data
+FIRST, MOST = 1 << 8, 1 << 14
+"""Correlations that are planned ahead: twice as many each time, as somebody waits for the first."""
+EARLY_BYTES = 32 << 20
+"""Corrections that are made before their turn, and wait for it."""
+FIRST_BYTES, TOGETHER_BYTES = 1 << 18, 32 << 20
+"""Bytes of the ring elements of correlations that are made together."""
+
+
+def corrections(dealer: Dealer, plan: Iterable[Correlation], first: int = 0) -> Iterator[bytes]:
+    """Party 1's corrections for a plan, a correlation each, in order; made ahead of who asks for them, as the bounds
+    above say. first: the number of the plan's first correlation. Raises TooLarge."""
+    numbered, horizon, limit = enumerate(plan, first), FIRST, FIRST_BYTES
+    while coming := _coming(numbered, horizon):
+        early = [item for item in coming if item[1].early]
+        made = dict(zip([number for number, _ in early], dealer.corrections(early), strict=True))
+        for together in _together(coming, limit):
+            later = [item for item in together if item[0] not in made]
+            made.update(zip([number for number, _ in later], dealer.corrections(later), strict=True))
+            yield from filter(None, [made.pop(number) for number, _ in together])
+            limit = min(2 * limit, TOGETHER_BYTES)
+        horizon = min(2 * horizon, MOST)
+
+
+Numbered: TypeAlias = tuple[int, Correlation]
+
+
+def _coming(plan: Iterator[Numbered], most: int) -> list[Numbered]:
+    """The next ones, up to `most`, or until what is early among them is EARLY_BYTES."""
+    out, nbytes = list[Numbered](), 0
+    for item in itertools.islice(plan, most):
+        out.append(item)
+        nbytes += item[1].correction_bytes() if item[1].early else 0
+        if nbytes >= EARLY_BYTES:
+            break
+    return out
+
+
+def _together(numbered: Sequence[Numbered], limit: int) -> Iterator[Sequence[Numbered]]:
+    """Parts of which all but the last take `limit` bytes."""
+    start, nbytes = 0, 0
+    for end, (_, correlation) in enumerate(numbered, 1):
+        nbytes += 0 if correlation.early else 8 * correlation.layout.elements
+        if nbytes >= limit or end == len(numbered):
+            yield numbered[start:end]
+            start, nbytes = end, 0

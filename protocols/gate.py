@@ -18,7 +18,16 @@ from dataclasses import dataclass
 import torch
 
 from mpcache.protocols.activation import COMPARED_BITS, COMPARED_FRACTION, ActivationMask
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import (
+    Corrected,
+    Dealer,
+    Dealt,
+    Fields,
+    Placewise,
+    Random,
+    Shape,
+    Tensors,
+)
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.polynomial import Pieces, deal_tables, evaluate
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, reduce_bits
@@ -80,14 +89,13 @@ TABLES = {
 
 
 @dataclass(frozen=True)
-class GateMask(Correlation):
+class GateMask(Placewise):
     """What truncates x, from its mask r; the table; what truncates its value; digit tables of r's upper bits, for -L
     and L; and of each random bit d both forms and its product with a truncation.
 
     bits, shift: the ring of the product, and how much of it is dropped: 32 bits are left.
     """
 
-    shape: Shape
     kind: str
     out_bits: int
     bits: int

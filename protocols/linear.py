@@ -8,7 +8,9 @@ Mohassel & Zhang, S&P 2017, section IV; with one operand known to a party as in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,6 +18,8 @@ from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt,
 from mpcache.protocols.products import times_rows
 from mpcache.protocols.ring import PRODUCT_BITS
 from mpcache.protocols.session import Session
+
+FEW_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,27 @@ class LinearMask(Correlation):
     bits: int
     weight_bits: int
 
+    @property
+    def early(self) -> bool:
+        """A product of few rows takes reading the weight, however few they are."""
+        return math.prod(self.input_shape[:-1]) <= FEW_ROWS
+
+    def several(self, count: int) -> Correlation:
+        """Inputs of the same weight, as so many rows of one."""
+        shapes = (count, *self.input_shape), (count, *self.output_shape)
+        return replace(self, input_shape=shapes[0], output_shape=shapes[1])
+
+    def renamed(self, handle: Callable[[int], int], weight: Callable[[str], str]) -> Correlation:
+        return replace(self, weight=weight(self.weight))
+
     def fields(self) -> Fields:
         a = Random(self.input_shape, self.bits, holder=1)
         return {"a": a, "a_b": Corrected(self.output_shape, self.bits)}
 
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
         b = dealer.weight_mask(self.weight, self.weight_shape, self.weight_bits)
-        return {"a_b": times_rows(randoms.a, b, self.bits)}
+        products = times_rows(randoms.a.reshape(-1, self.input_shape[-1]), b, self.bits)
+        return {"a_b": products.reshape(self.output_shape)}
 
 
 @dataclass

@@ -14,7 +14,16 @@ from functools import cache, lru_cache
 import torch
 
 from mpcache.protocols.comparison import ComparisonMask, negative_part, sign
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import (
+    Corrected,
+    Correlation,
+    Dealer,
+    Dealt,
+    Fields,
+    Placewise,
+    Random,
+    Tensors,
+)
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.rank import (
     differences,
@@ -61,10 +70,9 @@ class Payload:
 
 
 @dataclass(frozen=True)
-class PairMask(Correlation):
+class PairMask(Placewise):
     """A mask r of a difference, and one of a payload's; tables of the difference's sign, times 1, r and that mask."""
 
-    shape: Shape
     bits: int
     payload_bits: int = 0
     shared: bool = False
@@ -138,14 +146,13 @@ def _first_and_change(payload: Payload) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @dataclass(frozen=True)
-class BlockMask(Correlation):
+class BlockMask(Placewise):
     """A mask for each score (modulo 2^bits) and for each shared payload; for each pair what tells which is smaller; and
     one-hots, alone and times the masks, that the method turns or reads.
 
     shape: (..., n). payload_bits: of what goes along with each score, 0 for none; `shared`: it is masked.
     """
 
-    shape: Shape
     bits: int
     method: str
     payload_bits: int = 0

@@ -7,7 +7,8 @@ against, byte for byte.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -16,10 +17,10 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mpcache.protocols.correlation import Correlation, Tensors, held_by, tensors
+from mpcache.protocols.correlation import Correlation, Tensors, has, tensors
 from mpcache.protocols.public import Constants, Factor
 from mpcache.protocols.ring import FRACTION_BITS
-from mpcache.protocols.session import Cost, Opening, Session
+from mpcache.protocols.session import Cost, Opening, Part, Session
 
 T = TypeVar("T")
 
@@ -39,6 +40,54 @@ class Plan:
             sum(c.correction_bytes() for c in self.correlations),
             len(self.messages),
         )
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A stretch of a plan, to be repeated with other masks and weights.
+
+    handles, weights: those that it was given; it made `made` masks of its own, numbered from `first` on. parts: its
+    cost by part.
+    """
+
+    handles: tuple[int, ...]
+    weights: tuple[str, ...]
+    first: int
+    made: int
+    plan: Plan
+    parts: dict[str, Cost]
+
+    def handle_for(self, handles: Sequence[int], first: int) -> Callable[[int], int]:
+        """From its masks' numbers to those of a repetition. Raises KeyError for one that is neither given nor made."""
+        given = dict(zip(self.handles, handles, strict=True))
+        own = {self.first + i: first + i for i in range(self.made)}
+        return {**own, **given}.__getitem__
+
+    def renamed(self, handle: Callable[[int], int], weights: Sequence[str]) -> list[Correlation]:
+        """Its correlations, of other masks and weights. Raises KeyError as above."""
+        weight = dict(zip(self.weights, weights, strict=True)).__getitem__
+        return [correlation.renamed(handle, weight) for correlation in self.plan.correlations]
+
+
+class Passages:
+    """Passages by what they are the plan of; those used least lately are forgotten."""
+
+    MOST = 1 << 10
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, tuple[Passage, Any]] = OrderedDict()
+
+    def get(self, key: Hashable) -> tuple[Passage, Any] | None:
+        """The passage, and what came out of it."""
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+        return found
+
+    def keep(self, key: Hashable, passage: Passage, result: Any) -> None:
+        self._kept[key] = passage, result
+        if len(self._kept) > self.MOST:
+            self._kept.popitem(last=False)
 
 
 _OPERATORS = "add sub mul truediv and xor or lshift rshift pow".split()
@@ -152,14 +201,16 @@ class PlanSession(Session):
 
     check: called at every correlation; raises if the plan is not wanted any more.
     constants: notes the public values that shares are multiplied by; None: nobody asks.
+    passages: what was planned before, by this session or others, and can be repeated (backends/planned.py).
     """
 
     device = torch.device("meta")
     planning = True
     constants: Constants | None = None
 
-    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, check: Callable[[], None] = lambda: None, passages: Passages | None = None) -> None:
         self._check = check
+        self.passages = passages or Passages()
         self.party = 0
         self.cost = Cost()
         self.parts = {}
@@ -170,7 +221,7 @@ class PlanSession(Session):
         self._check()
         self.plan.correlations.append(correlation)
         self.cost.correction_bytes += correlation.correction_bytes()
-        return tensors(correlation.fields(), lambda field: None if held_by(1, field) else _shaped(field.shape))
+        return tensors(correlation.layout.fields, lambda field: _shaped(field.shape) if has(0, field) else None)
 
     def public(self, x: Factor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
         if self.constants is not None:
@@ -190,3 +241,29 @@ class PlanSession(Session):
         """The plan since the last call; forgets it, so that a long plan needs little memory."""
         part, self.plan = self.plan, Plan()
         return part
+
+    # ------------------------------------------------------------ what repeats
+
+    def recorded(self, work: Callable[[], T], handles: Sequence[int], weights: Sequence[str]) -> tuple[T, Passage]:
+        """What `work`, which is given these masks and weights, gives, and its passage."""
+        correlations, messages = len(self.plan.correlations), len(self.plan.messages)
+        first, before = self._handles + 1, {name: part.cost.copy() for name, part in self.parts.items()}
+        result = work()
+        plan = Plan(self.plan.correlations[correlations:], self.plan.messages[messages:])
+        parts = {name: part.cost - before.get(name, Cost()) for name, part in self.parts.items()}
+        made = self._handles + 1 - first
+        return result, Passage(
+            tuple(handles), tuple(weights), first, made, plan, {n: c for n, c in parts.items() if c != Cost()}
+        )
+
+    def repeat(self, passage: Passage, handles: Sequence[int], weights: Sequence[str]) -> Callable[[int], int]:
+        """Plan a passage once more, with these masks and weights; gives its masks' numbers here."""
+        self._check()
+        handle = passage.handle_for(handles, self._handles + 1)
+        self._handles += passage.made
+        self.plan.correlations += passage.renamed(handle, weights)
+        self.plan.messages += passage.plan.messages
+        for name, cost in passage.parts.items():
+            self.cost += cost
+            self.parts.setdefault(name, Part()).cost += cost
+        return handle

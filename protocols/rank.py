@@ -13,17 +13,16 @@ from functools import lru_cache
 import torch
 
 from mpcache.protocols.comparison import from_flip, sign
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import Corrected, Dealer, Dealt, Fields, Placewise, Random, Shape, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.ring import RING_BITS
 from mpcache.protocols.session import Session
 
 
 @dataclass(frozen=True)
-class OneHotMask(Correlation):
+class OneHotMask(Placewise):
     """A uniform position modulo `size` (a power of two) and shares of its one-hot vector."""
 
-    shape: Shape
     size: int
     bits: int
 
@@ -63,11 +62,10 @@ async def one_hot(session: Session, index: torch.Tensor, size: int, bits: int = 
 
 
 @dataclass(frozen=True)
-class RankMask(Correlation):
+class RankMask(Placewise):
     """A mask for each score (modulo 2^bits), digit tables for each pair's difference of masks, random bits in both
     forms for each pair (in the ring modulo 2^rank_bits). shape: (..., n)."""
 
-    shape: Shape
     bits: int
     rank_bits: int
 

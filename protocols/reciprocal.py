@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from mpcache.protocols.comparison import sign
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import Corrected, Dealer, Dealt, Fields, Placewise, Random, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.polynomial import Pieces, deal_tables, evaluate
 from mpcache.protocols.ring import FRACTION_BITS, RING_BITS
@@ -34,7 +34,7 @@ _DEGREE = 4
 
 
 @dataclass(frozen=True)
-class RangedTable(Correlation):
+class RangedTable(Placewise):
     """r modulo 2^(high + 1); each range's table; for each range after the first a mask a, and what tells whether X is
     in it or beyond: digit tables of r, a random bit d in both forms and d a; or with `direct` tables of that bit and
     its product with a.
@@ -42,7 +42,6 @@ class RangedTable(Correlation):
     X is an integer at scale 2^in_bits; the function's value comes times `factor`. step: log2 of a range's factor.
     """
 
-    shape: Shape
     function: str
     low: int
     high: int

@@ -10,22 +10,20 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Shape, Tensors
+from mpcache.protocols.correlation import DEALER, Corrected, Dealer, Dealt, Fields, Placewise, Random, Tensors
 
 
 @dataclass(frozen=True)
-class GumbelNoise(Correlation):
+class GumbelNoise(Placewise):
     """Shares of temperature * g at scale 2^fraction_bits, g standard Gumbel from the dealer's own stream."""
 
-    shape: Shape
     temperature: float
     fraction_bits: int
 
     def fields(self) -> Fields:
-        return {"noise": Corrected(self.shape)}
+        return {"words": Random(self.shape, holder=DEALER), "noise": Corrected(self.shape)}
 
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
-        words = dealer.own_stream().elements(self.shape)
-        uniform = (((words >> 12) & ((1 << 52) - 1)).double() + 0.5) / 2.0**52
+        uniform = (((randoms.words >> 12) & ((1 << 52) - 1)).double() + 0.5) / 2.0**52
         noise = -torch.log(-torch.log(uniform)) * self.temperature
         return {"noise": (noise * 2.0**self.fraction_bits).round().to(torch.int64)}

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import (
+    Corrected,
+    Dealer,
+    Dealt,
+    Fields,
+    Placewise,
+    Random,
+    Tensors,
+)
 from mpcache.protocols.ring import RING_BITS
 from mpcache.protocols.session import Session
 from mpcache.protocols.truncation import Truncation
@@ -49,11 +57,10 @@ def opened_mask(truncation: Truncation, c: torch.Tensor, shares: Tensors) -> Ope
 
 
 @dataclass(frozen=True)
-class RowsMask(Correlation):
+class RowsMask(Placewise):
     """r modulo 2^bits for each element of rows (..., n), with what truncates by `shift`; a mask b for each row's scale;
     and its products with the truncation's parts."""
 
-    shape: Shape
     bits: int
     shift: int
 

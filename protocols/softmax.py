@@ -23,11 +23,10 @@ import torch
 
 from mpcache.protocols.beaver import multiply
 from mpcache.protocols.comparison import sign
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import DEALER, Corrected, Dealer, Dealt, Fields, Placewise, Random, Shape, Tensors
 from mpcache.protocols.lookup import LessThan
 from mpcache.protocols.maximum import maximum
 from mpcache.protocols.public import correctly_rounded
-from mpcache.protocols.randomness import Stream
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS, reciprocal_untruncated
 from mpcache.protocols.ring import FRACTION_BITS, RING_BITS, reduce_bits, shift_right
 from mpcache.protocols.session import Session, together
@@ -81,11 +80,10 @@ def domain(scores: int) -> Domain:
 
 
 @dataclass(frozen=True)
-class ExponentialMask(Correlation):
+class ExponentialMask(Placewise):
     """For exponentials in rows of `scores`: r modulo 2^31; the table over c_hi of exp(2 u - 2 R) at scale 2^18, modulo
     2^32; a truncation modulo 2^out_bits, also times a random bit d; digit tables of r's upper bits; d in both forms."""
 
-    shape: Shape
     out_bits: int
     scores: int
 
@@ -101,6 +99,7 @@ class ExponentialMask(Correlation):
             "r": Random(self.shape, DIFFERENCE_BITS),
             "rho": self.truncation().mask(),
             "d_xor": Random(many, 1, xor=True),
+            "rounding": Random(self.shape, 16, holder=DEALER),
             "table": Corrected((*self.shape, domain(self.scores).segments), EXP_BITS),
             "truncated": self.truncation().fields(),
             "d_truncated": self.truncation().fields(),
@@ -115,7 +114,7 @@ class ExponentialMask(Correlation):
         top = (coarse >> self.tables().low_bits) & 1
         truncated = self.truncation().deal(randoms.rho)
         return {
-            "table": _exponential_table(r, domain(self.scores), dealer.own_stream()),
+            "table": _exponential_table(r, domain(self.scores), randoms.rounding),
             "truncated": truncated,
             "d_truncated": {name: d[..., 0] * value for name, value in truncated.items()},
             "digits": self.tables().deal(coarse, randoms.part("digits")),
@@ -124,14 +123,13 @@ class ExponentialMask(Correlation):
         }
 
 
-def _exponential_table(r: torch.Tensor, within: Domain, own: Stream) -> torch.Tensor:
+def _exponential_table(r: torch.Tensor, within: Domain, rounding: torch.Tensor) -> torch.Tensor:
     """By the dealer alone: nobody else has to find the same."""
     at_segment = torch.from_numpy(np.exp(within.first + 2.0 * np.arange(within.segments)) * 2.0**EXP_VALUE_BITS)
     rest = torch.exp((r & ((1 << WIDTH_BITS) - 1)).double() * (-(2.0**-FRACTION_BITS)))
     r_hi = shift_right(r, WIDTH_BITS, WIDTH_BITS + within.index_bits)
     u = (torch.arange(within.segments) - r_hi[..., None]) % within.segments
-    rounding = (own.elements(tuple(r.shape), 16) & 0xFFFF).double() * 2.0**-16
-    return (at_segment[u] * rest[..., None] + rounding[..., None]).floor().to(torch.int64)
+    return (at_segment[u] * rest[..., None] + (rounding.double() * 2.0**-16)[..., None]).floor().to(torch.int64)
 
 
 @cache
@@ -214,7 +212,7 @@ _DIGIT_BITS = (_HALVES_BITS - 1) // 2
 
 
 @dataclass(frozen=True)
-class AtOnceMask(Correlation):
+class AtOnceMask(Placewise):
     """For exponentials in two rounds: r modulo 2^31 and the table, as in `ExponentialMask`; digits' tables that tell
     whether d is in the upper half of the domain; tables of that bit, alone and times a truncation.
 
@@ -226,7 +224,6 @@ class AtOnceMask(Correlation):
     value there counts, or not, by chance. Below the domain it is neither.
     """
 
-    shape: Shape
     out_bits: int
 
     def truncation(self, places: int = 0) -> Truncation:
@@ -238,6 +235,7 @@ class AtOnceMask(Correlation):
             "r": Random(self.shape, DIFFERENCE_BITS),
             "rho": self.truncation().mask(),
             "index_mask": Random(self.shape, 2, xor=True),
+            "rounding": Random(self.shape, 16, holder=DEALER),
             "table": Corrected((*self.shape, _AT_ONCE.segments), EXP_BITS),
             "near": [Corrected(self.shape, 1 << _DIGIT_BITS, xor=True)] * 4,
             "kept": Corrected((*self.shape, 4), self.out_bits),
@@ -249,7 +247,7 @@ class AtOnceMask(Correlation):
         kept = (mask[..., None] ^ torch.arange(4)) == 3
         truncated = self.truncation().deal(randoms.rho)
         return {
-            "table": _exponential_table(r, _AT_ONCE, dealer.own_stream()),
+            "table": _exponential_table(r, _AT_ONCE, randoms.rounding),
             "near": _near(shift_right(r, _HALF_BITS, DIFFERENCE_BITS)),
             "kept": kept.long(),
             "kept_truncated": {name: kept * value[..., None] for name, value in truncated.items()},

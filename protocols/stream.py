@@ -16,7 +16,15 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import (
+    Corrected,
+    Dealer,
+    Dealt,
+    Fields,
+    Placewise,
+    Random,
+    Tensors,
+)
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.normalisation import inverse_root
 from mpcache.protocols.reciprocal import RSQRT_BITS
@@ -33,13 +41,12 @@ SCALE_FRACTION = 26
 
 
 @dataclass(frozen=True)
-class StreamMask(Correlation):
+class StreamMask(Placewise):
     """r modulo 2^48 for each element of rows (..., n), with what truncates; w R; each row's sum of R^2.
 
     With `scaled`, also a mask b for each row's scale, R b and w b.
     """
 
-    shape: Shape
     scaled: bool
 
     def truncation(self) -> Truncation:
@@ -102,11 +109,9 @@ async def stream_norm(session: Session, z: torch.Tensor, epsilon: float) -> torc
 
 
 @dataclass(frozen=True)
-class LayerMask(Correlation):
+class LayerMask(Placewise):
     """For a layer's results (..., out) and each row's scale: masks with what truncates; and the products of their
     masks' parts, modulo what counts of each."""
-
-    shape: Shape
 
     def layer(self) -> Truncation:
         return Truncation(self.shape, WIDE_BITS, 2 * FRACTION_BITS - LAYER_FRACTION)

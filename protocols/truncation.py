@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Shape, Tensors
+from mpcache.protocols.correlation import Corrected, Dealer, Dealt, Fields, Placewise, Random, Shape, Tensors
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, shift_right
 from mpcache.protocols.session import Session
 
@@ -73,10 +73,9 @@ class Truncation:
 
 
 @dataclass(frozen=True)
-class TruncationMask(Correlation):
+class TruncationMask(Placewise):
     """A mask and what `Truncation` needs."""
 
-    shape: Shape
     bits: int
     shift: int
     out_bits: int = RING_BITS

@@ -16,8 +16,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mpcache.benchmarks.measure.profiler import Profiler, profiled
 from mpcache.benchmarks.measure.roles import UNLIMITED, Setup
-from mpcache.benchmarks.measure.usage import ROLES, forget_peak, peak_memory, read_notes, seconds_between
+from mpcache.benchmarks.measure.usage import (
+    ROLES,
+    Used,
+    forget_peak,
+    peak_memory,
+    read_notes,
+    seconds_between,
+    used_between,
+    used_so_far,
+)
 from mpcache.generation.request import ClientRequest, GenerationRequest
 from mpcache.parties.client import Connection, Generation
 from mpcache.parties.launcher import launched
@@ -30,7 +40,7 @@ class Span:
     """What the program took from one of its values to the next. Cost and parts are the client's.
 
     cpu_seconds: by process. The dealer's is what it took to make this span's corrections, ahead of the parties;
-    waited_seconds is how long the client stood still for them.
+    waited_seconds is how long the client stood still for them. used: as cpu_seconds, in more detail.
     """
 
     seconds: float
@@ -38,6 +48,7 @@ class Span:
     parts: dict[str, Part]
     waited_seconds: float
     cpu_seconds: dict[str, float | None] = field(default_factory=dict)
+    used: dict[str, Used | None] = field(default_factory=dict)
 
     @property
     def all_cpu_seconds(self) -> float:
@@ -69,23 +80,27 @@ class Processes:
 
         def noted(*arguments: Any) -> Iterator[Any]:
             """The program in its own thread, which does not wait for this one; while planning, there is no session."""
-            before: _Snapshot | None = None
+            before = None if generation.session is None else _Snapshot(generation, profiler)
             for value in self.setup.program(*arguments):
-                if generation.session is not None:
-                    now = _Snapshot(generation)
-                    spans.append(now.since(before or _Snapshot.zero(now)))
-                    before = _Snapshot(generation)
+                if before is not None:
+                    spans.append(_Snapshot(generation, profiler).since(before))
+                    before = _Snapshot(generation, profiler)
                 yield value
 
         generation = Generation(self.connection, request, program=noted, transport=self.setup.transport)
         for log in self.logs.values():
             log.unlink(missing_ok=True)
         forget_peak()
-        for _ in generation:
-            pass
+        with profiled(self.setup.profile) as profiler:
+            for _ in generation:
+                pass
         notes = {role: read_notes(log) for role, log in self.logs.items()}
         cpu = [{role: seconds_between(notes[role], i) for role in ROLES} for i in range(len(spans))]
-        spans = [replace(span, cpu_seconds={**span.cpu_seconds, **own}) for span, own in zip(spans, cpu, strict=True)]
+        used = [{role: used_between(notes[role], i) for role in ROLES} for i in range(len(spans))]
+        spans = [
+            replace(span, cpu_seconds={**span.cpu_seconds, **seconds}, used={**span.used, **more})
+            for span, seconds, more in zip(spans, cpu, used, strict=True)
+        ]
         peaks = {role: notes[role][-1]["peak_bytes"] if notes[role] else None for role in ROLES}
         return Run(spans, {**peaks, "client": peak_memory()}, generation.setup_bytes)
 
@@ -93,21 +108,12 @@ class Processes:
 class _Snapshot:
     """Where a session stands."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, profiler: Profiler | None) -> None:
         session = generation.session
         assert session is not None
         self.seconds, self.cpu_seconds = time.perf_counter(), time.process_time()
         self.cost, self.parts = session.cost.copy(), copy.deepcopy(session.parts)
-        self.waited = generation.waited_for_dealer
-
-    @staticmethod
-    def zero(now: _Snapshot) -> _Snapshot:
-        """Before anything: the time of the first span is that of its parts."""
-        start = copy.copy(now)
-        start.cost, start.parts, start.waited = Cost(), {}, 0.0
-        start.seconds -= sum(part.seconds for part in now.parts.values())
-        start.cpu_seconds -= sum(part.cpu_seconds for part in now.parts.values())
-        return start
+        self.waited, self.used = generation.waited_for_dealer, used_so_far(profiler)
 
     def since(self, before: _Snapshot) -> Span:
         parts = {}
@@ -120,6 +126,7 @@ class _Snapshot:
             {name: part for name, part in parts.items() if part.seconds},
             self.waited - before.waited,
             {"client": self.cpu_seconds - before.cpu_seconds},
+            {"client": self.used - before.used},
         )
 
 

@@ -16,13 +16,16 @@ import torch
 from mpcache.benchmarks.measure.delay import delaying
 from mpcache.benchmarks.measure.model import checkpoint
 from mpcache.benchmarks.measure.namespace import Namespace
+from mpcache.benchmarks.measure.profiler import Profiler
 from mpcache.benchmarks.measure.program import Program
 from mpcache.benchmarks.measure.usage import watched
 from mpcache.generation.backends import PRIVATE_BACKENDS
+from mpcache.generation.loop import Program as AnyProgram
 from mpcache.generation.network import Network
 from mpcache.model.config import ModelConfig
 from mpcache.parties.certificates import Identity, load_identity
 from mpcache.parties.dealer import DealerServer
+from mpcache.parties.memory import keep_memory
 from mpcache.parties.owner import OwnerServer
 from mpcache.parties.serving import serve
 from mpcache.parties.settings import DealerSettings, OwnerSettings
@@ -38,6 +41,7 @@ class Setup:
     """What all three processes of a benchmark are given. model: a folder; without, weights are random.
 
     network: what messages are delayed like, if owner and dealer are not in a namespace, where the link itself does it.
+    profile: tell each process's CPU seconds by what it was at work on.
     """
 
     config: ModelConfig
@@ -47,6 +51,7 @@ class Setup:
     namespace: Namespace | None = None
     timeout_seconds: float = 300.0
     dealer_memory_mib: int = 128
+    profile: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "model": None if self.model is None else str(self.model)}
@@ -61,6 +66,7 @@ class Setup:
             namespace=Namespace(**raw["namespace"]) if raw["namespace"] else None,
             timeout_seconds=raw["timeout_seconds"],
             dealer_memory_mib=raw["dealer_memory_mib"],
+            profile=raw["profile"],
         )
 
     @property
@@ -88,20 +94,20 @@ def _limits(setup: Setup) -> dict[str, Any]:
     }
 
 
-def serve_dealer(setup: Setup, identity: Identity, log: Path) -> DealerServer:
+def serve_dealer(setup: Setup, identity: Identity, program: AnyProgram) -> DealerServer:
     settings = DealerSettings(
         f"{setup.hosts['dealer']}:0",
         memory_mib=setup.dealer_memory_mib,
         max_model_gib=UNLIMITED,
         **_limits(setup),
     )
-    return DealerServer(settings, identity, watched(setup.program, log))
+    return DealerServer(settings, identity, program)
 
 
-def serve_owner(setup: Setup, identity: Identity, log: Path, dealer: str, state: Path) -> OwnerServer:
+def serve_owner(setup: Setup, identity: Identity, program: AnyProgram, dealer: str, state: Path) -> OwnerServer:
     settings = OwnerSettings(f"{setup.hosts['owner']}:0", dealer, model=Path(), state=state, **_limits(setup))
     model = checkpoint(setup.config, setup.model)
-    return OwnerServer(settings, identity, model, watched(setup.program, log), setup.transport)
+    return OwnerServer(settings, identity, model, program, setup.transport)
 
 
 def main() -> None:
@@ -110,14 +116,15 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     raw = json.loads(options.config.read_text())
     setup, identity = Setup.from_dict(raw["setup"]), load_identity(Path(raw["certificates"]), options.role)
-    log = Path(raw["log"])
+    program = watched(setup.program, Path(raw["log"]), Profiler().start() if setup.profile else None)
     server: Any
     if options.role == "dealer":
-        server = serve_dealer(setup, identity, log)
+        server = serve_dealer(setup, identity, program)
     else:
-        server = serve_owner(setup, identity, log, raw["dealer"], Path(raw["state"]))
+        server = serve_owner(setup, identity, program, raw["dealer"], Path(raw["state"]))
     address = f"{setup.hosts[options.role]}:{server.port}"
     serve(server, 0.0, lambda: print(f"{options.role} listening on {address}", flush=True))
 

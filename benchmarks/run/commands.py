@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mpcache.benchmarks.run.cost_commands import decode, generate, network, ops, prefill
+from mpcache.benchmarks.run.cost_commands import decode, generate, network, ops, prefill, profile
 from mpcache.benchmarks.run.quality_commands import agreement, quality
 from mpcache.benchmarks.run.report_commands import calibrate, everything, readme, report
 
@@ -18,5 +18,18 @@ def bench() -> None:
     """
 
 
-for command in (decode, generate, prefill, network, ops, quality, agreement, everything, calibrate, report, readme):
+for command in (
+    decode,
+    generate,
+    prefill,
+    network,
+    ops,
+    profile,
+    quality,
+    agreement,
+    everything,
+    calibrate,
+    report,
+    readme,
+):
     bench.add_command(command)

@@ -1,4 +1,4 @@
-"""`mpcache bench generate`, `ops`, `decode`, `prefill` and `network`: what a part of the work costs."""
+"""`mpcache bench generate`, `ops`, `decode`, `prefill`, `profile` and `network`: what a part of the work costs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mpcache.benchmarks.cases.generation import MAX_NEW_TOKENS, generation_cases
 from mpcache.benchmarks.cases.networks import network_cases
 from mpcache.benchmarks.cases.ops import OPERATIONS, operation_cases
 from mpcache.benchmarks.cases.prefill import prefill_cases
+from mpcache.benchmarks.cases.profile import PROFILED, profile_cases
 from mpcache.benchmarks.measure.namespace import parse_namespace
 from mpcache.benchmarks.measure.processes import ProcessPool
 from mpcache.benchmarks.run.finish import run_and_show
@@ -123,3 +124,21 @@ def network(options: StepOptions, network: str, namespace: str | None) -> None:
         work = replace(work, namespace=parse_namespace(namespace))
     cases = network_cases(work, networks, options.lengths, options.policies, options.repeat, pool)
     run_and_show(cases, options.out, options.json_path, pool)
+
+
+@click.command()
+@click.option("--shape", default="gpt2", show_default=True, help="gpt2, gpt2-medium, llama-7b.")
+@click.option("--only", type=click.Choice(["decode", "prefill"]), help="One of the two. Default: both.")
+@repeat_option(200, "Decode steps measured.")
+@out_option
+@json_option
+def profile(shape: str, only: str | None, repeat: int, out: Path | None, json_path: Path | None) -> None:
+    """Show what CPU seconds of owner, client and dealer go to, between three real processes.
+
+    Of a decode step of one block (1,024 tokens, full cache; 2,048, mpcache) and of a prefill of two layers (512 tokens,
+    full cache): by kind of work and by protocol, with system time and page faults. A thread in each process looks at
+    all others every ten milliseconds.
+    """
+    pool = ProcessPool()
+    profiled = [what for what in PROFILED if only in (None, what.kind)]
+    run_and_show(profile_cases(shape, profiled, repeat, pool), out, json_path, pool)

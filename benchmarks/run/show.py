@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpcache.benchmarks.cases import agreement, generation, networks, ops, prefill
+from mpcache.benchmarks.cases import agreement, generation, networks, ops, prefill, profile
 from mpcache.benchmarks.cases.quality import quality_tables
 from mpcache.benchmarks.records import tables
 from mpcache.benchmarks.records.ranges import all_ranges
 from mpcache.benchmarks.records.record import Record
+from mpcache.benchmarks.records.selection import done
 from mpcache.parties.command.report import show_ranges
 
 
 def show_records(records: Sequence[Record]) -> None:
     """A table, or several, for each part that there are records of; and how near plaintext twins came to the bounds."""
     shown = {"ops": _ops, "decode": _decode, "prefill": _prefill, "network": _network, "quality": _quality}
-    shown |= {"agreement": _agreement, "generate": _generate}
+    shown |= {"agreement": _agreement, "generate": _generate, "profile": _profile}
     for bench, show in shown.items():
         chosen = [r for r in records if r["bench"] == bench]
         if chosen:
@@ -55,6 +56,15 @@ def _decode(records: list[Record]) -> None:
 
 def _prefill(records: list[Record]) -> None:
     tables.show("Prefill of the whole prompt", prefill.HEADER, prefill.prefill_rows(records))
+
+
+def _profile(records: list[Record]) -> None:
+    title = "CPU seconds and page faults of a decode step (mean) and of a prefill, by process"
+    tables.show(title, profile.USAGE, profile.usage_rows(records))
+    for record in done(records):
+        what = f"{record['kind']} {record['policy']}, {record['tokens']:,} tokens"
+        for by, note in (("kinds", profile.kinds_explained()), ("protocols", "")):
+            tables.show(f"CPU seconds by {by}: {what}", profile.SPENT, profile.spent_rows(record, by), note)
 
 
 def _network(records: list[Record]) -> None:

@@ -55,13 +55,8 @@ class InProcessGeneration:
         try:
             with private_backend("mpc", session, masked_weights=masked) as backend:
                 decoder = Decoder(config, backend)
-                ended = False
-                for token in steps(decoder, request.public, request.prompt, self._on_block, self._stops):
-                    assert token is not None
-                    meter.token()
-                    if not ended:
-                        yield token
-                    ended = ended or token in request.end_tokens
+                tokens = steps(decoder, request.public, request.prompt, self._on_block, self._stops)
+                yield from meter.until_end(tokens, request.end_tokens)
         except PeerLost:
             if self._stopped:
                 raise PeerLost("the client stopped") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mpcache.generation.request import GenerationRequest
@@ -116,6 +116,16 @@ class Meter:
             self.decode = Phase(seconds - self.prefill.seconds, cost - self.prefill.cost)
             self.steps.append(Phase(self.decode.seconds - before.seconds, self.decode.cost - before.cost))
         self.tokens += 1
+
+    def until_end(self, tokens: Iterable[int | None], ends: Collection[int]) -> Iterator[int]:
+        """The client's tokens up to one of `ends`. All are taken and metered: under a fixed length more may follow."""
+        ended = False
+        for token in tokens:
+            assert token is not None, "the client learns its tokens"
+            self.token()
+            if not ended:
+                yield token
+            ended = ended or token in ends
 
     @property
     def seconds_per_token(self) -> float | None:

@@ -72,6 +72,10 @@ class Prices:
     def decoding(self) -> Price:
         return sum(self.decode, Price())
 
+    @property
+    def total(self) -> Price:
+        return self.prefill + self.eviction + self.decoding
+
 
 def price(model: ModelConfig, request: GenerationRequest) -> Prices:
     """Exact, without running anything: equal to the plan of the whole generation, and so to the byte to a run.
@@ -206,3 +210,11 @@ def computing_seconds(price: Price, speed: Speed = MEASURED) -> float:
         + cost.correction_bytes * speed.correlation_byte
         + price.multiply_adds * speed.multiply_add
     )
+
+
+DEALING = Speed(round=0.0, online_byte=0.0, correlation_byte=1.0e-8, multiply_add=2.6e-10)
+
+
+def dealing_seconds(price: Price) -> float:
+    """Estimated seconds of one core of the dealer, who plans, makes every correction, and encrypts what it keeps."""
+    return computing_seconds(price, DEALING)

@@ -18,7 +18,7 @@ from mpcache.protocols.errors import ConfigError, HandshakeError
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS
 from mpcache.wire import STRICT, from_wire, to_wire
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 PREFILL_BLOCK = 64
 """Prompt tokens that go through the model at once: bounds the memory of a prefill, whatever the prompt's length."""
 HOTTEST = 100

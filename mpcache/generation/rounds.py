@@ -18,6 +18,7 @@ from mpcache.model.config import ModelConfig
 from mpcache.model.decoder import Decoder
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.plan import PlanSession, ShapeArithmetic
+from mpcache.protocols.public import Constants
 from mpcache.protocols.session import Cost, Opening
 
 
@@ -45,6 +46,7 @@ class NamedRounds(PlanSession):
 
     def __init__(self) -> None:
         super().__init__()
+        self.constants = Constants()  # as somebody asks for them, nothing is repeated without being run
         self.rounds: list[Round] = []
         self.names: dict[int, str] = {}
 

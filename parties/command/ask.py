@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ import torch
 from mpcache.files import write_json
 from mpcache.parties.command.demo import run_demo
 from mpcache.parties.command.options import (
+    Extended,
     backend,
     chosen_policy,
     config,
@@ -19,24 +21,80 @@ from mpcache.parties.command.options import (
     prompt_options,
     read_prompt,
 )
-from mpcache.parties.command.report import run_generation, show_result
+from mpcache.parties.command.report import bytes_bar, run_generation, show_result
 from mpcache.parties.data_owner import data_owner_of
 from mpcache.parties.settings import ClientSettings, load_settings
 from mpcache.policies import policy_settings
+
+temperature_option = click.option(
+    "--temperature",
+    type=click.FloatRange(0, 100),
+    help="0 takes the likeliest token. Above 0, tokens are sampled privately.",
+)
+network_option = click.option(
+    "--network", help="Network that protocols are chosen for: loopback, lan, wan, or e.g. 5ms,100mbit."
+)
 
 
 @click.command()
 @config
 @insecure
+@policy_options
+@backend
+@click.option("--prompt-tokens", type=click.IntRange(1), required=True, help="How many tokens the prompts will have.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="How many tokens the answers will have at most.")
+@click.option("--sessions", type=click.IntRange(1), default=1, show_default=True, help="How many to prepare.")
+@temperature_option
+@network_option
+def prepare(
+    path: Path,
+    insecure: bool,
+    policy: str | None,
+    budget: float | None,
+    backend: str,
+    prompt_tokens: int,
+    max_new_tokens: int | None,
+    sessions: int,
+    temperature: float | None,
+    network: str | None,
+) -> None:
+    """Prepare sessions ahead of time; no prompt is needed yet.
+
+    The dealer makes their corrections and keeps them on disk. A later `mpcache client` whose prompt has exactly so many
+    tokens, and whose other settings are the same, uses one of them. Each is used once.
+    """
+    torch.set_num_threads(1)
+    settings = load_settings(path, ClientSettings)
+    me = data_owner_of(settings, insecure)
+    facts = replace(
+        me.defaults.public,
+        prompt_tokens=prompt_tokens,
+        max_new_tokens=max_new_tokens or settings.max_new_tokens,
+        temperature=settings.temperature if temperature is None else temperature,
+        policy=chosen_policy(settings.policy, policy, budget),
+        backend=backend,
+        network=network or settings.network,
+    )
+    facts.check_values()
+    for i in range(sessions):
+        with bytes_bar(f"session {i + 1} of {sessions}") as hear:
+            session, nbytes = me.prepare(facts, hear)
+        click.echo(f"prepared {session.hex()[:8]}: {nbytes / 1e6:,.2f} MB on the dealer's disk")
+    what = "session is" if sessions == 1 else "sessions are"
+    click.echo(
+        f"{sessions} {what} ready for prompts of {prompt_tokens} tokens, {facts.max_new_tokens} new ones at most, "
+        f"policy {facts.policy.name}: run `mpcache client` with the same settings"
+    )
+
+
+@click.command(cls=Extended, further={"prepare": prepare})
+@config
+@insecure
 @prompt_options
 @policy_options
 @backend
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 100),
-    help="0 takes the likeliest token. Above 0, tokens are sampled privately.",
-)
-@click.option("--network", help="Network that protocols are chosen for: loopback, lan, wan, or e.g. 5ms,100mbit.")
+@temperature_option
+@network_option
 def client(
     path: Path,
     insecure: bool,

@@ -10,6 +10,7 @@ import click
 
 from mpcache import __version__
 from mpcache.parties.logs import configure, log_service, one_line
+from mpcache.parties.memory import keep_memory
 from mpcache.protocols.errors import MpcacheError
 
 _HERE = "mpcache.parties.command"
@@ -61,3 +62,4 @@ def main(verbose: bool) -> None:
     The model's owner sees no prompt, and the user sees no weights.
     """
     configure(verbose)
+    keep_memory()

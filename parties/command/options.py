@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,6 +20,26 @@ backend = click.option(
     "--backend", type=click.Choice(["mpc", "crypten"]), default="mpc", show_default=True, help="crypten is a baseline."
 )
 insecure = click.option("--insecure", is_flag=True, help="Use no TLS. On loopback only, for tests.")
+
+
+class Extended(click.Command):
+    """A command that has further ones under it: without one of their names it is itself. further: by their names."""
+
+    def __init__(self, *arguments: Any, further: dict[str, click.Command], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.further = further
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args and args[0] in self.further:
+            return self.further[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            rows = [(name, command.get_short_help_str(80)) for name, command in self.further.items()]
+            formatter.write_dl(rows)
 
 
 def refuse_prompt(context: click.Context, option: click.Parameter, value: str | None) -> None:

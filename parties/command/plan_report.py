@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from mpcache.generation.network import Network, parse_network
-from mpcache.generation.price import Price, Prices, computing_seconds, price, seconds
+from mpcache.generation.price import Price, Prices, computing_seconds, dealing_seconds, price, seconds
 from mpcache.generation.request import GenerationRequest
 from mpcache.model.config import ModelConfig
+from mpcache.parties.prepared import OVERHEAD_BYTES
 from mpcache.policies import PolicySettings
 from mpcache.protocols.session import Cost
 
@@ -22,20 +24,22 @@ def plan_policies(
     model: ModelConfig, request: GenerationRequest, policies: Sequence[tuple[str, PolicySettings]]
 ) -> list[Any]:
     """A JSON-able record for each (label, policy): phases, and in them parts, with bytes, rounds and seconds."""
-    network = parse_network(request.network)
-    return [
-        {
-            "policy": label,
-            "prompt_tokens": request.prompt_tokens,
-            "new_tokens": request.max_new_tokens,
-            "network": {"round_trip_seconds": network.round_trip, "bytes_per_second": network.bandwidth},
-            "phases": {
-                name: _phase(phase, network)
-                for name, phase in _phases(price(model, replace(request, policy=policy))).items()
-            },
-        }
-        for label, policy in policies
-    ]
+    return [_record(label, replace(request, policy=policy), model) for label, policy in policies]
+
+
+def _record(label: str, request: GenerationRequest, model: ModelConfig) -> dict[str, Any]:
+    network, prices = parse_network(request.network), price(model, request)
+    return {
+        "policy": label,
+        "prompt_tokens": request.prompt_tokens,
+        "new_tokens": request.max_new_tokens,
+        "network": {"round_trip_seconds": network.round_trip, "bytes_per_second": network.bandwidth},
+        "phases": {name: _phase(phase, network) for name, phase in _phases(prices).items()},
+        "prepared": {
+            "disk_bytes": prices.total.cost.correction_bytes + OVERHEAD_BYTES,
+            "seconds": dealing_seconds(prices.total),
+        },
+    }
 
 
 def _phases(prices: Prices) -> dict[str, Price]:
@@ -76,6 +80,11 @@ def show_plan(records: list[Any], network: Network) -> None:
             for part, costs in phase["parts"].items():
                 table.add_row(f"  {part}", *_cells(costs), "")
         Console().print(table)
+        prepared = record["prepared"]
+        click.echo(
+            f"  prepared ahead of time: {prepared['disk_bytes'] / 1e6:,.2f} MB on the dealer's disk, made in about "
+            f"{prepared['seconds']:,.1f} s of one core\n"
+        )
 
 
 def _cells(costs: dict[str, Any]) -> list[str]:

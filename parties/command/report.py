@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mpcache.generation.loop import Phase
 from mpcache.generation.request import GenerationRequest
@@ -27,6 +27,15 @@ def prefill_bar(total: int | None = None) -> Iterator[tuple[Progress, OnBlock]]:
     with Progress(*columns, *times, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("prefill", total=total)
         yield bar, lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def bytes_bar(what: str) -> Iterator[Callable[[int], None]]:
+    """How many bytes there are so far, on standard error; it goes with the block. Gives what hears of them."""
+    columns = (TextColumn("{task.description}"), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda nbytes: bar.update(task, completed=nbytes)
 
 
 def run_generation(start: Callable[[OnBlock], Metered], tokenizer: Decodes, request: GenerationRequest) -> Result:
@@ -55,6 +64,8 @@ def show_result(result: Result) -> None:
     click.echo(
         f"prompt {request.prompt_tokens} tokens, answer {result.new_tokens} tokens, policy {request.policy.name}"
     )
+    if result.prepared:
+        click.echo("  prepared: the dealer had the corrections on its disk")
     _line("time to first token", prefill)
     if full is not None:
         _line(f"  full cache, {full.kind}", full.prefill)

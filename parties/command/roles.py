@@ -9,7 +9,7 @@ import click
 import torch
 
 from mpcache.parties.certificates import Identity, load_identity, write_development_certificates
-from mpcache.parties.command.options import config, insecure
+from mpcache.parties.command.options import Extended, config, insecure
 from mpcache.parties.data_owner import data_owner_of
 from mpcache.parties.dealer import DealerServer
 from mpcache.parties.gateway import GatewayServer
@@ -31,17 +31,34 @@ def certs(folder: Path, days: int, force: bool) -> None:
     click.echo(f"wrote ca, owner, client and dealer (.pem, .key) to {folder}, valid for {days} days")
 
 
-@click.command()
+@click.command("prepare")
+@config
+@insecure
+def only_prepare(path: Path, insecure: bool) -> None:
+    """Run a dealer that prepares sessions, and serves none.
+
+    It writes their corrections to disk, for a dealer that hands them over later, in the same folder.
+    """
+    _run_dealer(path, insecure, only_prepare=True)
+
+
+@click.command(cls=Extended, further={"prepare": only_prepare})
 @config
 @insecure
 def dealer(path: Path, insecure: bool) -> None:
     """Run the dealer.
 
-    It makes correlated randomness from public parameters.
+    It makes correlated randomness from public parameters. If its settings say so, it prepares sessions on disk, too,
+    and hands over what is there.
     """
+    _run_dealer(path, insecure)
+
+
+def _run_dealer(path: Path, insecure: bool, only_prepare: bool = False) -> None:
     settings = load_settings(path, DealerSettings)
     identity = _identity(settings.certificates, "dealer", insecure or settings.insecure)
-    _serve(DealerServer(settings, identity), "dealer", settings.listen, settings.drain_seconds)
+    server = DealerServer(settings, identity, only_prepare=only_prepare)
+    _serve(server, "dealer", settings.listen, settings.drain_seconds)
 
 
 @click.command()

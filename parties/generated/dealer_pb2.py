@@ -22,23 +22,24 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from mpcache.parties.generated import purpose_pb2 as purpose__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0c\x64\x65\x61ler.proto\x12\nmpcache.v1\"\x9d\x01\n\x0b\x44\x65\x61lRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\x0c\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07request\x18\x05 \x01(\t\x12\x13\n\x0bplan_digest\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x0c\x12\x12\n\nweight_key\x18\x08 \x01(\x0c\"u\n\x0b\x43orrections\x12\x11\n\x07started\x18\x01 \x01(\x08H\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.mpcache.v1.FailureH\x00\x12\x12\n\x08\x66inished\x18\x04 \x01(\x08H\x00\x42\x06\n\x04kind\"\\\n\x07\x46\x61ilure\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.mpcache.v1.Failure.Kind\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x1b\n\x04Kind\x12\t\n\x05OTHER\x10\x00\x12\x08\n\x04LEFT\x10\x01\x32\x46\n\x06\x44\x65\x61ler\x12<\n\x04\x44\x65\x61l\x12\x17.mpcache.v1.DealRequest\x1a\x17.mpcache.v1.Corrections(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0c\x64\x65\x61ler.proto\x12\nmpcache.v1\x1a\rpurpose.proto\"\xc3\x01\n\x0b\x44\x65\x61lRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\x0c\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07request\x18\x05 \x01(\t\x12\x13\n\x0bplan_digest\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x0c\x12\x12\n\nweight_key\x18\x08 \x01(\x0c\x12$\n\x07purpose\x18\t \x01(\x0e\x32\x13.mpcache.v1.Purpose\"\x89\x01\n\x0b\x43orrections\x12\x11\n\x07started\x18\x01 \x01(\x08H\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12&\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.mpcache.v1.FailureH\x00\x12\x12\n\x08\x66inished\x18\x04 \x01(\x08H\x00\x12\x12\n\x08progress\x18\x05 \x01(\x04H\x00\x42\x06\n\x04kind\"l\n\x07\x46\x61ilure\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.mpcache.v1.Failure.Kind\x12\x0c\n\x04text\x18\x02 \x01(\t\"+\n\x04Kind\x12\t\n\x05OTHER\x10\x00\x12\x08\n\x04LEFT\x10\x01\x12\x0e\n\nUNPREPARED\x10\x02\x32\x46\n\x06\x44\x65\x61ler\x12<\n\x04\x44\x65\x61l\x12\x17.mpcache.v1.DealRequest\x1a\x17.mpcache.v1.Corrections(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dealer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEALREQUEST']._serialized_start=29
-  _globals['_DEALREQUEST']._serialized_end=186
-  _globals['_CORRECTIONS']._serialized_start=188
-  _globals['_CORRECTIONS']._serialized_end=305
-  _globals['_FAILURE']._serialized_start=307
-  _globals['_FAILURE']._serialized_end=399
-  _globals['_FAILURE_KIND']._serialized_start=372
-  _globals['_FAILURE_KIND']._serialized_end=399
-  _globals['_DEALER']._serialized_start=401
-  _globals['_DEALER']._serialized_end=471
+  _globals['_DEALREQUEST']._serialized_start=44
+  _globals['_DEALREQUEST']._serialized_end=239
+  _globals['_CORRECTIONS']._serialized_start=242
+  _globals['_CORRECTIONS']._serialized_end=379
+  _globals['_FAILURE']._serialized_start=381
+  _globals['_FAILURE']._serialized_end=489
+  _globals['_FAILURE_KIND']._serialized_start=446
+  _globals['_FAILURE_KIND']._serialized_end=489
+  _globals['_DEALER']._serialized_start=491
+  _globals['_DEALER']._serialized_end=561
 # @@protoc_insertion_point(module_scope)

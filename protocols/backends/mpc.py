@@ -8,6 +8,7 @@ import torch
 
 from mpcache.protocols.activation import activation
 from mpcache.protocols.backends.interface import KeyValues, Stage
+from mpcache.protocols.backends.planned import planned_once
 from mpcache.protocols.beaver import Masked, extend, forget, mask, multiply, multiply_masked, rows, unmask
 from mpcache.protocols.comparison import negative_part
 from mpcache.protocols.correlation import weight_mask
@@ -99,6 +100,7 @@ class MpcBackend:
 
     # ------------------------------------------------------------ layers
 
+    @planned_once
     def embed(self, tokens: Sequence[int] | None, count: int, table: MaskedWeight) -> Secret:
         one_hot = torch.zeros((count, table.shape[1]), dtype=torch.int64, device=self.session.device)
         if tokens is not None:
@@ -113,6 +115,7 @@ class MpcBackend:
             return x.like(x.untruncated + encode(known, FRACTION_BITS + x.shift))
         return self._secret(x.share + encode(known))
 
+    @planned_once
     def linear(self, x: Secret, weight: MaskedWeight, bias: torch.Tensor | None = None, narrow: bool = False) -> Secret:
         """Untruncated, for whoever uses it: the stream adds it up, an activation reads it masked."""
         out_bits = PRODUCT_BITS if narrow else RING_BITS
@@ -139,12 +142,14 @@ class MpcBackend:
 
         return Product(z, self.session.party, truncated, bits, shift)
 
+    @planned_once
     def rms_norm(self, x: Secret, epsilon: float) -> Secret:
         if isinstance(x, Product) and not x.made:
             z = x.untruncated
             return Normed(x, epsilon, lambda: self.session.run(stream_norm(self.session, z, epsilon)))
         return self._run(rms_norm(self.session, x.share, epsilon))
 
+    @planned_once
     def rotate(self, x: Secret, cos: torch.Tensor, sin: torch.Tensor) -> Secret:
         async def rotated() -> torch.Tensor:
             first, second = x.share.chunk(2, -1)
@@ -154,6 +159,7 @@ class MpcBackend:
 
         return self._run(rotated())
 
+    @planned_once
     def activation(self, x: Secret, kind: str) -> Secret:
         if isinstance(x, Product) and not x.made:
             z, ring = x.untruncated, (x.bits, x.shift)
@@ -162,6 +168,7 @@ class MpcBackend:
             return self._run(activation(self.session, z, kind, PRODUCT_BITS, *ring))
         return self._run(activation(self.session, x.share, kind))
 
+    @planned_once
     def multiply(self, x: Secret, y: Secret) -> Secret:
         first, second = x.share, alone(y)
 
@@ -170,6 +177,7 @@ class MpcBackend:
 
         return self._run(product())
 
+    @planned_once
     def scale(self, x: Secret, factor: Factor) -> Secret:
         return self._run(truncate(self.session, x.share * self.session.public(factor)), "selection")
 
@@ -181,6 +189,7 @@ class MpcBackend:
 
     # ------------------------------------------------------------ attention
 
+    @planned_once
     def append(self, cached: KeyValues[Masked] | None, keys: Secret, values: Secret) -> KeyValues[Masked]:
         """Every row is masked once, here, for as long as it is cached. Rounds: 1."""
         old_keys, old_values = (cached.keys, cached.values) if cached else (None, None)
@@ -193,6 +202,7 @@ class MpcBackend:
         )
         return KeyValues(new_keys, new_values, new_keys.shape[-2])
 
+    @planned_once
     def enter(
         self, cached: KeyValues[Masked] | None, queries: Secret, keys: Secret, values: Secret
     ) -> tuple[KeyValues[Masked], Masked]:
@@ -208,15 +218,18 @@ class MpcBackend:
         )
         return KeyValues(new_keys, new_values, new_keys.shape[-2]), masked_queries
 
+    @planned_once
     def attend(self, queries: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None = None) -> Secret:
         return self._run(self._attend(queries, cached, visible), "attention")
 
+    @planned_once
     def attend_observed(
         self, queries: Masked, cached: KeyValues[Masked], visible: torch.Tensor | None, observed: torch.Tensor
     ) -> tuple[Secret, Secret]:
         out, received = self.session.run(self._attend_observed(queries, cached, visible, observed), "attention")
         return self._secret(out), self._secret(received)
 
+    @planned_once
     def attend_selected(
         self, queries: Masked, cached: KeyValues[Masked], start: int, end: int, stages: Sequence[Stage[Masked]]
     ) -> Secret:
@@ -302,6 +315,7 @@ class MpcBackend:
 
     # ------------------------------------------------------------ what cache policies are built from
 
+    @planned_once
     def mask(self, x: Secret, after: Masked | None = None) -> Masked:
         return self.session.run(extend(self.session, after, x.share, 1), "selection")
 
@@ -314,6 +328,7 @@ class MpcBackend:
     def forget(self, *masked: Masked) -> None:
         forget(self.session, *masked)
 
+    @planned_once
     def similarity(self, queries: Masked, masked: Sequence[Masked]) -> list[Secret]:
         """Rounds: 0, all are masked already."""
 
@@ -323,6 +338,7 @@ class MpcBackend:
         found = self.session.run(products(), "selection")
         return [self._secret(drop_low_bits(z.sum(1), FRACTION_BITS, PRODUCT_BITS)) for z in found]
 
+    @planned_once
     def product(self, x: Secret, masked: Masked, operation: str) -> Secret:
         async def product() -> torch.Tensor:
             factor = await mask(self.session, x.share)
@@ -331,11 +347,13 @@ class MpcBackend:
 
         return self._run(product(), "selection")
 
+    @planned_once
     def top_k(self, scores: Secret, k: int) -> Secret:
         """Nothing is revealed: not which, and not in what order."""
         compared = drop_low_bits(scores.share, FRACTION_BITS - SELECT_FRACTION_BITS, SCORE_BITS)
         return self._run(top_k(self.session, compared, k, SELECT_WIDTH), "selection")
 
+    @planned_once
     def argmin(self, scores: Secret, largest: float) -> Secret:
         async def choice() -> torch.Tensor:
             width = score_bits(largest, FRACTION_BITS) + 1  # and a sign
@@ -344,13 +362,16 @@ class MpcBackend:
 
         return self._run(choice(), "selection")
 
+    @planned_once
     def gather(self, choice: Secret, rows: Secret) -> Secret:
         return self._run(multiply(self.session, choice.share, rows.share, RING_BITS, "matmul"), "selection")
 
+    @planned_once
     def stage(self, choice: Secret, size: int) -> Stage[Masked]:
         """The choice is masked here, for every layer that shares it. Rounds: 1."""
         return Stage(self.session.run(mask(self.session, choice.share, WEIGHTED_BITS), "selection"), size)
 
+    @planned_once
     def pick(self, stage: Stage[Masked], rows: Secret) -> Secret:
         async def picked() -> torch.Tensor:
             masked = await mask(self.session, rows.share, SCORE_BITS)
@@ -358,6 +379,7 @@ class MpcBackend:
 
         return self._run(picked(), "selection")
 
+    @planned_once
     def retain(self, scores: Secret, k: int, largest: float, rows: Secret) -> Secret:
         async def retained() -> torch.Tensor:
             bits = score_bits(largest, FRACTION_BITS)
@@ -366,6 +388,7 @@ class MpcBackend:
 
         return self._run(retained(), "eviction")
 
+    @planned_once
     def extremes(self, x: Secret) -> tuple[Secret, Secret]:
         async def both() -> tuple[torch.Tensor, torch.Tensor]:
             high, low = await _extremes(self.session, x.share)
@@ -375,6 +398,7 @@ class MpcBackend:
         high, low = self.session.run(both(), "selection")
         return self._secret(high), self._secret(low)
 
+    @planned_once
     def overwrite(self, masked: Masked, choice: Secret, row: Secret) -> Masked:
         """Every row is masked anew, as any may have changed. Rounds: 2."""
 
@@ -389,6 +413,7 @@ class MpcBackend:
 
     # ------------------------------------------------------------ the next token
 
+    @planned_once
     def next_token(
         self,
         x: Secret,

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from mpcache.protocols.correlation import Correlation, Shape, Tensors, held_by, tensors
+from mpcache.protocols.correlation import Correlation, Shape, Tensors, has, tensors
 from mpcache.protocols.plan import PlanSession
 from mpcache.protocols.public import Factor
 from mpcache.protocols.ring import FRACTION_BITS
@@ -30,7 +30,7 @@ class DryRunSession(PlanSession):
 
     def take(self, correlation: Correlation) -> Tensors:
         super().take(correlation)
-        return tensors(correlation.fields(), lambda field: None if held_by(1, field) else _zeros(field.shape))
+        return tensors(correlation.layout.fields, lambda field: _zeros(field.shape) if has(0, field) else None)
 
     def public(self, x: Factor, fraction_bits: int = FRACTION_BITS) -> torch.Tensor:
         super().public(x, fraction_bits)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mpcache.generation.request import PROTOCOL_VERSION
-from mpcache.parties import client as client_module
+from mpcache.parties import handshake
 from mpcache.parties.certificates import load_identity, write_development_certificates
 from mpcache.parties.client import Connection, Generation
 from mpcache.parties.dealer import DealerServer
@@ -207,7 +207,7 @@ def test_masked_weights_that_cannot_be_kept_leave_no_half_of_them(
 def test_masked_weights_that_do_not_all_arrive_are_not_kept(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = client_module.unpack
+    original = handshake.unpack
     calls: list[int] = []
 
     def broken(*arguments: object) -> object:
@@ -216,7 +216,7 @@ def test_masked_weights_that_do_not_all_arrive_are_not_kept(
             raise PeerLost("lost the owner")
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(client_module, "unpack", broken)
+    monkeypatch.setattr(handshake, "unpack", broken)
     with pytest.raises(MpcacheError, match="lost the owner"):
         list(servers.client(state=tmp_path))
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]

@@ -12,7 +12,7 @@ from mpcache.generation.plan import phase_costs
 from mpcache.generation.request import FULL, PRECISION, ClientRequest, GenerationRequest
 from mpcache.inspection.watched import plain_answer
 from mpcache.model.config_file import read_model_config
-from mpcache.parties import client
+from mpcache.parties import handshake
 from mpcache.parties.client import Connection, Generation
 from mpcache.parties.launcher import local_parties
 from mpcache.policies import PolicySettings, policy_settings
@@ -135,8 +135,8 @@ def test_a_disagreement_is_refused_in_words(connection: Connection, request_: Cl
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.setattr(client, "PROTOCOL_VERSION", 99), "speaks protocol version 4, the client 99"),
-        (lambda m: m.setattr(client, "plan_digest", lambda *p: "x"), "plan differs from the owner's"),
+        (lambda m: m.setattr(handshake, "PROTOCOL_VERSION", 99), "speaks protocol version 5, the client 99"),
+        (lambda m: m.setattr(handshake, "plan_digest", lambda *p: "x"), "plan differs from the owner's"),
     ],
 )
 def test_another_program_is_refused_before_any_secret_moves(

@@ -143,7 +143,7 @@ CLIENTS: dict[str, tuple[Callable[[HostileClient], None], str]] = {
     "4 billion new tokens": (wanting(max_new_tokens=2**32 - 1), "the owner allows 256 new tokens"),
     "another backend": (wanting(backend="plain"), "unknown backend 'plain'"),
     "the baseline, which the owner does not allow": (wanting(backend="crypten"), "does not allow the backend"),
-    "another version": (greeting(protocol_version=3), "speaks protocol version 4"),
+    "another version": (greeting(protocol_version=3), "speaks protocol version 5"),
     "another precision": (wanting(precision="\x1b[31m" * 200), "the owner computes with"),
     "a short session": (greeting(session=b"1"), "a session begins with a hello"),
     "a message before its hello": (first(message(b"123")), "a session begins with a hello"),

@@ -14,7 +14,7 @@ import grpc
 from mpcache.generation.plan import plan_digest
 from mpcache.generation.request import PROTOCOL_VERSION, GenerationRequest
 from mpcache.parties.certificates import Identity
-from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc
+from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc, purpose_pb2
 from mpcache.parties.tls import open_channel, open_server
 from tests.hostile.owner import MODEL
 
@@ -102,6 +102,8 @@ def request(role: str, **changes: Any) -> dealer_pb2.DealRequest:
         "seed": bytes(16),
         "weight_key": bytes(16) if role == "owner" else b"",
     }
+    if changes.get("purpose") == purpose_pb2.PREPARED:
+        fields |= {"seed": b"", "weight_key": b""}
     return dealer_pb2.DealRequest(**{**fields, **changes})
 
 
@@ -116,7 +118,9 @@ def modelled(role: str, **changes: Any) -> dealer_pb2.DealRequest:
 
 
 class HostileParty:
-    """A call to the dealer."""
+    """A call to the dealer. received: the corrections that came."""
+
+    received = b""
 
     def __init__(self, address: str, identity: Identity, wanted: dealer_pb2.DealRequest) -> None:
         self._channel, _ = open_channel(address, identity, "dealer")
@@ -126,6 +130,7 @@ class HostileParty:
         """The reason of the failure that comes, or how else the call ended."""
         try:
             for reply in self._replies:
+                self.received += reply.chunk
                 if reply.WhichOneof("kind") == "failure":
                     return reply.failure.text
         except grpc.RpcError as error:

@@ -12,10 +12,12 @@ from mpcache.generation.loop import Program
 from mpcache.parties.certificates import load_identity, write_development_certificates
 from mpcache.parties.client import Connection, Generation
 from mpcache.parties.dealer import DealerServer
+from mpcache.parties.handshake import Wanted
 from mpcache.parties.owner import OwnerServer
+from mpcache.parties.preparing import prepare_session
 from mpcache.parties.settings import DealerSettings, OwnerSettings
 from mpcache.protocols.transport import Transport
-from tests.asking import asking
+from tests.asking import asked, asking
 from tests.hostile.identities import issued
 
 PATIENT = 600.0
@@ -33,6 +35,11 @@ class Servers:
     def client(self, new_tokens: int = 2, **changes: Any) -> Generation:
         """An honest client's generation. changes: of its connection."""
         return Generation(replace(self.connection, **changes), asking(PROMPT, new_tokens))
+
+    def prepare(self, new_tokens: int = 2, **changes: Any) -> bytes:
+        """An honest client's preparation of such a session. changes: of its connection."""
+        wanted = Wanted(request=asked(len(PROMPT), new_tokens))
+        return prepare_session(replace(self.connection, **changes), wanted)[0]
 
     def another_client(self, new_tokens: int = 2) -> Generation:
         """With a certificate of its own."""
@@ -54,7 +61,8 @@ def serving(
     write_development_certificates(certificates)
     identities = {role: load_identity(certificates, role) for role in ("owner", "client", "dealer")}
     patient = {"timeout_seconds": PATIENT}
-    dealing = DealerSettings("127.0.0.1:0", **{**patient, **(dealer_settings or {})})
+    own = {**patient, "state": folder / "dealer-state", **(dealer_settings or {})}
+    dealing = DealerSettings("127.0.0.1:0", **own)
     dealer = DealerServer(dealing, identities["dealer"], dealer_program)
     patient = {**patient, "hello_seconds": PATIENT, "state": folder / "owner-state"}
     settings = OwnerSettings("127.0.0.1:0", f"127.0.0.1:{dealer.port}", model, **{**patient, **(owner_settings or {})})

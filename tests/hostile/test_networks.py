@@ -39,8 +39,8 @@ def test_an_outage_longer_than_the_time_out_is_named(servers: Servers) -> None:
         tokens = iter(generation)
         next(tokens)
         proxy.hold()
-        assert generation._link is not None
-        generation._link.timeout = 1.0  # only now: a slow machine is given its time until here
+        assert generation._links.owner is not None
+        generation._links.owner.timeout = 1.0  # only now: a slow machine is given its time until here
         with pytest.raises(PeerLost, match=r"the owner sent nothing for 1 seconds"):
             list(tokens)
 

@@ -101,7 +101,7 @@ def test_planning_ends_with_its_time_limit(servers: Servers, tmp_path: Path, mon
     def sooner(seconds: float, check_peer: Callable[[], None]) -> Callable[[], None]:
         return planning_check(seconds / 1200, check_peer)
 
-    monkeypatch.setattr("mpcache.parties.client.planning_check", sooner)
+    monkeypatch.setattr("mpcache.parties.handshake.planning_check", sooner)
     with owner_that(welcoming(), issued(servers.certificates, "owner")) as address:
         connection = replace(servers.connection, owner=address, state=tmp_path)
         with pytest.raises(MpcacheError, match=r"planning this session takes longer than 0\.5 seconds"):

@@ -48,7 +48,7 @@ def test_a_streamed_answer_is_shown_without_them_and_kept_with_them(
             return "\x1b[2J\x07" * len(tokens) + end
 
     class Answer:
-        meter, setup_bytes, waited_for_dealer = Meter(Cost), 0, 0.0
+        meter, setup_bytes, waited_for_dealer, prepared = Meter(Cost), 0, 0.0, False
 
         def __iter__(self) -> Any:
             return iter([1, 2])
