@@ -61,7 +61,7 @@ class NamedRounds(PlanSession):
         self.rounds.append(Round(names, self.cost.online_bytes - before))
 
 
-_PLUMBING = {"session.py", "plan.py", "rounds.py"}
+_PLUMBING = {"session.py", "plan.py", "planned.py", "rounds.py"}
 
 
 def _protocols(frame: FrameType | None) -> list[str]:
