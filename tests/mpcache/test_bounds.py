@@ -178,7 +178,8 @@ def run_private(case: Case, size: float) -> torch.Tensor:
             backend._masked_weights[name] = masked_weight(key, name, tensor)
             return backend.weight(name, tuple(tensor.shape), tensor if session.party == 0 else None)
 
-        return case(backend, sharing(session), weight, size)
+        out = case(backend, sharing(session), weight, size)
+        return Secret(out.share, out.party) if isinstance(out, Secret) else out  # while the other party is there
 
     a, b = run_parties(program, weight_key=key)
     return decode(a.share + b.share) if isinstance(b, Secret) else torch.tensor(b).double()
