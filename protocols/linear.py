@@ -31,6 +31,7 @@ class LinearMask(Correlation):
     input_shape: Shape
     output_shape: Shape
     bits: int
+    weight_bits: int
 
     @property
     def early(self) -> bool:
@@ -53,7 +54,7 @@ class LinearMask(Correlation):
         return Uses(weight=self.weight)
 
     def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
-        b = dealer.weight_mask(self.weight, self.weight_shape, self.bits)
+        b = dealer.weight_mask(self.weight, self.weight_shape, self.weight_bits)
         products = times_rows(randoms.a.reshape(-1, self.input_shape[-1]), b, self.bits)
         return {"a_b": products.reshape(self.output_shape)}
 
@@ -62,7 +63,8 @@ class LinearMask(Correlation):
 class MaskedWeight:
     """A weight (out, in), scale 2^16: party 0 has the value, party 1 has F = W - B, modulo 2^bits.
 
-    bits: of its products, too. tensor: int32 if they are 32 or fewer (`ring.stored`): half the memory, twice as fast.
+    bits: of its widest products, too. tensor: int32 if they are 32 or fewer (`ring.stored`), for half the memory
+    and twice the speed.
     """
 
     name: str
@@ -74,15 +76,15 @@ class MaskedWeight:
         return tuple(self.tensor.shape)
 
 
-async def linear(session: Session, x: torch.Tensor, weight: MaskedWeight) -> torch.Tensor:
-    """Shares of x W^T modulo 2^bits, the weight's; scales added, nothing truncated.
+async def linear(session: Session, x: torch.Tensor, weight: MaskedWeight, bits: int = PRODUCT_BITS) -> torch.Tensor:
+    """Shares of x W^T modulo 2^bits, or the weight's if these are fewer; scales added, nothing truncated.
 
     x: (..., in). Rounds: 1, one way. Online: ceil(bits/8) bytes an element of x, from party 1. Correction: ceil(bits/8)
     bytes an element of the result. Party 0 sees x1 - a, uniform since a is party 1's own mask, used once; party 1
     sees nothing.
     """
-    shape, bits = (*x.shape[:-1], weight.shape[0]), weight.bits
-    shares = session.take(LinearMask(weight.name, weight.shape, tuple(x.shape), shape, bits))
+    shape, bits = (*x.shape[:-1], weight.shape[0]), min(bits, weight.bits)
+    shares = session.take(LinearMask(weight.name, weight.shape, tuple(x.shape), shape, bits, weight.bits))
     if session.party == 1:
         await session.transfer(x - shares.a, x.shape, bits, receiver=0)
         return times_rows(shares.a, weight.tensor, bits) + shares.a_b

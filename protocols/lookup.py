@@ -206,16 +206,21 @@ class LessThan:
 
         Opened: the looked-up bits under random bits.
         """
-        less, equal = shares.each("less"), shares.each("equal")
-        items = []
-        for i, (digit, width) in enumerate(zip(self._digits(at), self._widths, strict=True)):
-            is_equal = _lookup(_for_many(equal[i], width), digit, width) if i < len(equal) else None
-            items.append(_Compared(_lookup(_for_many(less[i], width), digit, width), is_equal))
+        items = self._looked_up(shares, at)
         combinations = shares.parts("combinations")
         for level in self._levels:
             items = await self._combine(session, combinations[: len(level)], level, items)
             combinations = combinations[len(level) :]
         return items[0].less
+
+    def _looked_up(self, shares: Tensors, at: torch.Tensor) -> list[_Compared]:
+        """What is known of each digit of `at`, the most significant first. Local."""
+        less, equal = shares.each("less"), shares.each("equal")
+        items = []
+        for i, (digit, width) in enumerate(zip(self._digits(at), self._widths, strict=True)):
+            is_equal = _lookup(_for_many(equal[i], width), digit, width) if i < len(equal) else None
+            items.append(_Compared(_lookup(_for_many(less[i], width), digit, width), is_equal))
+        return items
 
     async def _combine(
         self, session: Session, combinations: list[Tensors], level: list[int], items: list[_Compared]

@@ -25,13 +25,13 @@ async def rms_norm(session: Session, x: torch.Tensor, epsilon: float) -> torch.T
     with the scale.
     """
     masked_x = await mask(session, x, RING_BITS)
-    inverse = await _inverse_root(session, square_sum(session, masked_x), x.shape[-1], epsilon)
+    inverse = await inverse_root(session, square_sum(session, masked_x), x.shape[-1], epsilon)
     scale = await mask(session, inverse, RING_BITS)
     y = multiply_masked(session, masked_x, scale, forget=(masked_x, scale))
     return await truncate(session, y, RSQRT_BITS, RING_BITS)
 
 
-async def _inverse_root(session: Session, squares: torch.Tensor, n: int, epsilon: float) -> torch.Tensor:
+async def inverse_root(session: Session, squares: torch.Tensor, n: int, epsilon: float) -> torch.Tensor:
     """sqrt(n) / sqrt(squares + n epsilon) at scale 2^RSQRT_BITS, from a sum of n squares at scale 2^32. Rounds: 3."""
     # 16 fractional bits are plenty for what follows, so the low ones are dropped locally: what is left is the sum's
     # floor or one unit below, and so one is added

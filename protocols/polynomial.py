@@ -35,6 +35,9 @@ def _gelu_tanh_tail(y: np.ndarray) -> np.ndarray:
 
 
 FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "gelu": lambda x: x - _gelu_tail(x),
+    "gelu_tanh": lambda x: x - _gelu_tanh_tail(x),
+    "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu_tail": _gelu_tail,
     "gelu_tanh_tail": _gelu_tanh_tail,
     "silu_tail": lambda y: y / (1 + np.exp(y)),

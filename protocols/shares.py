@@ -63,12 +63,12 @@ class Secret:
     # ------------------------------------------------------------ sums
 
     def __add__(self, other: Secret | Public) -> Secret:
-        if type(other) is Secret:
+        if isinstance(other, Secret):
             return Secret(self.share + other.share, self.party)
         return Secret(self._plus(other, 1), self.party)
 
     def __sub__(self, other: Secret | Public) -> Secret:
-        if type(other) is Secret:
+        if isinstance(other, Secret):
             return Secret(self.share - other.share, self.party)
         return Secret(self._plus(other, -1), self.party)
 
@@ -161,7 +161,7 @@ def cat(parts: Sequence[Secret], dim: int) -> Secret:
 
 
 def _secret(value: Any) -> Secret:
-    if type(value) is not Secret:
+    if not isinstance(value, Secret):
         raise TypeError(f"only secrets can be joined with secrets, not {type(value).__name__}")
     return value
 

@@ -24,12 +24,12 @@ import torch
 from mpcache.protocols.beaver import multiply
 from mpcache.protocols.causal import Causal
 from mpcache.protocols.comparison import sign
-from mpcache.protocols.correlation import DEALER, Corrected, Dealer, Dealt, Fields, Placewise, Random, Tensors
+from mpcache.protocols.correlation import DEALER, Corrected, Dealer, Dealt, Fields, Placewise, Random, Shape, Tensors
 from mpcache.protocols.lookup import LessThan
+from mpcache.protocols.maximum import maximum
 from mpcache.protocols.public import correctly_rounded
-from mpcache.protocols.rank import maximum
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS, reciprocal_untruncated
-from mpcache.protocols.ring import FRACTION_BITS, RING_BITS, shift_right
+from mpcache.protocols.ring import FRACTION_BITS, RING_BITS, reduce_bits, shift_right
 from mpcache.protocols.session import Session, together
 from mpcache.protocols.truncation import Truncation, drop_low_bits, truncate
 
@@ -161,15 +161,18 @@ async def exponentials(
     m = await maximum(session, drop_low_bits(x, _COARSE_DROPPED), COARSE_WIDTH) + session.constant(1)
     d = x - (m << _COARSE_DROPPED)
     if visible is None:
-        e = await _exponentials(session, d, domain(x.shape[-1]), out_bits)
+        e = await _exponentials(session, d, x.shape[-1], out_bits)
     else:  # only those that are seen
-        seen = await _exponentials(session, d.flatten(-2).index_select(-1, places), domain(x.shape[-1]), out_bits)
+        seen = await _exponentials(session, d.flatten(-2).index_select(-1, places), x.shape[-1], out_bits)
         e = torch.zeros_like(d.flatten(-2)).index_copy(-1, places, seen).reshape(d.shape)
     return e, e.sum(-1, keepdim=True)
 
 
-async def _exponentials(session: Session, d: torch.Tensor, within: Domain, out_bits: int) -> torch.Tensor:
-    """exp(d), and 0 for d below the lowest. Rounds: 3."""
+async def _exponentials(session: Session, d: torch.Tensor, scores: int, out_bits: int) -> torch.Tensor:
+    """exp(d), and 0 for d below the lowest. Rounds: 3, or 2 where that costs less."""
+    shape, within = tuple(d.shape), domain(scores)
+    if scores <= MOST_AT_ONCE and _at_once_pays(shape, out_bits, within, session.round_bytes):
+        return await session.placewise(_exponentials_at_once, d[..., None], out_bits)
     return await session.placewise(_exponentials_of, d[..., None], within, out_bits)
 
 
@@ -179,10 +182,7 @@ async def _exponentials_of(session: Session, column: torch.Tensor, within: Domai
     truncation, tables = correlation.truncation(), correlation.tables()
     shares = session.take(correlation)
 
-    c = await session.open(d + shares.r - session.constant(round(within.first * 2**FRACTION_BITS)), DIFFERENCE_BITS)
-    power = session.public(exponential_powers(), 0).take(c & ((1 << WIDTH_BITS) - 1)).to(torch.int64)
-    index = shift_right(c, WIDTH_BITS, WIDTH_BITS + within.index_bits)[..., None]
-    e = shares.table.gather(-1, index)[..., 0] * power
+    c, e = await _looked_up(session, d, shares, within)
     lowest = round((within.lowest - within.first) * 2**FRACTION_BITS)
     from_lowest = shift_right(c - lowest, _LOWEST_DROPPED, DIFFERENCE_BITS)
     flip, opened = await together(
@@ -195,14 +195,123 @@ async def _exponentials_of(session: Session, column: torch.Tensor, within: Domai
     return kept * value + (1 - 2 * kept) * d_value
 
 
+async def _looked_up(
+    session: Session, d: torch.Tensor, shares: Tensors, within: Domain
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(d opened under its mask, shares of exp(d) at scale 2^29 modulo 2^32). Rounds: 1."""
+    c = await session.open(d + shares.r - session.constant(round(within.first * 2**FRACTION_BITS)), DIFFERENCE_BITS)
+    power = session.public(exponential_powers(), 0).take(c & ((1 << WIDTH_BITS) - 1)).to(torch.int64)
+    index = shift_right(c, WIDTH_BITS, WIDTH_BITS + within.index_bits)[..., None]
+    return c, shares.table.gather(-1, index)[..., 0] * power
+
+
+# ---------------------------------------------------------------- a round less
+
+
+MOST_AT_ONCE = 1 << 13
+"""Scores of a row: what is dropped by chance weighs 3.6e-8 a score at most, on average."""
+_AT_ONCE = Domain(4)
+_HALF_BITS = WIDTH_BITS + _AT_ONCE.index_bits - 1
+"""Of half the domain, 16."""
+_HALVES_BITS = DIFFERENCE_BITS - _HALF_BITS
+_DIGIT_BITS = (_HALVES_BITS - 1) // 2
+
+
+@dataclass(frozen=True)
+class AtOnceMask(Placewise):
+    """For exponentials in two rounds: r modulo 2^31 and the table, as in `ExponentialMask`; digits' tables that tell
+    whether d is in the upper half of the domain; tables of that bit, alone and times a truncation.
+
+    With c = D + r, and c_H and r_H what is left of them without a half's bits, D is in the upper half where c_H - r_H
+    is 1 or 2.
+    Of two neighbours the upper bits are the same, of themselves or with 1 added. The dealer knows which; it fills the
+    digit tables of that alignment, and leaves the other's zero. Then two bits, one a digit, tell: they are opened under
+    random bits, and index a table of four. In the lower half 1 is found as often as d is near the upper, or 0: a
+    value there counts, or not, by chance. Below the domain it is neither.
+    """
+
+    out_bits: int
+
+    def truncation(self, places: int = 0) -> Truncation:
+        shape = (*self.shape, places) if places else self.shape
+        return Truncation(shape, EXP_BITS, EXP_VALUE_BITS + EXP_POWER_BITS - FRACTION_BITS, self.out_bits)
+
+    def fields(self) -> Fields:
+        return {
+            "r": Random(self.shape, DIFFERENCE_BITS),
+            "rho": self.truncation().mask(),
+            "index_mask": Random(self.shape, 2, xor=True),
+            "rounding": Random(self.shape, 16, holder=DEALER),
+            "table": Corrected((*self.shape, _AT_ONCE.segments), EXP_BITS),
+            "near": [Corrected(self.shape, 1 << _DIGIT_BITS, xor=True)] * 4,
+            "kept": Corrected((*self.shape, 4), self.out_bits),
+            "kept_truncated": self.truncation(4).fields(),
+        }
+
+    def deal(self, randoms: Tensors, dealer: Dealer) -> Dealt:
+        r, mask = randoms.r, randoms.index_mask
+        kept = (mask[..., None] ^ torch.arange(4)) == 3
+        truncated = self.truncation().deal(randoms.rho)
+        return {
+            "table": _exponential_table(r, _AT_ONCE, randoms.rounding),
+            "near": _near(shift_right(r, _HALF_BITS, DIFFERENCE_BITS)),
+            "kept": kept.long(),
+            "kept_truncated": {name: kept * value[..., None] for name, value in truncated.items()},
+        }
+
+
+def _alignments(halves: torch.Tensor) -> list[torch.Tensor]:
+    """The digits, high and low, of a number of halves without its last bit, and of the number above it."""
+    digits = []
+    for number in (halves, halves + 1):
+        pairs = shift_right(number, 1, _HALVES_BITS)
+        digits += [pairs >> _DIGIT_BITS, pairs & ((1 << _DIGIT_BITS) - 1)]
+    return digits
+
+
+def _near(r: torch.Tensor) -> list[torch.Tensor]:
+    """Words with a one at the digits of r + 1 and r + 2, in the alignment in which these are the same."""
+    first_digits = _alignments(r + 1)
+    aligned = 1 - (reduce_bits(r + 1, _HALVES_BITS) & 1)  # r + 1 is even: the same without the last bit
+    used = [aligned, aligned, 1 - aligned, 1 - aligned]
+    return [use << digit for use, digit in zip(used, first_digits, strict=True)]
+
+
+async def _exponentials_at_once(session: Session, column: torch.Tensor, out_bits: int) -> torch.Tensor:
+    """exp(d), and 0 below the domain; what is below its upper half, at -13.4, is 0 by chance. Rounds: 2.
+
+    Opened: d, the exponential and two bits, each once under masks of their own.
+    """
+    d = column[..., 0]
+    correlation = AtOnceMask(tuple(d.shape), out_bits)
+    truncation, shares = correlation.truncation(), session.take(correlation)
+    c, e = await _looked_up(session, d, shares, _AT_ONCE)
+    digits = _alignments(shift_right(c, _HALF_BITS, DIFFERENCE_BITS))
+    high, low, high_above, low_above = (
+        (words >> digit) & 1 for words, digit in zip(shares.each("near"), digits, strict=True)
+    )
+    index, opened = await together(
+        session.open((high ^ high_above) ^ ((low ^ low_above) << 1) ^ shares.index_mask, 2, xor=True),
+        session.open(e + shares.rho + session.constant(truncation.offset), EXP_BITS),
+    )
+
+    def found(table: torch.Tensor) -> torch.Tensor:
+        return table.gather(-1, index[..., None])[..., 0]
+
+    parts = shares.part("kept_truncated")
+    names = correlation.truncation(4).fields()
+    return truncation.product(opened, found(shares.kept), Tensors({n: found(getattr(parts, n)) for n in names}))
+
+
+def _at_once_pays(shape: Shape, out_bits: int, within: Domain, round_bytes: int) -> bool:
+    more = AtOnceMask(shape, out_bits).correction_bytes() - ExponentialMask(shape, out_bits, within).correction_bytes()
+    return more < round_bytes
+
+
 async def inverse_of_sum(session: Session, total: torch.Tensor, n: int) -> torch.Tensor:
     """1 / total at scale 2^RECIPROCAL_BITS for a sum of n exponentials, which lies in [0.5, 2 n). Rounds: 3."""
     high = FRACTION_BITS + 2 + max(n - 1, 1).bit_length()
-    return (await session.placewise(_inverses, total, high))[..., None]
-
-
-async def _inverses(session: Session, column: torch.Tensor, high: int) -> torch.Tensor:
-    return await reciprocal_untruncated(session, column[..., 0], FRACTION_BITS - 1, high)
+    return await reciprocal_untruncated(session, total, FRACTION_BITS - 1, high)
 
 
 async def divide(session: Session, x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:

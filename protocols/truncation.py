@@ -52,20 +52,24 @@ class Truncation:
 
     def result(self, session: Session, c: torch.Tensor, shares: Tensors) -> torch.Tensor:
         """Shares of the truncated value from the opened c = z + offset + r. Local."""
-        return session.constant(self._known(c)) + self._shared(c, shares)
+        return session.constant(self.known(c)) + self._shared(c, shares)
 
     def product(self, c: torch.Tensor, d: torch.Tensor, shares_times_d: Tensors) -> torch.Tensor:
         """Shares of d times the truncated value; d: shares of it. Local."""
-        return self._known(c) * d + self._shared(c, shares_times_d)
+        return self.known(c) * d + self._shared(c, shares_times_d)
 
-    def _known(self, c: torch.Tensor) -> torch.Tensor:
+    def known(self, c: torch.Tensor) -> torch.Tensor:
+        """What is public of the truncated value."""
         return shift_right(c, self.shift, self.bits) - (self.offset >> self.shift)
+
+    def unwrapped(self, c: torch.Tensor) -> torch.Tensor:
+        """Public: 1 where the sum wrapped if the mask's top bit is 1."""
+        return 1 - ((c >> (self.bits - 1)) & 1)
 
     def _shared(self, c: torch.Tensor, shares: Tensors) -> torch.Tensor:
         if self.top_bits <= 0:
             return -shares.high
-        unwrapped = 1 - ((c >> (self.bits - 1)) & 1)
-        return ((shares.top * unwrapped) << (self.bits - self.shift)) - shares.high
+        return ((shares.top * self.unwrapped(c)) << (self.bits - self.shift)) - shares.high
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from mpcache.protocols.comparison import is_negative
 from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.local import run_parties
+from mpcache.protocols.maximum import argmax
 from mpcache.protocols.normalisation import rms_norm
 from mpcache.protocols.randomness import KEY_BYTES
-from mpcache.protocols.rank import argmax, one_hot, top_k
+from mpcache.protocols.rank import one_hot, top_k
 from mpcache.protocols.ring import PRODUCT_BITS
 from mpcache.protocols.session import Cost, Session
 from mpcache.protocols.shuffle import compact

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpcache.protocols.errors import ConfigError
+from mpcache.protocols.session import ROUND_BYTES
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Network:
     @property
     def round_bytes(self) -> int:
         """How many bytes cost as much time as a round: what protocols choose their shapes by."""
+        if self.round_trip == 0:
+            return ROUND_BYTES
         round_seconds = ROUND_SECONDS + self.round_trip / 2
         return round(round_seconds / (1 / self.bandwidth + BYTE_SECONDS))
 

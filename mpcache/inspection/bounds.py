@@ -24,6 +24,7 @@ from mpcache.protocols.normalisation import HIGH
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS
 from mpcache.protocols.softmax import COARSE_BITS, DIFFERENCE_BITS, MASKED
+from mpcache.protocols.stream import WIDE_BITS
 
 SHOWN = 8
 """Lines that are printed of a longer list."""
@@ -60,12 +61,18 @@ WEIGHT = Bound(
 EMBEDDING = Bound(
     "embedding's element",
     _truncated(EMBED_BITS, FRACTION_BITS),
-    f"looked up modulo 2^{EMBED_BITS}, and lifted by a truncation",
+    f"looked up modulo 2^{EMBED_BITS}, which is a product's ring at scale 2^{FRACTION_BITS}",
 )
 STREAM = Bound(
     "residual stream",
     2.0 ** ((HIGH - FRACTION_BITS) / 2),
     f"the root of a norm's sum of squares, a table up to 2^{HIGH - FRACTION_BITS}; KeyDiff's keys as well",
+)
+STREAM_ELEMENT = Bound("element of the residual stream", _PRODUCT, _TRUNCATED + ", when a norm reads it")
+NORMED = Bound(
+    "layer of what is not yet normed",
+    _truncated(WIDE_BITS, 2 * FRACTION_BITS),
+    f"W x before its division by x's root mean square, truncated modulo 2^{WIDE_BITS}, where rounds are dear",
 )
 QKV = Bound("queries, keys and values", _PRODUCT, _LINEAR)
 ROTATED = Bound("rotated queries and keys", _PRODUCT, _TRUNCATED)
@@ -121,6 +128,8 @@ BOUNDS = (
     WEIGHT,
     EMBEDDING,
     STREAM,
+    STREAM_ELEMENT,
+    NORMED,
     QKV,
     ROTATED,
     SCORE,

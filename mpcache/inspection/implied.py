@@ -129,15 +129,23 @@ def _largest(checkpoint: Checkpoint) -> Sizes:
     """The most that norms allow at each place and layer."""
     config, stream, sizes = checkpoint.config, _embeddings(checkpoint).largest, Sizes()
     for i in range(config.layers):
-        sizes.note(bounds.STREAM, i, stream)
+        _note_stream(checkpoint, i, "queries_keys_values", stream, sizes)
         stream += _attention(checkpoint, i, sizes)
-        sizes.note(bounds.STREAM, i, stream)
+        _note_stream(checkpoint, i, "feed_forward_in", stream, sizes)
         stream += _feed_forward(checkpoint, i, sizes)
     sizes.note(bounds.STREAM, None, stream)
+    sizes.note(bounds.STREAM_ELEMENT, None, stream)
     head, bias = checkpoint.tensors["head"], checkpoint.tensors.get("head.bias")
     apart = 2 * math.sqrt(config.hidden) * float(_from_their_mean(head).max())
     sizes.note(bounds.LOGITS, None, apart + (0.0 if bias is None else float(bias.max() - bias.min())))
     return sizes
+
+
+def _note_stream(checkpoint: Checkpoint, i: int, layer: str, stream: float, sizes: Sizes) -> None:
+    """The stream where a norm reads it, and what the layer makes of it before it is divided."""
+    sizes.note(bounds.STREAM, i, stream)
+    sizes.note(bounds.STREAM_ELEMENT, i, stream)
+    sizes.note(bounds.NORMED, i, stream * float(_lengths(checkpoint.tensors[f"layers.{i}.{layer}"]).max()))
 
 
 def _attention(checkpoint: Checkpoint, i: int, sizes: Sizes) -> float:

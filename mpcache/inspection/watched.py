@@ -43,6 +43,7 @@ class WatchedBackend(PlainBackend):
         self._names: dict[int, str] = {}
         self._weights: list[torch.Tensor] = []
         self._activated: torch.Tensor | None = None
+        self._normed, self._root = torch.empty(0), torch.empty(0)
 
     def sizes(self) -> Sizes:
         """Everything since the backend was made."""
@@ -76,12 +77,17 @@ class WatchedBackend(PlainBackend):
     ) -> torch.Tensor:
         y, name = super().linear(x, weight, bias, narrow), self._names[id(weight)]
         self._note(LINEAR[name.rpartition(".")[2]], _size(y))
+        if x is self._normed:
+            self._note(bounds.NORMED, _size((y if bias is None else y - bias) * self._root))
         self._place(_layer(name))
         return y
 
     def rms_norm(self, x: torch.Tensor, epsilon: float) -> torch.Tensor:
         self._note(bounds.STREAM, _longest(x, epsilon))
-        return super().rms_norm(x, epsilon)
+        self._note(bounds.STREAM_ELEMENT, _size(x))
+        self._root = (x.square().mean(-1, keepdim=True) + epsilon).sqrt()
+        self._normed = super().rms_norm(x, epsilon)
+        return self._normed
 
     def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         return self._noted(bounds.ROTATED, super().rotate(x, cos, sin))

@@ -25,27 +25,37 @@ from mpcache.protocols.causal import Causal
 from mpcache.protocols.comparison import negative_part
 from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.errors import PlanError
+from mpcache.protocols.gate import gate
+from mpcache.protocols.gate import pays as gate_pays
 from mpcache.protocols.linear import MaskedWeight, linear
+from mpcache.protocols.maximum import argmax, maximum, position_bits
 from mpcache.protocols.normalisation import rms_norm
+from mpcache.protocols.pending import Normed, Product, alone
 from mpcache.protocols.picking import Chosen, Layout, mask_choice, pick, place, place_masked
 from mpcache.protocols.public import Factor
-from mpcache.protocols.rank import argmax, maximum, one_hot, position_bits, striped_top_k, top_k
+from mpcache.protocols.rank import one_hot, striped_top_k, top_k
 from mpcache.protocols.reciprocal import RECIPROCAL_BITS
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS, encode, stored
 from mpcache.protocols.sampling import GumbelNoise
+from mpcache.protocols.scaled import Rows, open_rows, scale_rows
 from mpcache.protocols.session import Session, together
 from mpcache.protocols.shares import Secret, cat
 from mpcache.protocols.shuffle import compact
-from mpcache.protocols.softmax import divide, exponentials, inverse_of_sum
+from mpcache.protocols.softmax import exponentials, inverse_of_sum
+from mpcache.protocols.stream import LAYER_SHIFT, WIDE_BITS, normed_linear, pays, stream_norm
 from mpcache.protocols.stripes import Stripes, to_runs, to_tokens
 from mpcache.protocols.threshold import keep_largest, score_bits
 from mpcache.protocols.truncation import drop_low_bits, truncate
 
 EMBED_BITS = 32
-"""Ring of an embedding: values below 2^14. It is lifted afterwards; a one-hot of the vocabulary is what costs."""
+"""Ring of an embedding: values below 2^14. At scale 2^32 it is as wide as a product; a one-hot of the vocabulary is
+what costs."""
 
 WEIGHTED_BITS = 56
 """Ring of exponentials times values: sums of up to 2^14 of them, not yet divided."""
+
+AFTER_NORMS = (".queries_keys_values", ".feed_forward_in")
+"""Weights whose inputs are norms: masked for products with what is not yet divided (`stream.normed_linear`)."""
 
 SCORE_BITS = PRODUCT_BITS - FRACTION_BITS
 """Scores are products whose low bits are dropped locally: scale 2^16, valid modulo 2^32, one unit off at most."""
@@ -113,29 +123,48 @@ class MpcBackend:
         one_hot = torch.zeros((count, table.shape[1]), dtype=torch.int64, device=self.session.device)
         if tokens is not None:
             one_hot[torch.arange(count), torch.as_tensor(tokens)] = 1
-        return self._run(self._embed(one_hot, table))
-
-    async def _embed(self, one_hot: torch.Tensor, table: MaskedWeight) -> torch.Tensor:
-        rows = await linear(self.session, one_hot, table)
-        return await truncate(self.session, rows, 0, EMBED_BITS)
+        rows = self.session.run(linear(self.session, one_hot, table))
+        return self._product(rows << FRACTION_BITS)  # valid modulo 2^48, as a product is: no lifting
 
     def add_known(self, x: Secret, known: torch.Tensor | None) -> Secret:
-        return x if known is None else self._secret(x.share + encode(known))
+        if known is None:
+            return x
+        if isinstance(x, Product):
+            return x.like(x.untruncated + encode(known, FRACTION_BITS + x.shift))
+        return self._secret(x.share + encode(known))
 
     @planned_once
     def linear(self, x: Secret, weight: MaskedWeight, bias: torch.Tensor | None = None, narrow: bool = False) -> Secret:
-        return self._run(self._linear(x.share, weight, bias, PRODUCT_BITS if narrow else RING_BITS), "linear")
+        """Untruncated, for whoever uses it: the stream adds it up, an activation reads it masked."""
+        out_bits = PRODUCT_BITS if narrow else RING_BITS
+        if isinstance(x, Normed) and not x.made and weight.bits >= WIDE_BITS:
+            rows = x.shape.numel() // x.shape[-1]
+            if pays(rows, x.shape[-1], weight.shape[0], self.session.round_bytes):
+                z = self.session.run(normed_linear(self.session, x.x.untruncated, x.epsilon, weight), "linear")
+                return self._product(self._biased(z, bias, LAYER_SHIFT), RING_BITS, LAYER_SHIFT, out_bits)
+        z = self.session.run(linear(self.session, x.share, weight), "linear")
+        return self._product(self._biased(z, bias, FRACTION_BITS), out_bits=out_bits)
 
-    async def _linear(
-        self, x: torch.Tensor, weight: MaskedWeight, bias: torch.Tensor | None, out_bits: int
-    ) -> torch.Tensor:
-        z = await linear(self.session, x, weight)
-        if bias is not None and self.session.party == 0:
-            z = z + encode(bias, 2 * FRACTION_BITS).to(z.device)
-        return await truncate(self.session, z, out_bits=out_bits)
+    def _biased(self, z: torch.Tensor, bias: torch.Tensor | None, shift: int) -> torch.Tensor:
+        if bias is None or self.session.party != 0:
+            return z
+        return z + encode(bias, FRACTION_BITS + shift).to(z.device)
+
+    def _product(
+        self, z: torch.Tensor, bits: int = PRODUCT_BITS, shift: int = FRACTION_BITS, out_bits: int = RING_BITS
+    ) -> Product:
+        def truncated(product: Product) -> torch.Tensor:
+            return self.session.run(
+                truncate(self.session, product.untruncated, product.shift, product.bits, out_bits), "linear"
+            )
+
+        return Product(z, self.session.party, truncated, bits, shift)
 
     @planned_once
     def rms_norm(self, x: Secret, epsilon: float) -> Secret:
+        if isinstance(x, Product) and not x.made:
+            z = x.untruncated
+            return Normed(x, epsilon, lambda: self.session.run(stream_norm(self.session, z, epsilon)))
         return self._run(rms_norm(self.session, x.share, epsilon))
 
     @planned_once
@@ -150,12 +179,19 @@ class MpcBackend:
 
     @planned_once
     def activation(self, x: Secret, kind: str) -> Secret:
+        if isinstance(x, Product) and not x.made:
+            z, ring = x.untruncated, (x.bits, x.shift)
+            if gate_pays(tuple(x.shape), kind, *ring, self.session.round_bytes):
+                return self._run(gate(self.session, z, kind, *ring))
+            return self._run(activation(self.session, z, kind, PRODUCT_BITS, *ring))
         return self._run(activation(self.session, x.share, kind))
 
     @planned_once
     def multiply(self, x: Secret, y: Secret) -> Secret:
+        first, second = x.share, alone(y)
+
         async def product() -> torch.Tensor:
-            return await truncate(self.session, await multiply(self.session, x.share, y.share))
+            return await truncate(self.session, await multiply(self.session, first, second))
 
         return self._run(product())
 
@@ -235,7 +271,7 @@ class MpcBackend:
     ) -> torch.Tensor:
         masked_e, weighed, inverse = await self._weighed(q, cached, visible)
         forget(self.session, *masked_e)
-        return await divide(self.session, weighed, inverse)
+        return await self._divide(weighed, inverse)
 
     async def _attend_observed(
         self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | Causal | None, observed: torch.Tensor
@@ -244,21 +280,21 @@ class MpcBackend:
         unseen = torch.ones(inverse.shape[1], dtype=torch.bool)
         unseen[observed] = False
         seen = torch.where(unseen.to(inverse.device)[:, None], 0, inverse)
-        out = await together(divide(self.session, weighed, inverse), self._received(masked_e, seen))
+        out = await together(self._divide(weighed, inverse), self._received(masked_e, seen))
         forget(self.session, *masked_e)
         return out[0], out[1]
 
     async def _weighed(
         self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | Causal | None
-    ) -> tuple[list[Masked], torch.Tensor, torch.Tensor]:
+    ) -> tuple[list[Masked], Rows, torch.Tensor]:
         """(exponentials, masked, RECEIVED_QUERIES at a time; their sums of values, inverses of their sums)."""
         session = self.session
         e, total = await exponentials(session, self._scores(q, cached.keys), visible, WEIGHTED_BITS)
 
-        async def weighed() -> tuple[list[Masked], torch.Tensor]:
+        async def weighed() -> tuple[list[Masked], Rows]:
             masked_e = await together(*[mask(session, part, WEIGHTED_BITS) for part in e.split(RECEIVED_QUERIES, 1)])
             z = torch.cat([multiply_masked(session, part, cached.values, "matmul") for part in masked_e], 1)
-            return list(masked_e), await truncate(session, z, FRACTION_BITS, WEIGHTED_BITS)
+            return list(masked_e), await open_rows(session, z, WEIGHTED_BITS, FRACTION_BITS)
 
         (masked_e, sums), inverse = await together(weighed(), inverse_of_sum(session, total, cached.tokens))
         return masked_e, sums, inverse
@@ -298,7 +334,7 @@ class MpcBackend:
             self._weigh_picked(e, cached.values, start, count, stages),
             inverse_of_sum(session, total, e.shape[-1]),
         )
-        return await divide(session, weighed, inverse)
+        return await self._divide(weighed, inverse)
 
     async def _picked(self, stage: Stage[Masked], rows: torch.Tensor) -> torch.Tensor:
         return await pick(self.session, stage.stripes, self._chosen(stage), rows, SCORE_BITS)
@@ -314,7 +350,7 @@ class MpcBackend:
 
     async def _weigh_picked(
         self, e: torch.Tensor, values: Masked, start: int, count: int, stages: Sequence[Stage[Masked]]
-    ) -> torch.Tensor:
+    ) -> Rows:
         session, shape = self.session, (e.shape[0], e.shape[1])
         outside, placed = torch.cat([e[..., :start], e[..., start + count :]], -1), e[..., start : start + count]
         first, *finer = stages
@@ -326,7 +362,11 @@ class MpcBackend:
         runs = to_runs(placed, first.size, _heads(first, placed))
         masked_e, used = await place_masked(session, layout, await self._chosen(first), outside, runs, WEIGHTED_BITS)
         z = multiply_masked(session, masked_e, values, "matmul", forget=(masked_e, *used))
-        return await truncate(session, z, FRACTION_BITS, WEIGHTED_BITS)
+        return await open_rows(session, z, WEIGHTED_BITS, FRACTION_BITS)
+
+    async def _divide(self, weighed: Rows, inverse: torch.Tensor) -> torch.Tensor:
+        z = await scale_rows(self.session, weighed, inverse)
+        return await truncate(self.session, z, RECIPROCAL_BITS, RING_BITS)
 
     # ------------------------------------------------------------ what a sparse prefill is built from
 
@@ -555,4 +595,6 @@ def encoded_weight(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def weight_bits(name: str) -> int:
     """Ring of a weight's products, in which it is masked."""
-    return EMBED_BITS if name == "embedding" else PRODUCT_BITS
+    if name == "embedding":
+        return EMBED_BITS
+    return WIDE_BITS if name.endswith(AFTER_NORMS) else PRODUCT_BITS

@@ -44,6 +44,15 @@ def stream_case(b: Any, share: Any, weight: Any, size: float) -> Any:
     return b.rms_norm(share(SIGNS.expand(64, 64) * size / 8), 1e-5)
 
 
+def stream_element_case(b: Any, share: Any, weight: Any, size: float) -> Any:
+    return b.rms_norm(b.linear(share(SIGNS), weight("layers.0.attention_out", torch.tensor([[size], [0.0]]))), 1e-5)
+
+
+def normed_case(b: Any, share: Any, weight: Any, size: float) -> Any:
+    x = b.linear(share(SIGNS), weight("layers.0.attention_out", torch.full((2, 1), 1000.0)))
+    return b.linear(b.rms_norm(x, 1e-5), weight("layers.0.feed_forward_in", torch.full((1, 2), size / 2000)))
+
+
 def linear_case(name: str) -> Case:
     def case(b: Any, share: Any, weight: Any, size: float) -> Any:
         return b.linear(share(SIGNS), weight(f"layers.0.{name}", torch.tensor([[size]])))
@@ -127,6 +136,8 @@ CASES: dict[Bound, Case] = {
     bounds.WEIGHT: weight_case,
     bounds.EMBEDDING: embedding_case,
     bounds.STREAM: stream_case,
+    bounds.STREAM_ELEMENT: stream_element_case,
+    bounds.NORMED: normed_case,
     bounds.QKV: linear_case("queries_keys_values"),
     bounds.ROTATED: rotated_case,
     bounds.SCORE: score_case,
@@ -167,7 +178,8 @@ def run_private(case: Case, size: float) -> torch.Tensor:
             backend._masked_weights[name] = masked_weight(key, name, tensor)
             return backend.weight(name, tuple(tensor.shape), tensor if session.party == 0 else None)
 
-        return case(backend, sharing(session), weight, size)
+        out = case(backend, sharing(session), weight, size)
+        return Secret(out.share, out.party) if isinstance(out, Secret) else out  # while the other party is there
 
     a, b = run_parties(program, weight_key=key)
     return decode(a.share + b.share) if isinstance(b, Secret) else torch.tensor(b).double()

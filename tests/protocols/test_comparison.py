@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcache.protocols.comparison import is_negative, less_than, negative_part
-from mpcache.protocols.rank import maximum
+from mpcache.protocols.maximum import maximum
 from tests.protocols.sharing import run_counted, run_ring
 
 

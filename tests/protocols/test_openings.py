@@ -20,17 +20,32 @@ from mpcache.protocols.backends.mpc import LOGIT_FRACTION_BITS, LOGIT_WIDTH, SEL
 from mpcache.protocols.beaver import extend, mask, multiply
 from mpcache.protocols.comparison import is_negative, less_than, negative_part
 from mpcache.protocols.correlation import weight_mask
+from mpcache.protocols.gate import gate
 from mpcache.protocols.linear import MaskedWeight, linear
 from mpcache.protocols.local import run_parties
+from mpcache.protocols.maximum import (
+    PAIR,
+    PAIR_TABLE,
+    RANK_TABLES,
+    RANKS,
+    WINS,
+    Level,
+    Payload,
+    argmax,
+    largest_of,
+    maximum,
+)
 from mpcache.protocols.normalisation import rms_norm
 from mpcache.protocols.randomness import new_key
-from mpcache.protocols.rank import argmax, maximum, one_hot, ranks, striped_top_k, top_k
+from mpcache.protocols.rank import one_hot, ranks, striped_top_k, top_k
 from mpcache.protocols.reciprocal import reciprocal, rsqrt
 from mpcache.protocols.ring import FRACTION_BITS, RING_BITS, encode, reduce_bits
+from mpcache.protocols.scaled import open_rows, scale_rows
 from mpcache.protocols.session import Opening, Session
 from mpcache.protocols.shares import Secret
 from mpcache.protocols.shuffle import compact, shuffle
 from mpcache.protocols.softmax import DIFFERENCE_BITS, softmax
+from mpcache.protocols.stream import normed_linear, stream_norm
 from mpcache.protocols.stripes import Stripes
 from mpcache.protocols.threshold import keep_largest
 from mpcache.protocols.truncation import truncate
@@ -54,9 +69,32 @@ async def cached(session: Session, x: torch.Tensor) -> None:
     await mask(session, x)
 
 
-async def blocks_of(session: Session, x: torch.Tensor, round_bytes: int, choose: bool) -> None:
-    session.round_bytes = round_bytes
-    await (argmax(session, x, 19) if choose else maximum(session, x, 19))
+async def where_a_round_is_worth(session: Session, x: torch.Tensor, round_bytes: int, protocol: Protocol) -> None:
+    """As one network or another has it: fewer rounds are taken for more bytes, or not."""
+    before, session.round_bytes = session.round_bytes, round_bytes
+    await protocol(session, x)
+    session.round_bytes = before
+
+
+DEAR = 10**9
+
+
+async def divided_rows(session: Session, x: torch.Tensor) -> None:
+    rows = await open_rows(session, x, 56, FRACTION_BITS)
+    await scale_rows(session, rows, x[..., :1])
+
+
+def normed_layer(session: Session, x: torch.Tensor) -> Awaitable[Any]:
+    name = f"wide, {x.shape[1]}"
+    b = weight_mask(KEY, name, (3, x.shape[1]), 56)
+    weight = MaskedWeight(name, b + 5 if session.party == 0 else torch.full_like(b, 5), 56)
+    return normed_linear(session, x, 1e-5, weight)
+
+
+async def level_of(session: Session, x: torch.Tensor, method: str, choose: bool) -> None:
+    """The largest of one block, alone or with a shared payload."""
+    payload = Payload(x, 16) if choose else None
+    await largest_of(session, Level(x.shape[-1], method), x, payload, 19)
 
 
 def known_weight(session: Session, x: torch.Tensor) -> Awaitable[Any]:
@@ -92,10 +130,13 @@ PROTOCOLS: dict[str, tuple[Protocol, int]] = {
     "top 1 of 4": (with_(top_k, 1, 22), 4),
     "top 3 of 7 in 2 stripes": (with_(striped_top_k, Stripes(7, 3, 2), 22), 7),
     "top 2 of 4 in pairs": (with_(striped_top_k, Stripes(4, 2, 2), 22), 4),
-    "maximum by pairs": (with_(blocks_of, 0, False), 5),
-    "maximum by a block": (with_(blocks_of, 10**7, False), 5),
-    "arg max by pairs": (with_(blocks_of, 0, True), 5),
-    "arg max by a block": (with_(blocks_of, 10**7, True), 5),
+    **{
+        f"largest of {columns} by {method}{', with a payload' * choose}": (with_(level_of, method, choose), columns)
+        for columns, method in ((2, PAIR), (2, PAIR_TABLE), (5, RANKS), (5, RANK_TABLES), (4, WINS))
+        for choose in (False, True)
+    },
+    "maximum": (with_(maximum, 19), 5),
+    "arg max": (with_(argmax, 19), 5),
     "one-hot of 3": (with_(one_hot, 3), 1),
     "one-hot of 8": (with_(one_hot, 8), 1),
     "softmax": (softmax, 3),
@@ -105,6 +146,19 @@ PROTOCOLS: dict[str, tuple[Protocol, int]] = {
     "RMSNorm": (with_(rms_norm, 1e-5), 3),
     "SiLU": (with_(activation, "silu"), 1),
     "GELU": (with_(activation, "gelu"), 1),
+    "SiLU of a product": (with_(activation, "silu", shift=FRACTION_BITS), 1),
+    "GELU of a product in the whole ring": (with_(activation, "gelu", bits=64, shift=32), 1),
+    "SiLU of a product, fewer rounds": (with_(gate, "silu", 48, 16), 1),
+    "GELU of a product in the whole ring, fewer rounds": (with_(gate, "gelu", 64, 32), 1),
+    "norm of the stream": (with_(stream_norm, 1e-5), 3),
+    "normed layer": (normed_layer, 3),
+    "rows truncated and scaled": (divided_rows, 3),
+    "softmax, fewer rounds": (with_(where_a_round_is_worth, DEAR, softmax), 3),
+    "normed layer, fewer rounds": (with_(where_a_round_is_worth, DEAR, normed_layer), 2),
+    "maximum, fewer rounds": (with_(where_a_round_is_worth, DEAR, with_(maximum, 19)), 5),
+    "inverse root, fewer rounds": (with_(where_a_round_is_worth, DEAR, rsqrt), 1),
+    "softmax, fewer bytes": (with_(where_a_round_is_worth, 0, softmax), 3),
+    "norm of the stream, fewer bytes": (with_(where_a_round_is_worth, 0, with_(stream_norm, 1e-5)), 3),
     "threshold": (with_(keep_largest, 2, 4), 3),
     "shuffle": (lambda s, x: shuffle(s, x[..., None]), 3),
     "compaction": (kept_rows, 4),

@@ -6,7 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcache.protocols.local import run_parties
-from mpcache.protocols.rank import argmax, block_sizes, one_hot, position_bits, ranks, top_k
+from mpcache.protocols.maximum import (
+    PAIR,
+    PAIR_TABLE,
+    RANK_TABLES,
+    RANKS,
+    ROUNDS,
+    WINS,
+    Level,
+    Payload,
+    argmax,
+    largest_of,
+    levels,
+    position_bits,
+)
+from mpcache.protocols.rank import one_hot, ranks, top_k
+from mpcache.protocols.ring import signed
 from mpcache.protocols.sampling import GumbelNoise
 from mpcache.protocols.session import Session
 from tests.protocols.sharing import run_counted, run_ring
@@ -65,9 +80,52 @@ def test_argmax_is_a_position_even_where_no_score_is_the_largest(values: list[in
     assert int(run_ring(protocol, torch.tensor([values]), width=width) % 2**width) < len(values)
 
 
-def test_a_costlier_round_makes_larger_blocks() -> None:
-    cheap, dear = (block_sizes(1024, 12, BITS, 0, round_bytes) for round_bytes in (0, 10**7))
-    assert set(cheap) == {2} and len(dear) == 3
+def test_a_costlier_round_makes_larger_blocks_and_fewer_rounds() -> None:
+    cheap, dear = (levels(1024, 12, BITS, 0, round_bytes)[1] for round_bytes in (0, 10**7))
+    assert {level.block for level in cheap} == {2} and len(dear) == 2
+    assert sum(ROUNDS[level.method] for level in dear) == 6
+
+
+EVERY_LEVEL = [Level(2, PAIR), Level(2, PAIR_TABLE), *(Level(5, m) for m in (RANKS, RANK_TABLES, WINS))]
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL, ids=str)
+@settings(max_examples=15, deadline=None)
+@given(rows)
+def test_each_kind_of_level_finds_the_first_of_the_largest(level: Level, values: list[int]) -> None:
+    """Of scores alone, of positions that are public, and of such that are shared."""
+    values = (values * 10)[: 2 * level.block]
+
+    async def both(session: Session, x: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        blocks = x.reshape(2, level.block)
+        alone, _ = await largest_of(session, level, blocks, None, BITS)
+        public = Payload(torch.arange(level.block).expand(blocks.shape), 16, public=True)
+        _, place = await largest_of(session, level, blocks, public, BITS)
+        largest, with_it = await largest_of(session, level, blocks, Payload(number.reshape(2, -1), 16), BITS)
+        assert place is not None and with_it is not None
+        return torch.stack([alone, largest, place, with_it])
+
+    x = torch.tensor(values).reshape(2, -1)
+    first = (x == x.amax(-1, keepdim=True)).long().argmax(-1)
+    found, cost = run_counted(both, x, 100 + torch.arange(x.numel()))
+    assert torch.equal(signed(found[:2], BITS), x.amax(-1).expand(2, 2))
+    assert torch.equal(found[2] % 2**16, first)
+    assert torch.equal(found[3] % 2**16, 100 + first + torch.tensor([0, level.block]))
+    assert cost.rounds == 3 * ROUNDS[level.method]
+
+
+@pytest.mark.parametrize("level", EVERY_LEVEL, ids=str)
+@given(st.lists(CIRCLE, min_size=5, max_size=5))
+@settings(max_examples=15, deadline=None)
+def test_each_kind_of_level_gives_a_position_whatever_the_scores(level: Level, values: list[int]) -> None:
+    async def position(session: Session, x: torch.Tensor) -> torch.Tensor:
+        public = Payload(torch.arange(level.block).expand(x.shape), 16, public=True)
+        _, place = await largest_of(session, level, x, public, BITS)
+        assert place is not None
+        return place
+
+    found = int(run_ring(position, torch.tensor([values[: level.block]])) % 2**16)
+    assert 0 <= found < level.block
 
 
 @pytest.mark.parametrize("n", [255, 256, 257, 5000])

@@ -14,7 +14,7 @@ from mpcache.protocols.plan import PlanSession, ShapeArithmetic
 from mpcache.protocols.randomness import new_key
 from mpcache.protocols.session import Session
 
-HUGE = LinearMask("w", (1, 1 << 40), (1, 1 << 40), (1, 1), 48)
+HUGE = LinearMask("w", (1, 1 << 40), (1, 1 << 40), (1, 1), 48, 48)
 """2^40 elements."""
 
 
