@@ -31,9 +31,9 @@ C = TypeVar("C", torch.Tensor, int)
 
 
 ROUND_BYTES = 45_000
-"""What a round is worth, see `Session.round_bytes`, where nobody says otherwise: on one machine. There the dealer's work
-for a byte is the parties' time, and bytes are what there is to save. So much that a step takes no more of them than
-before rounds could be traded for bytes."""
+"""What a round is worth, see `Session.round_bytes`, where nobody says otherwise: on one machine. There the dealer's
+work for a byte is the parties' time, and bytes are what there is to save. So much that a step takes no more of them
+than before rounds could be traded for bytes."""
 
 
 @dataclass
