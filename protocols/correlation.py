@@ -177,7 +177,7 @@ class Layout:
     """The fields of a correlation in order, and where in its streams each is drawn.
 
     starts: for each field its first byte in each holder's stream, None where that holder draws none of it.
-    drawn_bytes: of each holder's stream. elements: of all fields.
+    drawn_bytes: of each holder's stream, None where it draws nothing. elements: of all fields.
     """
 
     def __init__(self, fields: Fields) -> None:
@@ -185,7 +185,7 @@ class Layout:
         self.counts = [math.prod(field.shape) for field in self.leaves]
         self.elements = sum(self.counts)
         self.correction_bytes = sum(field.nbytes() for field in self.leaves if isinstance(field, Corrected))
-        self.drawn_bytes = [0, 0, 0]
+        self.drawn_bytes: list[int | None] = [None, None, None]
         self.starts: list[list[int | None]] = []
         for field, count in zip(self.leaves, self.counts, strict=True):
             self.starts.append([self._place(field, holder, count) for holder in HOLDERS])
@@ -193,8 +193,8 @@ class Layout:
     def _place(self, field: Field, holder: int, count: int) -> int | None:
         if not draws(holder, field):
             return None
-        start = self.drawn_bytes[holder]
-        self.drawn_bytes[holder] += count * element_bytes(field.bits)
+        start = self.drawn_bytes[holder] or 0
+        self.drawn_bytes[holder] = start + count * element_bytes(field.bits)
         return start
 
 
@@ -386,7 +386,7 @@ class Dealer:
 
     def _draw(self, layout: Layout, numbers: Sequence[int]) -> _Drawn:
         sizes = zip(self._streams, layout.drawn_bytes, strict=True)
-        return _Drawn(layout, [streams.begin(numbers, nbytes) if nbytes else None for streams, nbytes in sizes])
+        return _Drawn(layout, [None if nbytes is None else streams.begin(numbers, nbytes) for streams, nbytes in sizes])
 
     def keep(self, handle: int, mask: torch.Tensor) -> None:
         """Later correlations will refer to this mask."""
