@@ -259,7 +259,7 @@ class PlanSession(Session):
 
     def seen(self, visible: torch.Tensor | Causal) -> tuple[torch.Tensor, torch.Tensor]:
         count = visible.count() if isinstance(visible, Causal) else int(visible.sum())
-        return _shaped(visible.shape), _shaped((count,))
+        return torch.empty(visible.shape, dtype=torch.bool, device="meta"), _shaped((count,))
 
     async def placewise(
         self, protocol: Callable[..., Awaitable[torch.Tensor]], x: torch.Tensor, *public: Hashable

@@ -16,6 +16,7 @@ import pytest
 from mpcache.generation.plan import phase_costs
 from mpcache.model.config_file import read_model_config
 from mpcache.parties import dealer as dealing
+from mpcache.parties import making
 from mpcache.parties.certificates import Identity, load_identity
 from mpcache.parties.generated import dealer_pb2, purpose_pb2
 from mpcache.parties.prepared import OVERHEAD_BYTES
@@ -69,8 +70,13 @@ def test_a_prepared_session_gives_the_same_for_the_same_bytes_and_nothing_is_mad
     [path] = on_disk(servers)
     planned = sum(phase_costs(read_model_config(model), asked(len(PROMPT), 3)), Cost())
     assert path.stat().st_size == planned.correction_bytes + OVERHEAD_BYTES
-    for name in ("Dealer", "correlations", "plan_digest"):
-        monkeypatch.delattr(dealing, name)
+    for module, name in (
+        (making, "Dealer"),
+        (making, "corrections"),
+        (dealing, "correlations"),
+        (dealing, "plan_digest"),
+    ):
+        monkeypatch.delattr(module, name)
     prepared = servers.client(3)
     assert list(prepared) == answer and prepared.prepared and not ordinary.prepared
     assert ordinary.meter is not None and prepared.meter is not None
@@ -278,14 +284,14 @@ def test_the_dealer_answers_in_words(
 def test_a_party_that_leaves_while_it_is_prepared_leaves_no_file(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, go_on = dealing.corrections, threading.Event()
+    original, go_on = making.corrections, threading.Event()
 
     def held_up(*arguments: Any) -> Iterator[bytes]:
         for data in original(*arguments):
             yield data
             go_on.wait(600)
 
-    monkeypatch.setattr(dealing, "corrections", held_up)
+    monkeypatch.setattr(making, "corrections", held_up)
     owner, client = (party(servers, role, purpose=PREPARE) for role in ("owner", "client"))
     until(lambda: bool(on_disk(servers)), "it writes")
     client.leave()

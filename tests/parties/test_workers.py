@@ -115,7 +115,7 @@ def test_a_worker_that_is_killed_fails_its_calls_and_another_takes_its_place() -
         assert replaced is not victim and replaced.submit(counted, 1).result(PATIENT)[0] == 1
     finally:
         pool.close()
-    assert multiprocessing.active_children() == before
+    assert set(multiprocessing.active_children()) <= set(before)
 
 
 @pytest.mark.slow
