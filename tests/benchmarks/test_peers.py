@@ -127,7 +127,7 @@ def test_a_selection_stays_within_an_eighth_of_the_tokens(policy: str, tokens: i
 @pytest.mark.parametrize("tokens", [512, 1024, 2048, 8192])
 def test_peers_select_as_our_policy_does(tokens: int) -> None:
     config = ModelConfig("gpt2", 2, 32, 48, 1, 2, 2, 16, 2 * tokens, 1e-5, "gelu_tanh")
-    settings = MPCacheSettings(budget=BUDGET)
+    settings = MPCacheSettings(budget=BUDGET, only_if_cheaper=False, evict_if_cheap=False)
     policy = policy_class("mpcache")(settings, config, PlainBackend(), tokens)
     assert isinstance(policy, ClusterPolicy)
     keys = torch.zeros(2, tokens, 16)

@@ -95,7 +95,7 @@ def test_a_protocol_between_two_parties_is_told_apart() -> None:
         run_shared(softmax, encode(torch.linspace(-4, 4, 400).reshape(4, 100)))
         used = used_so_far(running)
     assert {kinds.RANDOMNESS, kinds.TABLES, kinds.PACKING, kinds.ARITHMETIC, kinds.PYTHON} <= set(used.kinds)
-    assert {"softmax", "rank", "reciprocal"} <= {part for by_part in used.kinds.values() for part in by_part}
+    assert {"softmax", "maximum", "reciprocal"} <= {part for by_part in used.kinds.values() for part in by_part}
     assert used.kinds[kinds.TABLES]["softmax"] > 0 and json.dumps(used.kinds)
 
 

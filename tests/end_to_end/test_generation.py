@@ -35,7 +35,7 @@ def planned_cost(model: Path, request: GenerationRequest) -> Cost:
 
 LONG_PROMPT, OTHER_PROMPT = ([(a * i * i + b * i + 11) % 96 for i in range(70)] for a, b in ((5, 25), (31, 90)))
 """Prompts in which no selection and no token is a near tie."""
-SMALL = MPCacheSettings(budget=24, sinks=2, recent=4, clusters=(8, 4))
+SMALL = MPCacheSettings(budget=24, sinks=2, recent=4, clusters=(8, 4), only_if_cheaper=False, evict_if_cheap=False)
 
 
 @pytest.mark.parametrize(

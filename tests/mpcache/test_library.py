@@ -276,7 +276,7 @@ def test_settings_and_spellings_are_compared_alike(model: mpcache.Model) -> None
     given, spelled = mpcache.compare_policies(
         model,
         [PROMPT, PROMPT[3:]],
-        [settings, "streaming:budget=5:sinks=1:recent=2"],
+        [settings, "streaming:budget=5:prefill_budget=0:sinks=1:recent=2"],
         max_new_tokens=1,
         on_prompt=done.append,
     )

@@ -194,7 +194,17 @@ def test_what_norms_allow_is_never_less_than_what_a_prompt_does(tmp_path: Path) 
 def test_watching_changes_no_answer_under_any_policy(policy: str, tmp_path: Path) -> None:
     save_random_model(tmp_path, "llama")
     checkpoint, prompt = load_checkpoint(tmp_path), PROMPT * 5
-    settings = fitting(policy, budget=20, sinks=2, recent=4, page=4, window=4, representatives=2)
+    settings = fitting(
+        policy,
+        budget=20,
+        sinks=2,
+        recent=4,
+        page=4,
+        window=4,
+        representatives=2,
+        only_if_cheaper=False,
+        evict_if_cheap=False,
+    )
     plan = asked(len(prompt), 4, policy=settings)
     tokens, sizes = watched_answer(checkpoint, plan, prompt)
     assert tokens == generate_plain(checkpoint, plan, prompt).tokens

@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,31 @@ import pytest
 import torch
 
 from mpcache.generation.plan import correlations
-from mpcache.generation.request import GenerationRequest
 from mpcache.model.config import ModelConfig
 from mpcache.parties.prepared import HEAD_BYTES, About, PreparedSessions, Unprepared, at_rest
 from mpcache.parties.seeds import Facts, KeptSeeds, request_digest
 from mpcache.protocols import correlation as dealing
 from mpcache.protocols.correlation import Corrected, Correlation, Dealer, leaves
 from mpcache.protocols.errors import Busy, HandshakeError, IdentityError
+from mpcache.protocols.normalisation import rms_norm
+from mpcache.protocols.plan import plan_of
 from tests.asking import asked
 from tests.mpcache.policies.matrix import small
 
 LLAMA = ModelConfig("llama", 96, 32, 48, 2, 4, 2, 8, 128, 1e-6, "silu")
 GPT2 = ModelConfig("gpt2", 96, 32, 128, 1, 4, 4, 8, 128, 1e-5, "gelu_tanh")
-PLANS = [
-    (LLAMA, asked(40, 3, policy=small("mpcache"), temperature=0.7)),
-    (LLAMA, asked(40, 2, policy=small("h2o"))),
-    (GPT2, asked(20, 2)),
-    (GPT2, asked(3, 2, backend="crypten")),
-]
+READING = replace(small("snapkv"), prefill_budget=200)
+PLANS: dict[str, Callable[[], Iterable[Correlation]]] = {
+    "mpcache, sampled": lambda: correlations(LLAMA, asked(40, 3, policy=small("mpcache"), temperature=0.7)),
+    "h2o": lambda: correlations(LLAMA, asked(40, 2, policy=small("h2o"))),
+    "a prompt read with a budget": lambda: correlations(
+        replace(LLAMA, max_positions=512), asked(400, 1, policy=READING)
+    ),
+    "gpt2": lambda: correlations(GPT2, asked(20, 2)),
+    "a slow network": lambda: correlations(LLAMA, asked(40, 2, network="wan")),
+    "crypten": lambda: correlations(GPT2, asked(3, 2, backend="crypten")),
+    "a norm alone": lambda: plan_of(lambda session, x: rms_norm(session, x, 1e-6), (2, 96)).correlations,
+}
 
 
 def kinds() -> set[type[Correlation]]:
@@ -43,10 +50,10 @@ def kinds() -> set[type[Correlation]]:
     return found
 
 
-def corrections(seed: bytes, model: ModelConfig, request: GenerationRequest) -> list[tuple[Correlation, bytes]]:
+def corrections(seed: bytes, plan: Iterable[Correlation]) -> list[tuple[Correlation, bytes]]:
     """Under this seed of the owner's; the client's and the weight key are always the same."""
     dealer = Dealer((seed, b"c" * 16), b"w" * 16)
-    return [(each, dealer.correction(each)) for each in correlations(model, request)]
+    return [(each, dealer.correction(each)) for each in plan]
 
 
 @pytest.fixture
@@ -61,13 +68,11 @@ def equal_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dealing, "_in_order", zeros)
 
 
-@pytest.mark.parametrize(("model", "request_"), PLANS, ids=["mpcache, sampled", "h2o", "gpt2", "crypten"])
-def test_every_field_of_every_correction_is_masked_by_the_owners_stream(
-    equal_values: None, model: ModelConfig, request_: GenerationRequest
-) -> None:
+@pytest.mark.parametrize("name", PLANS)
+def test_every_field_of_every_correction_is_masked_by_the_owners_stream(equal_values: None, name: str) -> None:
     """The same values under another seed of the owner's: half of all bits differ, in each field."""
     for (correlation, one), (_, other) in zip(
-        corrections(b"1" * 16, model, request_), corrections(b"2" * 16, model, request_), strict=True
+        corrections(b"1" * 16, PLANS[name]()), corrections(b"2" * 16, PLANS[name]()), strict=True
     ):
         start = 0
         for field in leaves(correlation.fields()):
@@ -83,7 +88,7 @@ def test_every_field_of_every_correction_is_masked_by_the_owners_stream(
 
 
 def test_the_plans_above_have_every_kind_of_correction() -> None:
-    seen = {type(each) for model, request in PLANS for each in correlations(model, request)}
+    seen = {type(each) for plan in PLANS.values() for each in plan()}
     assert {kind.__name__ for kind in kinds() - seen} == set()
 
 

@@ -50,6 +50,8 @@ SETTINGS: dict[str, Any] = dict(
     window=2,
     kernel=1,
 )
+ONE_BLOCK = 175_000
+"""What a round is worth, so that all scores are compared at once: in a tree of smaller blocks one always wins."""
 RETAINING = ("h2o", "keydiff", "mpcache", "snapkv", "tova")
 """Policies that evict by score, and so reveal destinations."""
 
@@ -93,6 +95,7 @@ def what_the_owner_sees(checkpoint: Checkpoint, plan: GenerationRequest, prompt:
     masked = {name: masked_weight(key, name, checkpoint.tensors[name]) for name in weight_shapes(checkpoint.config)}
 
     def program(session: Session) -> list[Seen]:
+        session.round_bytes = ONE_BLOCK
         owner, seen = session.party == 0, watch(session)
         backend = MpcBackend(session, key if owner else None, masked)
         decoder = Decoder(checkpoint.config, backend, checkpoint.tensors if owner else None)
