@@ -15,6 +15,8 @@ from mpcache.model.decoder import Decoder
 from mpcache.protocols.backends.mpc import MpcBackend, masked_weight
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.local import run_parties
+from mpcache.protocols.plan import PlanSession
+from mpcache.protocols.public import Constants
 from mpcache.protocols.randomness import new_key
 from mpcache.protocols.ring import RING_BITS, encode
 from mpcache.protocols.session import Cost, Session
@@ -179,6 +181,13 @@ def generate_privately(
     assert owner.transcript == client.transcript
     client.cost = owner.cost
     return client
+
+
+def planning_in_full() -> PlanSession:
+    """A session that plans every call, also one that is like an earlier one (backends/planned.py), to be watched."""
+    session = PlanSession()
+    session.constants = Constants()
+    return session
 
 
 def watch(session: Session) -> list[Any]:

@@ -14,7 +14,6 @@ from mpcache.model.decoder import Decoder
 from mpcache.policies import PolicySettings, available_policies
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.local import run_parties
-from mpcache.protocols.plan import PlanSession
 from mpcache.protocols.ring import RING_BITS, decode
 from mpcache.protocols.session import Cost, Session
 from mpcache.protocols.shares import Secret
@@ -27,6 +26,7 @@ from tests.mpcache.policies.private import (
     compare_decisions,
     generate_plain,
     generate_privately,
+    planning_in_full,
     recording_plain,
     recording_private,
     sharing,
@@ -69,7 +69,7 @@ def decisive_case(settings: PolicySettings) -> tuple[Case, Recording, list[Any]]
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_what_is_sent_follows_from_public_values_alone(settings: PolicySettings) -> None:
     """Two prompts of one length: the same messages and correlations, in the same order, and those of the plan."""
-    session = PlanSession()
+    session = planning_in_full()
     planned = watch(session)
     attention(random_case(settings, 22, 5, layers=3, head_size=32), MpcBackend(session), meta)
     for seed in (1, 2):
@@ -93,7 +93,7 @@ def meta(x: torch.Tensor) -> Secret:
 def test_a_generation_equals_plaintext_and_its_plan(name: str) -> None:
     checkpoint, plan = random_checkpoint(), asked(22, 4, block=16, policy=small(name))
     prompt = [10, 4, 12, 1, 2, 3, 11, 1, 6, 1, 2, 13, 13, 2, 7, 2, 13, 1, 3, 7, 1, 12]
-    session = PlanSession()
+    session = planning_in_full()
     planned = watch(session)
     list(steps(Decoder(checkpoint.config, MpcBackend(session)), plan, None))
     private, plain = (
