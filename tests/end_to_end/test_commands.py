@@ -180,7 +180,8 @@ def test_the_demo_shows_what_a_full_cache_costs_planned_or_measured(tmp_path: Pa
     tokenizer = load_tokenizer(DEMO_MODEL)
     sheet = sheet_of_tokens(3, "heldout", 90, tokenizer)
     (tmp_path / "prompt.txt").write_text(sheet.text + sheet.questions[0][0])
-    policy = ("--policy", "mpcache:clusters=8+4:recent=8", "--budget", "30")
+    always = "only_if_cheaper=false:evict_if_cheap=false"
+    policy = ("--policy", f"mpcache:clusters=8+4:recent=8:{always}", "--budget", "30")
     full = []
     for compare in ((), ("--compare",)):
         options = ("--prompt-file", tmp_path / "prompt.txt", "--max-new-tokens", 3, "--json", tmp_path / "out.json")
