@@ -24,6 +24,7 @@ CONTAINS = {
     "user_seconds": "CPU time of a process outside of the system",
     "system_seconds": "CPU time of a process within the system",
     "faults": "pages that a process was given by the system",
+    "dealer": "its steps end where they are planned: what it deals after the last was planned is not counted",
     "kinds": "CPU seconds of both by kind of work; the sum is the process's",
     "parts": "the same by part of a step, and at the dealer by the protocol that it deals for",
 }
