@@ -123,6 +123,7 @@ def test_a_worker_that_is_killed_fails_its_calls_and_another_takes_its_place() -
 def test_no_worker_outlives_the_process_that_started_it(how: signal.Signals) -> None:
     """Not even in the middle of a call, and however that process ends. What it prints ends when the last one has."""
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background it is ignored
         "from mpcache.parties.workers.pool import Pool; from mpcache.parties.workers.processes import LocalProcess\n"
         "from tests.parties.test_workers import busy\n"
         "for worker in Pool(LocalProcess, 2).workers(): call = worker.submit(busy)\n"
