@@ -47,8 +47,9 @@ def cheaper(cost: Cost, other: Cost, round_bytes: int) -> bool:
 
 
 def no_dearer(cost: Cost, other: Cost, share: int = 1) -> bool:
-    """Whether it takes no more bytes, and no more rounds, than one part in `share` of the other."""
-    return share * total_bytes(cost) <= total_bytes(other) and share * cost.rounds <= other.rounds
+    """Whether it takes no more bytes, online and in all, and no more rounds, than one part in `share` of the other."""
+    bytes_too = share * total_bytes(cost) <= total_bytes(other) and share * cost.online_bytes <= other.online_bytes
+    return bytes_too and share * cost.rounds <= other.rounds
 
 
 class Planned:
