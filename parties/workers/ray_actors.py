@@ -19,6 +19,7 @@ from mpcache.protocols.errors import ConfigError, PeerLost
 
 LOCAL = "local"
 """The address of a Ray that is started for this process, on this machine, and ends with it."""
+TOKEN_HINT = "Does it ask for a token? Then set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that has it"
 START_SECONDS = 300.0
 """For an actor to start."""
 
@@ -124,7 +125,8 @@ def _connect(ray: Any, address: str, count: int | None) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
     except Exception as error:  # Ray raises this class itself, where a node does not start in time
-        raise ConfigError(f"there is no Ray at {address[:60]}: {_said(error)}") from None
+        hint = "" if address == LOCAL else f". {TOKEN_HINT}"
+        raise ConfigError(f"there is no Ray at {address[:60]}: {_said(error)}{hint}") from None
     if own and ray.util.get_node_ip_address() != "127.0.0.1":
         ray.shutdown()
         raise ConfigError("a Ray that is started here is for this machine alone: import ray after MPCache has done it")

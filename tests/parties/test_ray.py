@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,14 +15,17 @@ import pytest
 from mpcache.benchmarks.records.store import read_records
 from mpcache.parties.making import Maker
 from mpcache.parties.workers.choice import chosen_pool
+from mpcache.parties.workers.ray_actors import TOKEN_HINT
 from mpcache.protocols.errors import ConfigError, PeerLost
 from tests.end_to_end.test_dealer_workers import answer, parties
 from tests.mpcache.models import save_random_model
 from tests.parties.test_making import LARGE, SECRETS, plan
 from tests.parties.test_workers import PATIENT, counted, killed, refused, zeros
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'mpcache[ray]'")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'mpcache[ray]'"),
+]
 
 HEAD = """
 import json, sys
@@ -51,6 +56,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def token() -> Iterator[None]:
+    """Ray asks for a token, and one of its own would be written to the user's home. Set before Ray is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", os.urandom(32).hex())
+        yield
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Ray gives a node half a minute to start, which a busy machine may not manage at once."""
@@ -63,7 +77,7 @@ def cluster() -> Iterator[Cluster]:
                 head.stdin.close()
                 assert head.wait(PATIENT) == 0
                 return
-    pytest.skip("Ray does not start here within its half minute")
+    pytest.fail("Ray did not start within its half minute, five times")
 
 
 def test_a_ray_that_is_started_here_listens_on_loopback_alone(cluster: Cluster) -> None:
@@ -101,6 +115,13 @@ def test_an_actor_that_dies_is_replaced_and_errors_are_told(cluster: Cluster) ->
         assert same is other and replaced.submit(counted, 1).result(PATIENT)[0] == 1
     finally:
         pool.close()
+
+
+def test_who_lacks_the_token_is_told_what_to_set(cluster: Cluster) -> None:
+    code = f"from mpcache.parties.workers.choice import chosen_pool; chosen_pool(2, {cluster.address!r})"
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    ended = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True, timeout=PATIENT)
+    assert ended.returncode != 0 and "there is no Ray at 127.0.0.1" in ended.stderr and TOKEN_HINT in ended.stderr
 
 
 def test_more_workers_than_processors_are_refused(cluster: Cluster) -> None:
