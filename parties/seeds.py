@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -74,6 +75,7 @@ class KeptSeeds:
     def __init__(self, state: Path, hours: float, most: int | None = None, most_each: int | None = None) -> None:
         self._folder, self._seconds = state / "prepared", 3600 * hours
         self._most, self._most_each = most, most_each
+        self._keeping = threading.Lock()
 
     def check_room(self, peer: str, session: bytes) -> None:
         """Before anything is planned. Raises Busy if there are too many already, HandshakeError if this one is."""
@@ -87,10 +89,16 @@ class KeptSeeds:
                     raise Busy(f"{most} prepared sessions are kept at most {what}: use some of them first")
 
     def keep(self, session: bytes, seed: bytes, facts: Facts) -> None:
+        """Raises as `check_room`, once more: others may have been kept since."""
         kept = Seed(session=session.hex(), seed=seed.hex(), facts=facts)
+        with self._keeping:
+            self.check_room(facts.peer, session)
+            self._write(self._path(facts.peer, session), kept)
+
+    def _write(self, path: Path, kept: Seed) -> None:
         with self._readable():
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with written_whole(self._path(facts.peer, session), 0o600, durable=True) as partial:
+            with written_whole(path, 0o600, durable=True) as partial:
                 partial.write_text(to_wire(kept))
 
     def take(self, session: bytes, facts: Facts) -> bytes | None:

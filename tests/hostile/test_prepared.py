@@ -17,7 +17,9 @@ from mpcache.generation.plan import phase_costs
 from mpcache.model.config_file import read_model_config
 from mpcache.parties import dealer as dealing
 from mpcache.parties import making
+from mpcache.parties.agreement import Agreement, Party
 from mpcache.parties.certificates import Identity, load_identity
+from mpcache.parties.dealer_link import DealerLink
 from mpcache.parties.generated import dealer_pb2, purpose_pb2
 from mpcache.parties.prepared import OVERHEAD_BYTES
 from mpcache.protocols.errors import MpcacheError
@@ -29,6 +31,7 @@ from tests.hostile.identities import issued
 from tests.hostile.servers import PROMPT, Servers, serving
 from tests.hostile.test_clients import until
 
+Corrections, Failure = dealer_pb2.Corrections, dealer_pb2.Failure
 PREPARE, PREPARED = purpose_pb2.PREPARE, purpose_pb2.PREPARED
 PREPARING = {"prepare": True}
 
@@ -398,3 +401,46 @@ def test_a_dealer_that_says_nothing_has_prepared_nothing(servers: Servers, model
         with pytest.raises(MpcacheError, match=r"the dealer ended without a word|the owner ended the session"):
             servers.prepare(1, **{"dealer": where.dealer})
     assert not list(folder(servers, "client").glob("*"))
+
+
+@pytest.mark.parametrize(
+    "before", [[], [Corrections(chunk=bytes(100)), Corrections(progress=5)]], ids=["at once", "late"]
+)
+@pytest.mark.parametrize("role", ["owner", "client"])
+def test_what_a_dealer_says_of_a_prepared_session_gets_no_seed_used_twice(
+    servers: Servers, model: Path, role: str, before: list[dealer_pb2.Corrections]
+) -> None:
+    """It may refuse one party alone, and after it sent something: the ordinary session has a seed of its own each
+    time, and of the prepared one the dealer is sent nothing."""
+    asked_for: list[dealer_pb2.DealRequest] = []
+
+    def answers(wanted: dealer_pb2.DealRequest) -> Iterator[dealer_pb2.Corrections]:
+        asked_for.append(wanted)
+        if wanted.purpose == PREPARED:
+            yield from before
+            yield Corrections(failure=Failure(kind=Failure.UNPREPARED, text=NONE))
+        yield Corrections(started=True)
+
+    prepared = b"p" * 16
+    shape = read_model_config(model)
+    agreement = Agreement(session=SESSION, model=shape, request=asked(len(PROMPT), 1), plan_digest="0" * 64)
+    links: list[DealerLink] = []
+    with dealer_that(answers, issued(servers.certificates, "dealer")) as address:
+        own = load_identity(servers.certificates, role)
+        key = b"w" * 16 if role == "owner" else b""
+        party = Party(
+            role=role,
+            dealer=address,
+            identity=own,
+            timeout=5.0,
+            watch=links.append,
+            check_peer=lambda: None,
+            weight_key=key,
+        )
+        started = [party.start(agreement, prepared) for _ in range(2)]
+        for link in links:
+            link.close()
+    assert [wanted.purpose for wanted in asked_for] == [PREPARED, purpose_pb2.SESSION] * 2
+    assert [dealt.seed for dealt in started] == [wanted.seed for wanted in asked_for[1::2]]
+    assert len({prepared, *(dealt.seed for dealt in started)}) == 3 and not any(dealt.prepared for dealt in started)
+    assert not any(wanted.seed or wanted.weight_key for wanted in asked_for[::2])

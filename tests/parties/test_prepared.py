@@ -208,6 +208,23 @@ def test_a_seed_is_taken_once_and_for_what_it_is_for(tmp_path: Path) -> None:
     assert seeds.take(b"s" * 16, FACTS) is None
 
 
+def test_those_that_had_room_at_the_same_time_are_not_all_kept(tmp_path: Path) -> None:
+    """A client prepares several sessions at once, each of which had room when it began."""
+    seeds = KeptSeeds(tmp_path, 1.0, most=2, most_each=1)
+    other = replace(FACTS, peer="0" * 64)
+    for peer, session in ((FACTS.peer, b"s" * 16), (FACTS.peer, b"t" * 16), (other.peer, b"u" * 16)):
+        seeds.check_room(peer, session)
+    seeds.keep(b"s" * 16, SEED, FACTS)
+    with pytest.raises(Busy, match="1 prepared sessions are kept at most for a client"):
+        seeds.keep(b"t" * 16, SEED, FACTS)
+    seeds.keep(b"u" * 16, SEED, other)
+    with pytest.raises(Busy, match="2 prepared sessions are kept at most in all"):
+        seeds.keep(b"v" * 16, SEED, replace(FACTS, peer="1" * 64))
+    with pytest.raises(HandshakeError, match="a session of this id is prepared already"):
+        seeds.keep(b"s" * 16, b"another seed, 16", FACTS)
+    assert seeds.take(b"s" * 16, FACTS) == SEED
+
+
 def test_one_seed_is_offered_to_one_at_a_time(tmp_path: Path) -> None:
     seeds, others = KeptSeeds(tmp_path, 1.0), KeptSeeds(tmp_path, 1.0)
     for session in (b"s" * 16, b"t" * 16):

@@ -126,6 +126,24 @@ def test_parts_are_joined() -> None:
     assert error_of(lambda b, x, y: b.concatenate([x, y], 1), normal(2, 3), normal(2, 4)) < 1e-4
 
 
+# ---------------------------------------------------------------- a sparse prefill
+
+
+@pytest.mark.parametrize("picks", [1, 2])
+def test_runs_are_chosen_in_stripes_and_gathered(picks: int) -> None:
+    """Of six runs of two tokens, in two stripes, between one token before them and two after."""
+    means, keys, values = normal(2, 6, 4) * 3, normal(2, 15, 4), normal(2, 15, 4)
+
+    def gathered(b: Any, queries: Any, means: Any, keys: Any, values: Any) -> Any:
+        choice = b.choose_runs(queries, b.mask(means), 2, picks)
+        found = b.gather_runs(b.append(None, keys, values), 1, 13, choice)
+        assert found.tokens == 3 + 2 * picks * 2
+        return b.concatenate([found.keys, found.values], 2)
+
+    for _ in range(3):
+        assert error_of(gathered, normal(2, 3, 4), means, keys, values) < 1e-3
+
+
 # ---------------------------------------------------------------- the next token
 
 

@@ -9,14 +9,23 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 
 from mpcache.protocols.activation import activation
-from mpcache.protocols.backends.mpc import LOGIT_FRACTION_BITS, LOGIT_WIDTH, SELECT_WIDTH, MpcBackend, masked_weight
+from mpcache.protocols.backends.mpc import (
+    LOGIT_FRACTION_BITS,
+    LOGIT_WIDTH,
+    SELECT_FRACTION_BITS,
+    SELECT_WIDTH,
+    MpcBackend,
+    masked_weight,
+)
 from mpcache.protocols.beaver import extend, mask, multiply
 from mpcache.protocols.comparison import is_negative, less_than, negative_part
 from mpcache.protocols.correlation import weight_mask
@@ -222,7 +231,7 @@ def test_destinations_are_in_a_uniformly_random_order_however_many_are_kept(keep
 
 
 def uses_of_a_cache(session: Session, values: torch.Tensor) -> list[Seen]:
-    """What policies do, on a cache of four tokens: two runs of two are compared, picked and replaced.
+    """What policies do, on a cache of four tokens: two runs of two are compared, picked and replaced. And products.
 
     values: (rows, 4) ring elements, for whatever has four tokens, two runs or one query.
     """
@@ -234,6 +243,8 @@ def uses_of_a_cache(session: Session, values: torch.Tensor) -> list[Seen]:
         return Secret(session.constant(x), session.party)
 
     cached, queries = backend.enter(None, secret(2, 1), secret(4, 1), secret(4, 1))
+    backend.append(backend.append(None, secret(2, 1), secret(2, 1)), secret(2, 1), secret(2, 1))
+    backend.product(secret(2, 1), queries, "multiply")
     representatives = backend.mask(secret(2, 1))
     (scores,) = backend.similarity(queries, [representatives])
     backend.gather(backend.top_k(scores, 1), secret(2, 3))
@@ -244,6 +255,10 @@ def uses_of_a_cache(session: Session, values: torch.Tensor) -> list[Seen]:
         stage = backend.choose(secret(4, 1)[..., 0], stripes, 1)
         cached, queries = backend.enter(None, secret(2, 1), secret(4, 1), secret(4, 1))
         backend.attend_selected(queries, cached, 0, 4, [stage])
+    stages = [backend.choose(secret(n, 1)[..., 0], Stripes(n, n - 1), 1) for n in (4, 3)]  # three, and two of them
+    cached, queries = backend.enter(None, secret(2, 1), secret(4, 1), secret(4, 1))
+    backend.attend_selected(queries, cached, 0, 4, stages)
+    backend.multiply(secret(2, 1), secret(2, 1))
     cached, queries = backend.enter(None, secret(1, 1), secret(4, 1), secret(4, 1))
     backend.attend_observed(queries, cached, None, torch.tensor([0]))
     backend.extremes(secret(4, 1))
@@ -272,6 +287,59 @@ def test_what_a_party_sees_of_a_cache_is_noise_beyond_all_bounds(value: int) -> 
 @pytest.mark.parametrize("bits", CIRCLES.values(), ids=CIRCLES)
 def test_what_a_party_sees_of_a_cache_is_noise_where_no_value_is_the_largest(bits: int) -> None:
     assert_that_uses_of_a_cache_are_noise(cyclic(4, bits).expand(FEWER_ROWS, 4))
+
+
+CLUSTERS, CLUSTER = 3, 2
+"""Of a stripe in a sparse prefill, and tokens of one."""
+
+
+def reading_of(session: Session, means: torch.Tensor, stripes: int, heads: int, wide: bool) -> list[Seen]:
+    """A block of a sparse prefill picks two clusters of each stripe, and attends to them and to a token on each side.
+
+    means: (CLUSTERS,) ring elements, of the clusters of each stripe. Of stripes and heads, as many as there are rows
+    show what is opened for each. wide: also the queries.
+    """
+    seen, backend = watch(session, max(stripes, heads)), MpcBackend(session)
+
+    def secret(x: torch.Tensor) -> Secret:
+        return Secret(session.constant(x[None, :, None].expand(heads, -1, 1)), session.party)
+
+    clusters = means.repeat_interleave(stripes)
+    tokens = torch.cat([means[:1], clusters.repeat_interleave(CLUSTER), means[:1]])
+    queries = means[:2] if wide else torch.full((2,), 1 << FRACTION_BITS)
+    cached, masked = backend.enter(None, secret(queries), secret(tokens), secret(tokens))
+    choice = backend.choose_runs(masked, backend.mask(secret(clusters)), stripes, 2)
+    found = backend.gather_runs(cached, 1, len(tokens) - 1, choice)
+    assert found.tokens == 2 + stripes * 2 * CLUSTER
+    if heads > 1:
+        backend.attend(masked, found)
+    return seen
+
+
+def assert_that_a_sparse_prefill_is_noise(means: torch.Tensor, wide: bool = False) -> None:
+    """By stripes, each with a choice of its own; and by heads, each with the picked keys and values."""
+    for stripes, heads in ((FEWER_ROWS, 1), (2, FEWER_ROWS)):
+        for seen in run_parties(partial(reading_of, means=means, stripes=stripes, heads=heads, wide=wide)):
+            assert_noise(seen)
+            assert not [s for s in seen if s.revealed]
+
+
+def test_what_a_party_sees_of_a_sparse_prefill_is_noise() -> None:
+    assert_that_a_sparse_prefill_is_noise(torch.tensor([3, 1, 2]) << FRACTION_BITS)
+
+
+@pytest.mark.parametrize("value", FAR_OUT_CASES)
+def test_what_a_party_sees_of_a_sparse_prefill_is_noise_beyond_all_bounds(value: int) -> None:
+    """Clusters that are alike, of queries that are as far out as they are."""
+    assert_that_a_sparse_prefill_is_noise(torch.full((CLUSTERS,), value), wide=True)
+
+
+@pytest.mark.parametrize("bits", CIRCLES.values(), ids=CIRCLES)
+def test_what_a_party_sees_of_a_sparse_prefill_is_noise_where_no_cluster_is_the_largest(bits: int) -> None:
+    """Scores, which are means times one, on the circle that they are compared on, or on a wider one: the choice's rows
+    may be empty, or hold several ones."""
+    dropped = FRACTION_BITS - SELECT_FRACTION_BITS
+    assert_that_a_sparse_prefill_is_noise(cyclic(CLUSTERS, min(bits + dropped, RING_BITS - 1)))
 
 
 @pytest.mark.parametrize("largest", [1.0, 60.0])
@@ -345,16 +413,19 @@ def test_the_test_sees_a_mask_that_is_used_twice() -> None:
 PROTOCOLS_FOLDER = Path(__file__).parents[2] / "protocols"
 BASELINE = {PROTOCOLS_FOLDER / "crypten" / "session.py", PROTOCOLS_FOLDER / "backends" / "crypten.py"}
 """What opens values for the baseline, which is compared, not trusted."""
+Functions = set[tuple[str, str]]
+"""(file, name)"""
 
 
-def calls(names: tuple[str, ...], folder: Path) -> set[tuple[str, str]]:
-    """(file, function) of all calls of methods of these names, but for the baseline's."""
+def calls(names: tuple[str, ...], folder: Path, kind: type[ast.Attribute | ast.Name] = ast.Attribute) -> Functions:
+    """(file, function) of all calls of methods, or functions, of these names, but for the baseline's."""
     found = set()
     for path in (path for path in folder.rglob("*.py") if path not in BASELINE):
         tree = ast.parse(path.read_text())
         for function in (f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)):
             for call in (c for c in ast.walk(function) if isinstance(c, ast.Call)):
-                if isinstance(call.func, ast.Attribute) and call.func.attr in names:
+                name = getattr(call.func, "attr" if kind is ast.Attribute else "id", "")
+                if isinstance(call.func, kind) and name in names:
                     found.add((path.name, function.name))
     return found
 
@@ -380,6 +451,29 @@ def test_every_function_that_opens_something_is_tried_here() -> None:
     run_parties(program, weight_key=KEY)
     opening = calls(("open", "transfer"), PROTOCOLS_FOLDER)
     assert len(opening) >= 15 and opening - tried == set()
+
+
+def test_every_function_that_masks_something_to_keep_it_is_tried_here() -> None:
+    """These open by way of beaver.py, which is tried whoever calls it."""
+    entered: Functions = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            entered.add((Path(frame.f_code.co_filename).name, frame.f_code.co_name))
+
+    def program(session: Session) -> None:
+        sys.setprofile(note)
+        try:
+            for protocol, columns in PROTOCOLS.values():
+                session.run(protocol(session, session.constant(torch.full((2, columns), 5))))
+            uses_of_a_cache(session, torch.full((2, 4), 5))
+            reading_of(session, torch.full((CLUSTERS,), 5), 2, 2, wide=False)
+        finally:
+            sys.setprofile(None)
+
+    run_parties(program, weight_key=KEY)
+    masking = calls(("mask", "extend", "mask_choice", "multiply"), PROTOCOLS_FOLDER, ast.Name)
+    assert len(masking) >= 15 and masking - entered == set()
 
 
 def test_what_is_revealed_is_what_the_threat_model_says() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -14,12 +15,22 @@ from hypothesis import strategies as st
 from mpcache.generation.plan import correlations
 from mpcache.model.config import ModelConfig
 from mpcache.policies import available_policies
-from mpcache.protocols.beaver import Forget, Mask, MaskProduct, MaskRows, SquareSum
-from mpcache.protocols.correlation import Corrected, Correlation, Dealer, Dealt, Fields, Random, Tensors, Uses
+from mpcache.protocols.beaver import Forget, Mask, MaskProduct, MaskRows, MaskRuns, SquareSum
+from mpcache.protocols.correlation import (
+    Corrected,
+    Correlation,
+    Dealer,
+    Dealt,
+    Fields,
+    Random,
+    Tensors,
+    Uses,
+    corrections,
+)
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.stretches import FIRST_BYTES, Stretches
 from tests.asking import asked
-from tests.mpcache.policies.matrix import SETTINGS
+from tests.mpcache.policies.matrix import SETTINGS, small
 
 SEEDS, KEY = (bytes(range(16)), bytes(range(1, 17))), bytes(range(2, 18))
 MODELS = {
@@ -120,6 +131,27 @@ def test_every_cut_gives_the_same_bytes(
     dealers = [kind(SEEDS, KEY) for _ in range(places)]
     made = made_by(dealers, Stretches(places, most, lambda: next(free), small), plan(family, policy, backend))
     assert made == made_by_one(family, policy, backend)
+
+
+@pytest.mark.parametrize("places", [2, 3])
+@pytest.mark.parametrize("cheap", [0, 1 << 40])
+@pytest.mark.parametrize("most", [1, 5_000, 1 << 20])
+def test_every_cut_of_a_sparse_prefill_gives_the_same_bytes(places: int, cheap: int, most: int) -> None:
+    """Runs of cached masks, laid out at a place that may lack them or have more of them."""
+    turns = itertools.cycle(range(places))
+    dealers: list[Dealer] = [Careful(SEEDS, KEY) for _ in range(places)]
+    made = made_by(dealers, Stretches(places, most, lambda: next(turns), cheap), sparse())
+    assert made == b"".join(corrections(Dealer(SEEDS, KEY), sparse()))
+
+
+@cache
+def sparse() -> list[Correlation]:
+    """Two blocks of the prompt pick of what is cached, and another one follows."""
+    model = replace(MODELS["llama"], layers=1, max_positions=512)
+    request = asked(448, 1, block=64, policy=small("snapkv", prefill_budget=200))
+    found = list(correlations(model, request))
+    assert sum(isinstance(correlation, MaskRuns) for correlation in found) >= 4
+    return found
 
 
 def test_what_a_place_lacks_is_made_again_and_forgotten_after() -> None:

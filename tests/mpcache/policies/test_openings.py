@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mpcache.policies import PolicySettings, available_policies, policy_class
+from mpcache.policies import PolicySettings, available_policies, policy_class, reading
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.session import Session
@@ -65,17 +65,23 @@ CASES = [
 ]
 
 
-def drive(session: Session, settings: PolicySettings, tokens: torch.Tensor) -> list[Seen]:
-    """A prompt in two blocks, then new tokens. Maxima are those of large blocks."""
-    session.round_bytes = 10**8
+BLOCKS = (5,)
+"""Where blocks of the prompt end, but the last one."""
+
+
+def drive(
+    session: Session, settings: PolicySettings, tokens: torch.Tensor, blocks: tuple[int, ...] = BLOCKS
+) -> list[Seen]:
+    """A prompt in blocks, then new tokens. Maxima are those of large blocks."""
+    prompt, session.round_bytes = len(tokens) - NEW, 10**8
     seen, backend = watch(session, HEADS), MpcBackend(session)
     config = small_config(LAYERS, HEADS, HEADS, HEAD_SIZE)
-    cache = policy_class(settings.name)(settings, config, backend, PROMPT)
+    cache = policy_class(settings.name)(settings, config, backend, prompt)
 
     def secret(x: torch.Tensor) -> Secret:
         return Secret(session.constant(x[:, None].expand(HEADS, -1, HEAD_SIZE)), session.party)
 
-    for start, end in ((0, 5), (5, PROMPT), *((i, i + 1) for i in range(PROMPT, PROMPT + NEW))):
+    for start, end in itertools.pairwise((0, *blocks, *range(prompt, len(tokens) + 1))):
         for layer in range(LAYERS):
             queries, keys, values = torch.full((end - start,), QUERY), tokens[start:end], tokens[start:end]
             cache.attend(layer, *(secret(x) for x in (queries, keys, values)))
@@ -88,3 +94,38 @@ def test_what_a_party_sees_is_noise_whatever_the_values(settings: PolicySettings
     for seen in run_parties(lambda session: drive(session, settings, tokens)):
         assert_noise(seen)
         assert bool(destinations(seen)) == (settings.name in RETAINING)
+
+
+READING = dict(SINKS=1, RECENT=1, CLUSTER=2, STRIPES=2, SPAN=4, LEAST=6)
+"""Sizes of a sparse prefill: of the 11 tokens before its third block, four clusters of two are picked from."""
+READ = [
+    pytest.param(
+        name, tokens, id=f"{name}: {what}", marks=[] if number < 2 and name == "snapkv" else [pytest.mark.slow]
+    )
+    for name, (number, (what, tokens)) in itertools.product(("snapkv", "h2o"), enumerate(TOKENS.items()))
+]
+
+
+@pytest.mark.parametrize(("name", "tokens"), READ)
+def test_what_a_party_sees_of_a_prompt_read_with_a_budget_is_noise(
+    monkeypatch: pytest.MonkeyPatch, name: str, tokens: torch.Tensor
+) -> None:
+    for size, value in READING.items():
+        monkeypatch.setattr(reading, size, value)
+    monkeypatch.setattr("mpcache.policies.base.LEAST", READING["LEAST"])
+    picked: list[int] = []
+
+    def program(session: Session) -> list[Seen]:
+        return drive(session, fitting(name, **SMALL, prefill_budget=7), tokens.repeat(2)[: 15 + NEW], (5, 11, 13))
+
+    gather_runs = MpcBackend.gather_runs
+
+    def counted(backend: MpcBackend, cached: Any, start: int, end: int, choice: Secret) -> Any:
+        picked.append(choice.shape[-2])
+        return gather_runs(backend, cached, start, end, choice)
+
+    monkeypatch.setattr(MpcBackend, "gather_runs", counted)
+    for seen in run_parties(program):
+        assert_noise(seen)
+        assert bool(destinations(seen)) == (name in RETAINING)
+    assert picked == [1] * 2 * LAYERS  # by each party, in each layer
