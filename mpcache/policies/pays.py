@@ -93,18 +93,18 @@ def pays_once(
     size = min(PREFILL_BLOCK, prompt_tokens)
     first = (prompt_tokens - observes) // size * size if observes else prompt_tokens
     last = (prompt_tokens - 1) // size * size
-    dearest = times(_block(config, last, size, full, round_bytes), -(-prompt_tokens // size) * config.layers)
+    dearest = _block(config, last, size, full, round_bytes).times(-(-prompt_tokens // size) * config.layers)
     if not no_dearer(once, dearest, ONCE):
         return False
     octaves = range((last // size).bit_length())
     starts = {0, first, prompt_tokens, *(size << i for i in octaves), *(3 * size << i >> 1 for i in octaves[1:])}
     reading, observing = Cost(), Cost()
     for start, end in itertools.pairwise(sorted(start for start in starts if start <= prompt_tokens)):
-        reading += times(_block(config, start, size, full, round_bytes), (end - start) // size * config.layers)
+        reading += _block(config, start, size, full, round_bytes).times((end - start) // size * config.layers)
         if start >= first:
             at = min(end, last)
             more = _block(config, at, size, make, round_bytes) - _block(config, at, size, full, round_bytes)
-            observing += times(more, -(-(end - start) // size) * config.layers)
+            observing += more.times(-(-(end - start) // size) * config.layers)
     return no_dearer(once + observing, reading, ONCE)
 
 
@@ -131,9 +131,3 @@ def fill(cache: Policy, tokens: int) -> None:
         keys, values = (zeros((c.key_value_heads, tokens, c.head_size)) for _ in range(2))
         received = zeros((c.key_value_heads, tokens)) if cache.observed_queries() else None
         cache.preset(layer, queries, keys, values, received)
-
-
-def times(cost: Cost, count: int) -> Cost:
-    return Cost(
-        cost.sent_bytes * count, cost.received_bytes * count, cost.correction_bytes * count, cost.rounds * count
-    )
