@@ -7,24 +7,29 @@ Whoever asks for `share` gets the value as usual, for a round. What is summed be
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS
+from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS, RING_BITS
+from mpcache.protocols.session import Session
 from mpcache.protocols.shares import Secret
+from mpcache.protocols.stream import stream_norm
+from mpcache.protocols.truncation import truncate
 
 
 class Pending(Secret):
     """A secret that is made when its share is asked for, once."""
 
-    __slots__ = ("_made", "_make", "_shape")
+    __slots__ = ("_made", "_session", "_shape")
 
-    def __init__(self, make: Callable[[], torch.Tensor], shape: tuple[int, ...], party: int) -> None:
-        self.party = party
-        self._make, self._shape = make, torch.Size(shape)
+    def __init__(self, session: Session, shape: torch.Size) -> None:
+        self.party = session.party
+        self._session, self._shape = session, shape
         self._made: torch.Tensor | None = None
+
+    def _make(self) -> torch.Tensor:
+        raise NotImplementedError
 
     @property
     def share(self) -> torch.Tensor:  # type: ignore[override]
@@ -36,6 +41,10 @@ class Pending(Secret):
     def made(self) -> bool:
         """Whether somebody asked for the share."""
         return self._made is not None
+
+    def is_made(self, share: torch.Tensor) -> None:
+        """Somebody did, in a repeated plan (backends/planned.py)."""
+        self._made = share
 
     @property
     def shape(self) -> torch.Size:
@@ -52,35 +61,44 @@ class Pending(Secret):
 
 
 class Product(Pending):
-    """A value of scale 2^(16 + shift), shares modulo 2^bits, to be truncated by `shift`.
+    """A value of scale 2^(16 + shift), shares modulo 2^bits, to be truncated by `shift` to shares modulo 2^out_bits.
 
     What is selected of a product may be used before it is truncated; its share is selected from the whole one's, which
     is truncated once for all its parts.
     """
 
-    __slots__ = ("_truncate", "_whole", "bits", "shift", "untruncated")
+    __slots__ = ("_index", "bits", "out_bits", "shift", "untruncated", "whole")
 
     def __init__(
         self,
         untruncated: torch.Tensor,
-        party: int,
-        truncate: Callable[[Product], torch.Tensor],
+        session: Session,
         bits: int = PRODUCT_BITS,
         shift: int = FRACTION_BITS,
-        make: Callable[[], torch.Tensor] | None = None,
-        whole: Product | None = None,
+        out_bits: int = RING_BITS,
+        selected: tuple[Product, Any] | None = None,
     ) -> None:
-        super().__init__(make or (lambda: truncate(self)), tuple(untruncated.shape), party)
-        self.untruncated, self.bits, self.shift = untruncated, bits, shift
-        self._truncate, self._whole = truncate, whole
+        """selected: the product that this one is selected from, and its index there."""
+        super().__init__(session, untruncated.shape)
+        self.untruncated, self.bits, self.shift, self.out_bits = untruncated, bits, shift, out_bits
+        self.whole: Product | None
+        self._index: Any
+        self.whole, self._index = selected or (None, None)
 
-    def like(self, untruncated: torch.Tensor) -> Product:
-        """Another one of the same scale and ring."""
-        return Product(untruncated, self.party, self._truncate, self.bits, self.shift)
+    def _make(self) -> torch.Tensor:
+        if self.whole is not None:
+            return self.whole.share[self._index]
+        return self._session.run(
+            truncate(self._session, self.untruncated, self.shift, self.bits, self.out_bits), "linear"
+        )
+
+    def like(self, untruncated: torch.Tensor, session: Session | None = None) -> Product:
+        """Another one of the same scale and rings. session: another, too."""
+        return Product(untruncated, session or self._session, self.bits, self.shift, self.out_bits)
 
     def alone(self) -> torch.Tensor:
         """Its share, where nobody asks for the rest of what it was selected from."""
-        if self.made or self._whole is None or self._whole.made:
+        if self.made or self.whole is None or self.whole.made:
             return self.share
         return self.like(self.untruncated).share
 
@@ -95,8 +113,8 @@ class Product(Pending):
     def __getitem__(self, index: Any) -> Secret:
         if self.made:
             return Secret(self.share[index], self.party)
-        part, selected = self.untruncated[index], lambda: self.share[index]
-        return Product(part, self.party, self._truncate, self.bits, self.shift, selected, self)
+        part = self.untruncated[index]
+        return Product(part, self._session, self.bits, self.shift, self.out_bits, (self, index))
 
 
 def alone(x: Secret) -> torch.Tensor:
@@ -105,10 +123,14 @@ def alone(x: Secret) -> torch.Tensor:
 
 
 class Normed(Pending):
-    """x over its root mean square, to be computed with the linear layer that follows, or alone."""
+    """Untruncated rows of the stream over their root mean square, to be computed with the linear layer that follows, or
+    alone."""
 
-    __slots__ = ("epsilon", "x")
+    __slots__ = ("epsilon", "untruncated")
 
-    def __init__(self, x: Product, epsilon: float, norm: Callable[[], torch.Tensor]) -> None:
-        super().__init__(norm, tuple(x.shape), x.party)
-        self.x, self.epsilon = x, epsilon
+    def __init__(self, untruncated: torch.Tensor, session: Session, epsilon: float) -> None:
+        super().__init__(session, untruncated.shape)
+        self.untruncated, self.epsilon = untruncated, epsilon
+
+    def _make(self) -> torch.Tensor:
+        return self._session.run(stream_norm(self._session, self.untruncated, self.epsilon))

@@ -66,6 +66,11 @@ class Cost:
             self.rounds + other.rounds,
         )
 
+    def times(self, count: int) -> Cost:
+        return Cost(
+            self.sent_bytes * count, self.received_bytes * count, self.correction_bytes * count, self.rounds * count
+        )
+
     def copy(self) -> Cost:
         return replace(self)
 

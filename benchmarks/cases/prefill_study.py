@@ -27,9 +27,8 @@ from mpcache.demo import DEMO_MODEL
 from mpcache.demo.reader import write_reader
 from mpcache.generation.recorded import greedy
 from mpcache.model.checkpoint import load_checkpoint
-from mpcache.model.decoder import Decoder
+from mpcache.model.decoder import PREFILL_BLOCK, Decoder
 from mpcache.model.tokenizer import load_tokenizer
-from mpcache.policies.pays import PREFILL_BLOCK
 from mpcache.protocols.backends.plain import PlainBackend
 
 UNBOUNDED = ("all pairs", "local")

@@ -17,10 +17,6 @@ def prefilled_cache(
     `advance` for all tokens is still due: it evicts. Attention received is given as well, and must not be negative
     where values matter.
     """
-    cache, c = new_cache(policy, decoder, tokens), decoder.config
-    for layer in range(c.layers):
-        queries = given((c.key_value_heads, c.queries_per_head * tokens, c.head_size))
-        keys, values = (given((c.key_value_heads, tokens, c.head_size)) for _ in range(2))
-        received = given((c.key_value_heads, tokens)) if cache.observed_queries() else None
-        cache.preset(layer, queries, keys, values, received)
+    cache = new_cache(policy, decoder, tokens)
+    cache.fill(tokens, given)
     return cache

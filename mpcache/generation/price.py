@@ -47,17 +47,11 @@ class Price:
 
     def _with(self, other: Price, sign: int) -> Price:
         names = dict.fromkeys([*self.parts, *other.parts])
-        parts = {n: self.parts.get(n, Cost()) + _times(other.parts.get(n, Cost()), sign) for n in names}
+        parts = {n: self.parts.get(n, Cost()) + other.parts.get(n, Cost()).times(sign) for n in names}
         return Price(parts, self.multiply_adds + sign * other.multiply_adds)
 
     def times(self, count: int) -> Price:
-        return Price({n: _times(c, count) for n, c in self.parts.items()}, self.multiply_adds * count)
-
-
-def _times(cost: Cost, count: int) -> Cost:
-    return Cost(
-        cost.sent_bytes * count, cost.received_bytes * count, cost.correction_bytes * count, cost.rounds * count
-    )
+        return Price({n: c.times(count) for n, c in self.parts.items()}, self.multiply_adds * count)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 from mpcache.generation.backends import PRIVATE_BACKENDS
 from mpcache.generation.network import LOOPBACK, parse_network
 from mpcache.model.config import ModelConfig
+from mpcache.model.decoder import PREFILL_BLOCK
 from mpcache.policies import AnySettings, PolicySettings, check_policy
-from mpcache.policies.pays import PREFILL_BLOCK
 from mpcache.protocols.errors import ConfigError, HandshakeError
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS
 from mpcache.wire import STRICT, from_wire, to_wire

@@ -15,6 +15,9 @@ from mpcache.model.config import ModelConfig
 from mpcache.model.rotary import Tables, rotary_tables
 from mpcache.protocols.backends.interface import AnyBackend, Backend, Value
 
+PREFILL_BLOCK = 64
+"""Prompt tokens that go through the model at once: bounds the memory of a prefill, whatever the prompt's length."""
+
 
 class Cache(Protocol):
     """The keys and values of one generation: what the decoder needs of a policy (policies/base.py)."""

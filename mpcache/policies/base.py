@@ -90,6 +90,15 @@ class Policy(ABC):
         self.store(layer, self.backend.append(self._layers[layer], keys, values))
         self._received[layer] = received
 
+    def fill(self, tokens: int, given: Callable[[tuple[int, ...]], Value]) -> None:
+        """`preset` in all layers, of so many tokens that nobody ran: values of a shape are `given`."""
+        c = self.config
+        for layer in range(c.layers):
+            queries = given((c.key_value_heads, c.queries_per_head * tokens, c.head_size))
+            keys, values = (given((c.key_value_heads, tokens, c.head_size)) for _ in range(2))
+            received = given((c.key_value_heads, tokens)) if self.observed_queries() else None
+            self.preset(layer, queries, keys, values, received)
+
     def advance(self, count: int) -> None:
         """All layers have seen `count` more tokens."""
         self.past += count

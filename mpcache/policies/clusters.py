@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from mpcache.model.config import ModelConfig
 from mpcache.policies.base import Policy
-from mpcache.policies.pays import Planned, attention_to_all, cheaper, no_dearer, rounded, times
+from mpcache.policies.pays import Planned, attention_to_all, cheaper, no_dearer, rounded
 from mpcache.policies.settings import MOST_TOKENS, SinkSettings, setting
 from mpcache.protocols.backends.interface import Masked, Scores, Stage, Value
 from mpcache.protocols.plan import ShapeArithmetic
@@ -260,8 +260,8 @@ def _pays(
         return False
     with ShapeArithmetic():
         costs = [_selection(kind, settings, config, layers, length, round_bytes) for length in lengths]
-    without, full = (times(attention_to_all(config, length, round_bytes), layers) for length in (tokens, past))
-    together = cheaper(sum(costs, Cost()), times(without, len(costs)), round_bytes)
+    without, full = (attention_to_all(config, length, round_bytes).times(layers) for length in (tokens, past))
+    together = cheaper(sum(costs, Cost()), without.times(len(costs)), round_bytes)
     return together and all(no_dearer(cost, full) for cost in costs)
 
 

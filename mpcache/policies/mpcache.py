@@ -12,7 +12,7 @@ from mpcache.model.config import ModelConfig
 from mpcache.policies.clusters import ClusterPolicy, ClusterSettings
 from mpcache.policies.eviction import keep_top_k_per_head, keep_top_k_together
 from mpcache.policies.full import Full
-from mpcache.policies.pays import Planned, fill, pays_once
+from mpcache.policies.pays import Planned, pays_once
 from mpcache.policies.settings import MOST_LAYERS, MOST_TOKENS, PolicySettings, setting
 from mpcache.protocols.backends.interface import Masked, Scores, Value
 from mpcache.protocols.plan import ShapeArithmetic
@@ -204,7 +204,7 @@ def _eviction_is_cheap(settings: MPCacheSettings, config: ModelConfig, prompt_to
         policy = MPCache(settings, config, planned.backend, prompt_tokens)
         if policy.keep() == prompt_tokens:
             return True
-        fill(policy, prompt_tokens)
+        policy.fill(prompt_tokens, planned.backend.zeros)
         planned.spent()
         policy.evict()
         once = planned.spent()

@@ -13,14 +13,12 @@ from dataclasses import replace
 from functools import lru_cache
 
 from mpcache.model.config import ModelConfig
-from mpcache.model.decoder import Decoder
+from mpcache.model.decoder import PREFILL_BLOCK, Decoder
 from mpcache.policies.base import Policy
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.plan import PlanSession, ShapeArithmetic
 from mpcache.protocols.session import Cost
 
-PREFILL_BLOCK = 64
-"""Prompt tokens that go through the model at once: bounds the memory of a prefill, whatever the prompt's length."""
 ONCE = 50
 """What a policy does once, after the prompt, may take one part in so many of what reading the prompt takes."""
 _DIGITS = 5
@@ -93,18 +91,18 @@ def pays_once(
     size = min(PREFILL_BLOCK, prompt_tokens)
     first = (prompt_tokens - observes) // size * size if observes else prompt_tokens
     last = (prompt_tokens - 1) // size * size
-    dearest = times(_block(config, last, size, full, round_bytes), -(-prompt_tokens // size) * config.layers)
+    dearest = _block(config, last, size, full, round_bytes).times(-(-prompt_tokens // size) * config.layers)
     if not no_dearer(once, dearest, ONCE):
         return False
     octaves = range((last // size).bit_length())
     starts = {0, first, prompt_tokens, *(size << i for i in octaves), *(3 * size << i >> 1 for i in octaves[1:])}
     reading, observing = Cost(), Cost()
     for start, end in itertools.pairwise(sorted(start for start in starts if start <= prompt_tokens)):
-        reading += times(_block(config, start, size, full, round_bytes), (end - start) // size * config.layers)
+        reading += _block(config, start, size, full, round_bytes).times((end - start) // size * config.layers)
         if start >= first:
             at = min(end, last)
             more = _block(config, at, size, make, round_bytes) - _block(config, at, size, full, round_bytes)
-            observing += times(more, -(-(end - start) // size) * config.layers)
+            observing += more.times(-(-(end - start) // size) * config.layers)
     return no_dearer(once + observing, reading, ONCE)
 
 
@@ -116,24 +114,8 @@ def _block(config: ModelConfig, past: int, size: int, make: Make, round_bytes: i
         decoder, cache = Decoder(one, backend), make(one, backend)
         cache.evict = lambda: None  # type: ignore[method-assign]  # it is looked at apart
         if past:
-            fill(cache, past)
+            cache.fill(past, backend.zeros)
             cache.past = past
         planned.spent()
         decoder.blocks(backend.zeros((size, config.hidden)), cache)
         return planned.spent()
-
-
-def fill(cache: Policy, tokens: int) -> None:
-    """Zeros for the prompt's first tokens, in all layers."""
-    c, zeros = cache.config, cache.backend.zeros
-    for layer in range(c.layers):
-        queries = zeros((c.key_value_heads, c.queries_per_head * tokens, c.head_size))
-        keys, values = (zeros((c.key_value_heads, tokens, c.head_size)) for _ in range(2))
-        received = zeros((c.key_value_heads, tokens)) if cache.observed_queries() else None
-        cache.preset(layer, queries, keys, values, received)
-
-
-def times(cost: Cost, count: int) -> Cost:
-    return Cost(
-        cost.sent_bytes * count, cost.received_bytes * count, cost.correction_bytes * count, cost.rounds * count
-    )

@@ -180,7 +180,7 @@ class Backend(Protocol[V, W, M]):
         """Scores (heads, n) -> one-hot rows (heads, k, n) of the k largest, the largest first, ties by position."""
 
     def argmin(self, scores: V, largest: float) -> V:
-        """(heads, n) -> one-hot (heads, 1, n) of the smallest; the first of equals. V lie in [0, largest]."""
+        """(heads, n) -> one-hot (heads, 1, n) of the smallest; the first of equals. Scores lie in [0, largest]."""
 
     def gather(self, choice: V, rows: V) -> V:
         """The chosen rows (heads, k, c) of (heads, n, c)."""
@@ -194,7 +194,7 @@ class Backend(Protocol[V, W, M]):
 
     def retain(self, scores: V, k: int, largest: float, rows: V) -> V:
         """The rows (blocks, k, c) of (blocks, n, c) with the k largest scores (blocks, n), in their order; ties by
-        position. V lie in [0, largest]."""
+        position. Scores lie in [0, largest]."""
 
     def extremes(self, x: V) -> tuple[V, V]:
         """(maximum, minimum) over the last dimension but one, which vanishes."""

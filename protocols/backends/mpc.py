@@ -42,7 +42,7 @@ from mpcache.protocols.session import Session, together
 from mpcache.protocols.shares import Secret, cat
 from mpcache.protocols.shuffle import compact
 from mpcache.protocols.softmax import exponentials, inverse_of_sum
-from mpcache.protocols.stream import LAYER_SHIFT, WIDE_BITS, normed_linear, pays, stream_norm
+from mpcache.protocols.stream import LAYER_SHIFT, WIDE_BITS, normed_linear, pays
 from mpcache.protocols.stripes import Stripes, to_runs, to_tokens
 from mpcache.protocols.threshold import keep_largest, score_bits
 from mpcache.protocols.truncation import drop_low_bits, truncate
@@ -124,7 +124,7 @@ class MpcBackend:
         if tokens is not None:
             one_hot[torch.arange(count), torch.as_tensor(tokens)] = 1
         rows = self.session.run(linear(self.session, one_hot, table))
-        return self._product(rows << FRACTION_BITS)  # valid modulo 2^48, as a product is: no lifting
+        return Product(rows << FRACTION_BITS, self.session)  # valid modulo 2^48, as a product is: no lifting
 
     def add_known(self, x: Secret, known: torch.Tensor | None) -> Secret:
         if known is None:
@@ -140,31 +140,20 @@ class MpcBackend:
         if isinstance(x, Normed) and not x.made and weight.bits >= WIDE_BITS:
             rows = x.shape.numel() // x.shape[-1]
             if pays(rows, x.shape[-1], weight.shape[0], self.session.round_bytes):
-                z = self.session.run(normed_linear(self.session, x.x.untruncated, x.epsilon, weight), "linear")
-                return self._product(self._biased(z, bias, LAYER_SHIFT), RING_BITS, LAYER_SHIFT, out_bits)
+                z = self.session.run(normed_linear(self.session, x.untruncated, x.epsilon, weight), "linear")
+                return Product(self._biased(z, bias, LAYER_SHIFT), self.session, RING_BITS, LAYER_SHIFT, out_bits)
         z = self.session.run(linear(self.session, x.share, weight), "linear")
-        return self._product(self._biased(z, bias, FRACTION_BITS), out_bits=out_bits)
+        return Product(self._biased(z, bias, FRACTION_BITS), self.session, out_bits=out_bits)
 
     def _biased(self, z: torch.Tensor, bias: torch.Tensor | None, shift: int) -> torch.Tensor:
         if bias is None or self.session.party != 0:
             return z
         return z + encode(bias, FRACTION_BITS + shift).to(z.device)
 
-    def _product(
-        self, z: torch.Tensor, bits: int = PRODUCT_BITS, shift: int = FRACTION_BITS, out_bits: int = RING_BITS
-    ) -> Product:
-        def truncated(product: Product) -> torch.Tensor:
-            return self.session.run(
-                truncate(self.session, product.untruncated, product.shift, product.bits, out_bits), "linear"
-            )
-
-        return Product(z, self.session.party, truncated, bits, shift)
-
     @planned_once
     def rms_norm(self, x: Secret, epsilon: float) -> Secret:
         if isinstance(x, Product) and not x.made:
-            z = x.untruncated
-            return Normed(x, epsilon, lambda: self.session.run(stream_norm(self.session, z, epsilon)))
+            return Normed(x.untruncated, self.session, epsilon)
         return self._run(rms_norm(self.session, x.share, epsilon))
 
     @planned_once

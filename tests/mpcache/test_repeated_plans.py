@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,8 @@ from mpcache.model.config import ModelConfig
 from mpcache.model.shapes import SHAPES
 from mpcache.protocols.backends.planned import planned_once
 from mpcache.protocols.beaver import Masked, mask, multiply_masked
-from mpcache.protocols.plan import Plan, PlanSession, ShapeArithmetic
+from mpcache.protocols.pending import Product
+from mpcache.protocols.plan import Passages, Plan, PlanSession, ShapeArithmetic
 from mpcache.protocols.public import Constants
 from mpcache.protocols.session import Session
 from mpcache.protocols.shares import Secret
@@ -62,6 +64,18 @@ class _OnSession:
     def with_hidden(self, x: Masked) -> Secret:
         return Secret(multiply_masked(self.session, x, self.hidden[-1]), self.session.party)
 
+    @planned_once
+    def product(self, x: Secret) -> Product:
+        return Product(x.share, self.session)
+
+    @planned_once
+    def used(self, *values: Secret) -> Secret:
+        return Secret(sum((x.share.sum(-1) for x in values), torch.tensor(0)), self.session.party)
+
+    @planned_once
+    def given_back(self, x: Secret) -> Secret:
+        return x
+
 
 def planned(noting: bool, *methods: str) -> Plan:
     session = PlanSession()
@@ -87,3 +101,56 @@ def test_masks_have_their_own_numbers_in_each_repetition() -> None:
 
 def test_what_uses_a_mask_from_elsewhere_is_not_repeated() -> None:
     assert planned(False, "squared", "with_hidden") == planned(True, "squared", "with_hidden")
+
+
+def truncations(use: Callable[[_OnSession], None], noting: bool = False) -> int:
+    """Of three repetitions."""
+    session = PlanSession()
+    session.constants = Constants() if noting else None
+    backend = _OnSession(session)
+    with ShapeArithmetic():
+        for _ in range(3):
+            use(backend)
+    return len(session.next_part().messages)
+
+
+def used_twice(backend: _OnSession) -> None:
+    x = backend.product(value())
+    backend.used(x)
+    backend.used(x)
+
+
+def used_after_a_part(backend: _OnSession) -> None:
+    x = backend.product(value())
+    backend.used(x[:1])
+    backend.used(x)
+    backend.used(x[1:])
+
+
+def used_as_one_or_two(backend: _OnSession) -> None:
+    x = backend.product(value())
+    backend.used(x, x)
+    backend.used(backend.product(value()), backend.product(value()))
+
+
+def used_as_it_was_given(backend: _OnSession) -> None:
+    x = backend.product(value())
+    backend.used(backend.given_back(x))
+    backend.used(x)
+
+
+@pytest.mark.parametrize(
+    ("use", "each"), [(used_twice, 1), (used_after_a_part, 1), (used_as_one_or_two, 3), (used_as_it_was_given, 1)]
+)
+def test_a_product_is_truncated_once_in_each_repetition(use: Callable[[_OnSession], None], each: int) -> None:
+    assert truncations(use) == truncations(use, noting=True) == 3 * each
+
+
+def test_what_is_kept_is_the_next_sessions_own() -> None:
+    passages = Passages()
+    for _ in range(2):
+        session = PlanSession(passages=passages)
+        with ShapeArithmetic():
+            product = _OnSession(session).product(value())
+            assert len(product.share) == 4
+        assert len(session.next_part().messages) == 1

@@ -8,8 +8,8 @@ import pytest
 
 from mpcache.generation.request import ClientRequest, GenerationRequest
 from mpcache.generation.text import TextStream
+from mpcache.model.decoder import PREFILL_BLOCK
 from mpcache.policies import policy_settings
-from mpcache.policies.pays import PREFILL_BLOCK
 from mpcache.protocols.errors import ConfigError
 from tests.asking import asked, asking
 
