@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from mpcache.policies.blocks import LARGEST_BLOCK, PASS_BYTES, chosen_block
 from mpcache.protocols.session import ROUND_BYTES
 from tests.asking import asked
 
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "rounds.md").read_text()
 GPT2 = model_shape("gpt2", positions=4096)
 WAN = GenerationRequest(prompt_tokens=1, max_new_tokens=1, network="wan").round_bytes
 
@@ -39,6 +42,21 @@ def test_a_prefill_of_512_tokens_takes_less_than_a_thousand_rounds_on_a_wide_net
     assert now.rounds <= 1000 < before.rounds
     assert now.correction_bytes < 1.01 * before.correction_bytes
     assert now.online_bytes < 1.1 * before.online_bytes, "exponentials of hidden scores are opened, as zeros"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "row", re.findall(r"^\| (loopback|lan|wan) \| (\d+)( \(chosen\))? \| (\d) \| (.+) \|$", PAGE, re.MULTILINE)
+)
+def test_the_page_says_what_blocks_cost(row: tuple[str, ...]) -> None:
+    network, size, chosen, passes, rest = row
+    gpt2, request = model_shape("gpt2"), asked(512, 1, network=network, prefill_block=int(size))
+    cost = price(gpt2, request).prefill.cost
+    assert len(request.blocks(gpt2)) == int(passes)
+    figures = f"{cost.rounds:,} | {cost.online_bytes / 1e9:.3f} | {cost.correction_bytes / 1e9:.3f}"
+    assert rest.startswith(figures)
+    automatic = asked(512, 1, network=network).block_for(gpt2)
+    assert bool(chosen) == (automatic == int(size)) or network == "loopback"
 
 
 @pytest.mark.parametrize("tokens", [300, 1024, 4000])
