@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from functools import partial
 from collections.abc import Callable, Iterator
 
 from mpcache.generation.backends import private_backend
@@ -97,12 +98,12 @@ class Generation:
         session = self.session = dealt.session(agreement, link, where.max_step_gib, self._transport)
         meter = self.meter = Meter(lambda: session.cost)
         with private_backend(agreement.request.backend, session, masked_weights=welcome.weights) as backend:
-            tokens = self._steps(Decoder(agreement.model, backend), agreement.request)
+            tokens = self._steps(Decoder(agreement.model, backend), agreement.request, meter)
             yield from meter.until_end(tokens, self._request.end_tokens)
 
     def _received(self, nbytes: int) -> None:
         self.setup_bytes += nbytes
 
-    def _steps(self, decoder: Decoder, request: GenerationRequest) -> Iterator[int | None]:
-        ends, program = self._request.stop_tokens, self._program or steps
-        return program(decoder, request, self._request.prompt, self._on_block, lambda token: token in ends)
+    def _steps(self, decoder: Decoder, request: GenerationRequest, meter: Meter) -> Iterator[int | None]:
+        program = self._program or partial(steps, on_pass=meter.drafted)
+        return program(decoder, request, self._request.prompt, self._on_block, self._request.stop)

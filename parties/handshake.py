@@ -146,7 +146,7 @@ class Handshake:
     def _check(self, model: ModelConfig, request: GenerationRequest) -> None:
         """The owner's model must bear the request, fit this memory, and the tokenizer's tokens whatever the prompt."""
         request.check("client", model, request.prompt_tokens, request.max_new_tokens)
-        check_size(model, request.tokens, "client", self._where.max_model_gib)
+        check_size(model, request.cached, "client", self._where.max_model_gib)
         if self._wanted.least_vocabulary > model.vocabulary:
             raise HandshakeError(
                 f"the tokenizer does not fit the owner's model: it has tokens beyond its vocabulary of "

@@ -131,9 +131,9 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         if hello.purpose == PREPARE:
             self._seeds.check_room(client.certificate, hello.session)
         journal.info(
-            "%s of %s begins: %d prompt tokens, at most %d new ones, policy %s, backend %s",
+            "%s of %s begins: %d prompt tokens, at most %d new ones, policy %s, backend %s, %d drafts",
             _BEGINS[hello.purpose], client, request.prompt_tokens, request.max_new_tokens, request.policy.name,
-            request.backend,
+            request.backend, request.draft,
         )  # fmt: skip
         key = weight_key(self._settings.state, self._encoded, client.certificate)
         agreement = self._agreement(link, hello.session, request)
@@ -156,7 +156,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             journal.info("prepared")
         else:
             generated = self._generate(link, agreement, party, seed)
-            journal.info("session ends: %d new tokens", generated)
+            journal.info("session ends: %d %s", generated, "passes" if request.draft else "new tokens")
 
     def _party(self, link: Link, key: bytes, at_end: ExitStack) -> Party:
         def watch(dealer: DealerLink) -> None:
@@ -174,7 +174,8 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         )
 
     def _generate(self, link: Link, agreement: Agreement, party: Party, seed: bytes | None) -> int:
-        """The owner's half of a generation. Returns how many tokens it had."""
+        """The owner's half of a generation. Returns how many tokens it had; with drafts, how many passes, the first
+        token's included."""
         dealt, request = party.start(agreement, seed), agreement.request
         session = dealt.session(agreement, link, self._settings.max_step_gib, self._transport)
         with private_backend(request.backend, session, weight_key=party.weight_key) as backend:

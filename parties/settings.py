@@ -18,16 +18,17 @@ from mpcache.suggest import suggestion
 from mpcache.typed_fields import field_types, typed_fields
 
 DEFAULT_POLICY = policy_settings()
+MAY_BE_ZERO = ("temperature", "draft", "max_passes")
 
 
 @dataclass(frozen=True)
 class RoleSettings:
-    """What every role has. Numbers are above zero and finite; a temperature may be zero."""
+    """What every role has. Numbers are above zero and finite; those of MAY_BE_ZERO may be zero."""
 
     def __post_init__(self) -> None:
         for name, kind in field_types(type(self)).items():
             value = getattr(self, name)
-            if kind in (int, float) and not (0 < value < math.inf or (value == 0 and name == "temperature")):
+            if kind in (int, float) and not (0 < value < math.inf or (value == 0 and name in MAY_BE_ZERO)):
                 raise ConfigError(f"{name} must be above zero and finite, not {value!r}")
 
 
@@ -78,7 +79,8 @@ class ClientSettings(RoleSettings):
     masked weights, and seeds of prepared sessions; model_digest: accept this model alone; policy: 'name:key=value', or
     a table of settings (mpcache policies); network: what protocols are chosen for; max_model_gib: of masked weights and
     cache that are accepted; max_step_gib: of one correlation or message; fixed_length: generate max_new_tokens,
-    whatever they are, so that the answer's length says nothing."""
+    whatever they are, so that the answer's length says nothing; draft, max_passes: tokens that a pass tries ahead, and
+    how many passes there are at most (0: as many as may be needed)."""
 
     owner: str
     dealer: str
@@ -96,6 +98,8 @@ class ClientSettings(RoleSettings):
     max_step_gib: float = 2.0
     network: str = LOOPBACK.name
     policy: PolicySettings = DEFAULT_POLICY
+    draft: int = 0
+    max_passes: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

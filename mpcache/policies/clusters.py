@@ -18,7 +18,7 @@ from typing import ClassVar
 from mpcache.model.config import ModelConfig
 from mpcache.policies.base import Policy
 from mpcache.policies.pays import Planned, attention_to_all, cheaper, no_dearer, rounded
-from mpcache.policies.settings import MOST_TOKENS, SinkSettings, setting
+from mpcache.policies.settings import MOST_TOKENS, PolicySettings, SinkSettings, setting
 from mpcache.protocols.backends.interface import Masked, Scores, Stage, Value
 from mpcache.protocols.plan import ShapeArithmetic
 from mpcache.protocols.session import Cost
@@ -96,6 +96,13 @@ class ClusterPolicy(Policy):
         self._clusters = [_Clusters() for _ in range(self.config.layers)]
         self._stages: list[Stage] = []
         self._selecting: set[int] = set()
+
+    @classmethod
+    def refuses_drafts(cls, settings: PolicySettings) -> str:
+        assert isinstance(settings, ClusterSettings)
+        if settings.sizes():
+            return "each step selects among clusters, and a wrong draft would be in one"
+        return "" if cls.step is ClusterPolicy.step else super().refuses_drafts(settings)
 
     # ------------------------------------------------------------ what selecting policies change
 

@@ -16,6 +16,7 @@ from mpcache.parties.command.options import (
     backend,
     chosen_policy,
     config,
+    draft_options,
     insecure,
     policy_options,
     prompt_options,
@@ -46,6 +47,7 @@ network_option = click.option(
 @click.option("--sessions", type=click.IntRange(1), default=1, show_default=True, help="How many to prepare.")
 @temperature_option
 @network_option
+@draft_options
 def prepare(
     path: Path,
     insecure: bool,
@@ -57,6 +59,8 @@ def prepare(
     sessions: int,
     temperature: float | None,
     network: str | None,
+    draft: int | None,
+    max_passes: int | None,
 ) -> None:
     """Prepare sessions ahead of time; no prompt is needed yet.
 
@@ -74,6 +78,8 @@ def prepare(
         policy=chosen_policy(settings.policy, policy, budget),
         backend=backend,
         network=network or settings.network,
+        draft=settings.draft if draft is None else draft,
+        max_passes=settings.max_passes if max_passes is None else max_passes,
     )
     facts.check_values()
     for i in range(sessions):
@@ -95,6 +101,7 @@ def prepare(
 @backend
 @temperature_option
 @network_option
+@draft_options
 def client(
     path: Path,
     insecure: bool,
@@ -107,6 +114,8 @@ def client(
     backend: str,
     temperature: float | None,
     network: str | None,
+    draft: int | None,
+    max_passes: int | None,
 ) -> None:
     """Generate from a private prompt, as the data owner.
 
@@ -125,7 +134,10 @@ def client(
         policy=chosen_policy(settings.policy, policy, budget),
         backend=backend,
         network=network or settings.network,
+        draft=settings.draft if draft is None else draft,
+        max_passes=settings.max_passes if max_passes is None else max_passes,
     )
+    request.public.check_values()
     result = run_generation(lambda on_block: me.start(request, on_block), me.tokenizer, request.public)
     show_result(result)
     if json_path:

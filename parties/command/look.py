@@ -14,7 +14,7 @@ from mpcache.generation.request import GenerationRequest
 from mpcache.inspection.inspect import inspect_model
 from mpcache.model.shapes import model_shape
 from mpcache.parties.command.inspect_report import show_inspection
-from mpcache.parties.command.options import chosen_policy, policy_options, read_prompt, refuse_prompt
+from mpcache.parties.command.options import chosen_policy, draft_options, policy_options, read_prompt, refuse_prompt
 from mpcache.parties.command.plan_report import plan_policies, show_plan
 from mpcache.parties.command.report import prefill_bar
 from mpcache.policies import available_policies, parse_policies, policy_settings, spelled
@@ -100,6 +100,7 @@ def list_policies() -> None:
     help="Policies, joined by commas, or 'all'. Settings follow a name: mpcache:keep_ratio=1.",
 )
 @click.option("--network", default="loopback", show_default=True, help="loopback, lan, wan, or e.g. 5ms,100mbit.")
+@draft_options
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the plan as JSON.")
 def plan(
     shape: str,
@@ -108,15 +109,24 @@ def plan(
     max_new_tokens: int,
     policy: str,
     network: str,
+    draft: int | None,
+    max_passes: int | None,
     json_path: Path | None,
 ) -> None:
     """Plan what a private generation will take.
 
     Nothing runs. Bytes and rounds are exact, seconds are estimates. A model of any size is planned within seconds. The
-    first new token comes with the prefill.
+    first new token comes with the prefill. With --draft, a pass gives between 1 and 1 + DRAFT tokens: which texts give
+    how many, see `mpcache bench drafts`.
     """
 
-    request = GenerationRequest(prompt_tokens=tokens, max_new_tokens=max_new_tokens, network=network)
+    request = GenerationRequest(
+        prompt_tokens=tokens,
+        max_new_tokens=max_new_tokens,
+        network=network,
+        draft=draft or 0,
+        max_passes=max_passes or 0,
+    )
     where, policies = parse_network(network), [(p.label, p.settings) for p in parse_policies(policy)]
     records = plan_policies(model_shape(model or shape, positions=request.tokens), request, policies)
     show_plan(records, where)

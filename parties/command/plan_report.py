@@ -20,6 +20,10 @@ from mpcache.policies import PolicySettings
 from mpcache.protocols.session import Cost
 
 
+PASS = "first pass"
+"""With drafts, in place of a decode step."""
+
+
 def plan_policies(
     model: ModelConfig, request: GenerationRequest, policies: Sequence[tuple[str, PolicySettings]]
 ) -> list[Any]:
@@ -28,13 +32,16 @@ def plan_policies(
 
 
 def _record(label: str, request: GenerationRequest, model: ModelConfig) -> dict[str, Any]:
+    request.check_values()
     network, prices = parse_network(request.network), price(model, request)
     return {
         "policy": label,
         "prompt_tokens": request.prompt_tokens,
         "new_tokens": request.max_new_tokens,
+        "draft": request.draft,
+        "passes": request.passes,
         "network": {"round_trip_seconds": network.round_trip, "bytes_per_second": network.bandwidth},
-        "phases": {name: _phase(phase, network) for name, phase in _phases(prices).items()},
+        "phases": {name: _phase(phase, network) for name, phase in _phases(prices, request).items()},
         "prepared": {
             "disk_bytes": prices.total.cost.correction_bytes + OVERHEAD_BYTES,
             "seconds": dealing_seconds(prices.total),
@@ -42,10 +49,10 @@ def _record(label: str, request: GenerationRequest, model: ModelConfig) -> dict[
     }
 
 
-def _phases(prices: Prices) -> dict[str, Price]:
+def _phases(prices: Prices, request: GenerationRequest) -> dict[str, Price]:
     phases = {"prefill": prices.prefill, "eviction": prices.eviction, "decode": prices.decoding}
     if prices.decode:
-        phases["decode step"] = prices.decode[0]
+        phases[PASS if request.draft else "decode step"] = prices.decode[0]
     return phases
 
 
@@ -80,6 +87,12 @@ def show_plan(records: list[Any], network: Network) -> None:
             for part, costs in phase["parts"].items():
                 table.add_row(f"  {part}", *_cells(costs), "")
         Console().print(table)
+        if PASS in record["phases"]:
+            most, taken = record["draft"] + 1, record["phases"][PASS]["seconds"]
+            click.echo(
+                f"  a pass gives 1 to {most} tokens: {taken:,.2f} to {taken / most:,.2f} s a token. Decode is for "
+                f"{record['passes']} passes, as many as there may be"
+            )
         prepared = record["prepared"]
         click.echo(
             f"  prepared ahead of time: {prepared['disk_bytes'] / 1e6:,.2f} MB on the dealer's disk, made in about "

@@ -107,6 +107,12 @@ class Backend(Protocol[V, W, M]):
         """Rotary positions on (heads, m, d) with public tables (m, d), halves rotated (Su et al., 2021). Tables are
         `mpcache.protocols.public`'s: multiples of 2^-30, the same on every machine."""
 
+    def known_to_client(self, x: torch.Tensor | None, shape: Sequence[int]) -> V:
+        """A value that party 1 alone knows; `x` is None elsewhere."""
+
+    def rotate_masked(self, x: V, cos: M, sin: M) -> V:
+        """`rotate` with secret tables (1, m, d), each half the same."""
+
     def activation(self, x: V, kind: str) -> V:
         """'silu', 'gelu' or 'gelu_tanh', element by element. The result is for `multiply` and `linear` alone."""
 
@@ -132,8 +138,11 @@ class Backend(Protocol[V, W, M]):
     def visible(self, seen: Causal) -> Any:
         """What `attend` is told of who sees what: the mask, or while planning its description."""
 
-    def attend(self, queries: M, cached: KeyValues[M], visible: torch.Tensor | None = None) -> V:
-        """Attention of (key/value heads, queries, d); `visible`: public (queries, tokens), or all."""
+    def attend(
+        self, queries: M, cached: KeyValues[M], visible: torch.Tensor | None = None, hidden: V | None = None
+    ) -> V:
+        """Attention of (key/value heads, queries, d); `visible`: public (queries, tokens), or all. hidden: (tokens,),
+        added to every query's scores: far below them, where a token is hidden from the other party as well."""
 
     def attend_observed(
         self, queries: M, cached: KeyValues[M], visible: torch.Tensor | None, observed: torch.Tensor
@@ -204,8 +213,10 @@ class Backend(Protocol[V, W, M]):
 
     # ------------------------------------------------------------ the next token
 
-    def next_token(self, x: V, head: W, bias: torch.Tensor | None, vocabulary: int, temperature: float) -> int | None:
-        """The next token for (1, h); None where the process must not learn it."""
+    def next_tokens(
+        self, x: V, head: W, bias: torch.Tensor | None, vocabulary: int, temperature: float
+    ) -> list[int] | None:
+        """The token after each of (m, h); None where the process must not learn them."""
 
     def announce(self, goes_on: bool | None) -> bool:
         """Whether another token is wanted: said by who learns the tokens, heard by the others (None before)."""

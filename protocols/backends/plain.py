@@ -49,6 +49,14 @@ class PlainBackend:
         first, second = x.chunk(2, -1)
         return x * cos + torch.cat([-second, first], -1) * sin
 
+    def known_to_client(self, x: torch.Tensor | None, shape: Sequence[int]) -> torch.Tensor:
+        if x is None:
+            raise ValueError("the plain backend needs what the client knows")
+        return x.float()
+
+    def rotate_masked(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        return self.rotate(x, cos, sin)
+
     def activation(self, x: torch.Tensor, kind: str) -> torch.Tensor:
         if kind == "silu":
             return F.silu(x)
@@ -82,9 +90,13 @@ class PlainBackend:
         return seen.mask()
 
     def attend(
-        self, queries: torch.Tensor, cached: KeyValues[torch.Tensor], visible: torch.Tensor | None = None
+        self,
+        queries: torch.Tensor,
+        cached: KeyValues[torch.Tensor],
+        visible: torch.Tensor | None = None,
+        hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return self._attention(queries, cached.keys, cached.values, visible)[0]
+        return self._attention(queries, cached.keys, cached.values, visible, hidden)[0]
 
     def attend_observed(
         self,
@@ -114,10 +126,16 @@ class PlainBackend:
         return self._attention(queries, cached.keys[heads, places], cached.values[heads, places])[0]
 
     def _attention(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor | None = None
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        visible: torch.Tensor | None = None,
+        hidden: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(attention, probabilities)."""
-        probabilities = self._softmax(queries @ keys.transpose(-1, -2), visible)
+        scores = queries @ keys.transpose(-1, -2)
+        probabilities = self._softmax(scores if hidden is None else scores + hidden, visible)
         return probabilities @ values, probabilities
 
     def _softmax(self, scores: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
@@ -189,16 +207,17 @@ class PlainBackend:
 
     # ------------------------------------------------------------ the next token
 
-    def next_token(
+    def next_tokens(
         self,
         x: torch.Tensor,
         head: torch.Tensor,
         bias: torch.Tensor | None,
         vocabulary: int,
         temperature: float,
-    ) -> int:
-        logits = self.last_logits = F.linear(x, head, bias)[0]
-        return int(self._noisy(logits, temperature).argmax())
+    ) -> list[int]:
+        logits = F.linear(x, head, bias)
+        self.last_logits = logits[-1]
+        return [int(self._noisy(row, temperature).argmax()) for row in logits]
 
     def _noisy(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
         if temperature > 0:
