@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import queue
-from functools import partial
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from mpcache.generation.backends import private_backend
 from mpcache.generation.loop import Meter, Program, steps

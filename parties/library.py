@@ -117,11 +117,11 @@ class Parties(ABC):
 
         prompt: text, or token ids. max_new_tokens: 16, or what the settings say. policy: settings, or a spelling such
         as "mpcache:budget=0.25"; "mpcache". temperature: 0, the likeliest token. network: what protocols are chosen
-        for; "loopback". fixed_length: False; True hides where the answer ended. draft: 0; how many tokens each pass tries
-        ahead, in the rounds of one, where the policy takes drafts: the likeliest tokens are the same without. max_passes:
-        of drafts, after the first token; 0, as many as max_new_tokens may need. on_block: hears how many of the prompt's
-        tokens are done, and how many there are. Raises ConfigError for what cannot be asked for; and MpcacheError while
-        it is iterated.
+        for; "loopback". fixed_length: False; True hides where the answer ended. draft: 0; how many tokens each pass
+        tries ahead, in the rounds of one, where the policy takes drafts; the likeliest tokens are the same without.
+        max_passes: of drafts, after the first token; 0, as many as max_new_tokens may need. on_block: hears how many of
+        the prompt's tokens are done, and how many there are. Raises ConfigError for what cannot be asked for; and
+        MpcacheError while it is iterated.
         """
         facts = _checked(options, Options)
         on_block = facts.pop("on_block", lambda done, total: None)

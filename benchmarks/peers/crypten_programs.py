@@ -71,7 +71,9 @@ def _cached_attention(case: Case, values: Values) -> Attention:
     select = _selector(backend, layout, keys[:, start:end])
 
     def attention(query: Value, key: Value, value: Value) -> Value:
-        attended: Value = backend.attend_selected(query, backend.append(cached, key, value), start, end, select(query))
+        attended: Value = backend.attend_selected(
+            [query], backend.append(cached, key, value), start, end, [select(query)]
+        )
         return attended
 
     return attention

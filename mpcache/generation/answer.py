@@ -13,8 +13,8 @@ class Answer:
     """text: of the new `tokens`, an end token included; empty where there is no tokenizer.
 
     prefill: seconds and cost to the first token; decode: of the tokens after it. Both as this party counts them; a
-    generation in plaintext has no cost. passes: of the model after the prefill, one for each further token where nothing
-    was drafted.
+    generation in plaintext has no cost. passes: of the model after the prefill; without drafts one for each further
+    token.
     """
 
     text: str

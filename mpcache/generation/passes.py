@@ -27,15 +27,16 @@ from mpcache.protocols.backends.interface import Value
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass is done. tokens: what it gave, one at least; None to a process that must not know."""
+    """A pass is done. tokens: what it gave, one at least before the answer's end; None to a process that must not
+    know."""
 
     tokens: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
 class Block:
-    """What the client alone knows of the next pass: its tokens, where the first of them stands in the text, and for each
-    token since the prompt what is added to its scores."""
+    """What the client alone knows of the next pass: its tokens, where the first of them stands in the text, and what
+    is added to the scores of each token since the prompt."""
 
     tokens: list[int] | None = None
     position: int | None = None
@@ -91,7 +92,7 @@ def decode_drafted(
     x: Value,
     cache: Policy,
     stop: Stop | None = None,
-) -> Iterator[int | None | Pass]:
+) -> Iterator[int | Pass | None]:
     """Yield the first token after the prefill's last hidden states `x`, as `loop.decode` does, and then each pass.
 
     prompt: its token ids, where the answer's tokens may be known. stop: None: all passes are made, whatever they give.

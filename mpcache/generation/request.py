@@ -24,6 +24,8 @@ HOTTEST = 100
 MOST_DRAFTS = 16
 PRECISION = f"fixed-point {FRACTION_BITS} bits, products {PRODUCT_BITS} bits"
 FULL = PolicySettings("full")
+TAKING_DRAFTS = ("full", "snapkv", "keydiff", "random", "mpcache:cluster_answer=false", "mpcache:clusters=")
+"""Policies that do, by their spelling."""
 Stop = Callable[[int], bool]
 """Whether an answer ends with this token."""
 
@@ -136,8 +138,8 @@ class GenerationRequest:
             raise ConfigError(f"a pass drafts between 0 and {MOST_DRAFTS} tokens, not {str(self.draft)[:40]}")
         if not 0 <= self.max_passes < self.max_new_tokens:
             raise ConfigError(
-                f"{self.max_new_tokens} new tokens take between 1 and {self.max_new_tokens - 1} passes after the first, "
-                f"so max_passes cannot be {str(self.max_passes)[:40]}; 0 stands for as many as may be needed"
+                f"{self.max_new_tokens} new tokens take 1 to {self.max_new_tokens - 1} passes after the first one, so "
+                f"max_passes cannot be {str(self.max_passes)[:40]}; 0 stands for as many as may be needed"
             )
         if self.max_passes and not self.draft:
             raise ConfigError("without drafts each new token is a pass: lower max_new_tokens in place of max_passes")
@@ -145,8 +147,8 @@ class GenerationRequest:
             raise ConfigError(f"the backend {self.backend!r} takes no drafts: leave out draft")
         if self.draft and (reason := policy_class(self.policy.name).refuses_drafts(self.policy)):
             raise ConfigError(
-                f"the cache policy {self.policy.name!r} takes no drafts, as {reason}: leave out draft, or take a policy "
-                "whose steps only add to the cache: full, snapkv, keydiff, random, or mpcache:clusters="
+                f"the cache policy {self.policy.name!r} takes no drafts, as {reason}: leave out draft, or take one "
+                f"whose steps only add to the cache ({', '.join(TAKING_DRAFTS)})"
             )
 
     def _check_room(self, model: ModelConfig) -> None:

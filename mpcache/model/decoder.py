@@ -58,13 +58,11 @@ class Decoder:
         """Whether this process is the one that has the weights."""
         return bool(self._tensors)
 
-    def forward(
-        self, tokens: Sequence[int] | None, count: int, cache: Cache, within: Within | None = None
-    ) -> Value:
+    def forward(self, tokens: Sequence[int] | None, count: int, cache: Cache, within: Within | None = None) -> Value:
         """Hidden states (m, h) of `count` more tokens, whose keys and values join the cache.
 
-        within: where they are, if that is not after all that is cached. Rounds of it: for LLaMA 2, and 1 in each layer;
-        for GPT-2 1.
+        within: where they are, if that is not after all that is cached. It takes a round, and for LLaMA one more in each
+        layer.
         """
         backend, past = self.backend, cache.past
         x = backend.embed(tokens, count, self._weights["embedding"])  # (m, h)
@@ -83,22 +81,27 @@ class Decoder:
         return self._blocks(x, cache, lambda heads: self.backend.rotate(heads, cos, sin))
 
     def _blocks_within(self, x: Value, cache: Cache, within: Within) -> Value:
-        """As `blocks`, where the client alone knows the positions. It looks up all of the public range at every pass,
-        so that what that takes tells nothing."""
+        """As `blocks`, where the client alone knows the positions."""
         c, backend, m = self.config, self.backend, x.shape[0]
-        first = None if within.position is None else within.position - within.start
         if c.family != "llama":
             last = c.max_positions - 1  # a draft beyond is none that is kept
-            places = None if within.position is None else [min(within.position + i, last) for i in range(m)]
-            at = backend.embed(places, m, self._weights["position_embedding"])
-            return self._blocks(x + at, cache, lambda heads: heads)
-        shape = (1, m, c.head_size)
-        tables = rotary_tables(c.rope_theta, c.head_size, within.start, within.end)
-        known = [None if first is None else table[None, first : first + m] for table in tables]
-        cos, sin = (backend.mask(backend.known_to_client(table, shape)) for table in known)
+            at = within.position
+            places = None if at is None else [min(at + i, last) for i in range(m)]
+            x = x + backend.embed(places, m, self._weights["position_embedding"])
+            return self._blocks(x, cache, lambda heads: heads)
+        cos, sin = backend.secret_tables(self._tables(within, m), (2, m, c.head_size))
         out = self._blocks(x, cache, lambda heads: backend.rotate_masked(heads, cos, sin))
         backend.forget(cos, sin)
         return out
+
+    def _tables(self, within: Within, m: int) -> torch.Tensor | None:
+        """cos and sin (2, m, d), where they are known. All of the public range is computed, so that the time that it
+        takes tells nothing."""
+        if within.position is None:
+            return None
+        first = within.position - within.start
+        tables = rotary_tables(self.config.rope_theta, self.config.head_size, within.start, within.end)
+        return torch.stack(tables)[:, first : first + m]
 
     def _blocks(self, x: Value, cache: Cache, rotate: Callable[[Value], Value]) -> Value:
         for i in range(self.config.layers):

@@ -19,7 +19,6 @@ from mpcache.parties.prepared import OVERHEAD_BYTES
 from mpcache.policies import PolicySettings
 from mpcache.protocols.session import Cost
 
-
 PASS = "first pass"
 """With drafts, in place of a decode step."""
 

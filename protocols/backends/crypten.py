@@ -155,6 +155,9 @@ class CryptenBackend:
     def known_to_client(self, x: torch.Tensor | None, shape: Sequence[int]) -> Secret:
         raise NotImplementedError(NO_DRAFTS)
 
+    def secret_tables(self, tables: torch.Tensor | None, shape: Sequence[int]) -> tuple[Secret, Secret]:
+        raise NotImplementedError(NO_DRAFTS)
+
     def rotate_masked(self, x: Secret, cos: Secret, sin: Secret) -> Secret:
         raise NotImplementedError(NO_DRAFTS)
 
@@ -177,21 +180,29 @@ class CryptenBackend:
         return self.product(probabilities, cached.values, "matmul"), probabilities[:, observed].sum(1)
 
     def attend_selected(
-        self, queries: Secret, cached: KeyValues[Secret], start: int, end: int, stages: Sequence[Stage[Secret]]
+        self,
+        queries: Sequence[Secret],
+        cached: KeyValues[Secret],
+        start: int,
+        end: int,
+        stages: Sequence[Sequence[Stage[Secret]]],
+        hidden: Secret | None = None,
     ) -> Secret:
         """The picked runs' scores, softmax, and the probabilities put back in place; each stage two products.
 
         Every product opens its one-hot matrices again, and all cached keys and values, under new masks.
         """
-        shape = (queries.shape[0], queries.shape[1])
-        scores = self.product(queries, cached.keys, "matmul_transposed")
+        assert hidden is None and len(queries) == 1, NO_DRAFTS
+        (own,), (choice,) = queries, stages
+        shape = (own.shape[0], own.shape[1])
+        scores = self.product(own, cached.keys, "matmul_transposed")
         picked = scores[:, :, start:end]
-        for stage in stages:
+        for stage in choice:
             picked = self._share_of(to_tokens(self.pick(stage, self._runs(stage, picked)).share, stage.size, shape))
         count = picked.shape[2]
         probabilities = self.softmax(cat([scores[:, :, :start], picked, scores[:, :, end:]], 2))
         placed = probabilities[:, :, start : start + count]
-        for stage in reversed(stages):
+        for stage in reversed(choice):
             placed = self._share_of(to_tokens(self._place(stage, self._runs(stage, placed)).share, stage.size, shape))
         everywhere = cat([probabilities[:, :, :start], placed, probabilities[:, :, start + count :]], 2)
         return self.product(everywhere, cached.values, "matmul")

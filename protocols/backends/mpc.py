@@ -175,6 +175,15 @@ class MpcBackend:
             return self.zeros(shape)
         return self._secret(encode(x))
 
+    def secret_tables(self, tables: torch.Tensor | None, shape: Sequence[int]) -> tuple[Masked, Masked]:
+        """Opened: both under one mask of their size. Rounds: 1."""
+        _, m, d = shape
+        both = self.known_to_client(tables, shape).share.reshape(1, 2 * m, d)
+        masked = self.session.run(mask(self.session, both))
+        cos, sin = (rows(self.session, [(masked, start, start + m)]) for start in (0, m))
+        forget(self.session, masked)
+        return cos, sin
+
     @planned_once
     def rotate_masked(self, x: Secret, cos: Masked, sin: Masked) -> Secret:
         """Opened: x under a fresh mask, once for both products; what a truncation opens. Rounds: 2."""
@@ -272,9 +281,24 @@ class MpcBackend:
 
     @planned_once
     def attend_selected(
-        self, queries: Masked, cached: KeyValues[Masked], start: int, end: int, stages: Sequence[Stage[Masked]]
+        self,
+        queries: Sequence[Masked],
+        cached: KeyValues[Masked],
+        start: int,
+        end: int,
+        stages: Sequence[Sequence[Stage[Masked]]],
+        hidden: Secret | None = None,
     ) -> Secret:
-        return self._run(self._attend_selected(queries, cached, start, end, stages), "attention")
+        """Tokens share their rounds."""
+
+        async def attended() -> torch.Tensor:
+            later = reversed(range(len(queries)))
+            each = zip(queries, stages, later, strict=True)
+            return torch.stack(
+                await together(*[self._attend_selected(q, cached, start, end, s, n, hidden) for q, s, n in each]), 2
+            ).flatten(1, 2)
+
+        return self._run(attended(), "attention")
 
     def _scores(self, queries: Masked, keys: Masked) -> torch.Tensor:
         scores = multiply_masked(self.session, queries, keys, "matmul_transposed", forget=(queries,))
@@ -333,24 +357,34 @@ class MpcBackend:
         return (await truncate(session, z, RECEIVED_INVERSE_BITS, WEIGHTED_BITS))[:, 0]
 
     async def _attend_selected(
-        self, q: Masked, cached: KeyValues[Masked], start: int, end: int, stages: Sequence[Stage[Masked]]
+        self,
+        q: Masked,
+        cached: KeyValues[Masked],
+        start: int,
+        end: int,
+        stages: Sequence[Stage[Masked]],
+        later: int,
+        hidden: Secret | None,
     ) -> torch.Tensor:
         """The picked runs' scores, softmax, and the exponentials put back in place: keys and values never move.
 
+        later: how many tokens at the end of the cache the queries do not see: their exponentials are 0.
         Opened: the choice, if this is its first use, scores of runs, and exponentials picked and in place, all under
         fresh masks (see picking.py).
         """
-        session = self.session
+        session, seen = self.session, cached.tokens - later
         scores = self._scores(q, cached.keys)
-        before, picked, after = scores[..., :start], scores[..., start:end], scores[..., end:]
+        scores = scores if hidden is None else scores + hidden.share
+        before, picked, after = scores[..., :start], scores[..., start:end], scores[..., end:seen]
         for stage in stages:
             runs = await self._picked(stage, to_runs(picked, stage.size, _heads(stage, picked)))
             picked = to_tokens(runs, stage.size, picked.shape[:2])
         count = picked.shape[-1]
         scores = torch.cat([before, picked, after], -1)
         e, total = await exponentials(session, scores, out_bits=WEIGHTED_BITS)
+        unseen = torch.zeros((*e.shape[:-1], later), dtype=torch.int64, device=session.device)
         weighed, inverse = await together(
-            self._weigh_picked(e, cached.values, start, count, stages),
+            self._weigh_picked(torch.cat([e, unseen], -1), cached.values, start, count, stages),
             inverse_of_sum(session, total, e.shape[-1]),
         )
         return await self._divide(weighed, inverse)

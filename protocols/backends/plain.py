@@ -54,6 +54,10 @@ class PlainBackend:
             raise ValueError("the plain backend needs what the client knows")
         return x.float()
 
+    def secret_tables(self, tables: torch.Tensor | None, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = self.known_to_client(tables, shape)[:, None]
+        return cos, sin
+
     def rotate_masked(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         return self.rotate(x, cos, sin)
 
@@ -110,20 +114,25 @@ class PlainBackend:
 
     def attend_selected(
         self,
-        queries: torch.Tensor,
+        queries: Sequence[torch.Tensor],
         cached: KeyValues[torch.Tensor],
         start: int,
         end: int,
-        stages: Sequence[Stage[torch.Tensor]],
+        stages: Sequence[Sequence[Stage[torch.Tensor]]],
+        hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        heads = torch.arange(queries.shape[0])[:, None]
-        picked = torch.arange(start, end).expand(len(heads), -1)  # (heads, tokens)
-        for stage in stages:
-            runs = picked.unflatten(1, (-1, stage.size))
-            picked = runs[heads, chosen_runs(stage)].flatten(1)
-        outside = torch.cat([torch.arange(start), torch.arange(end, cached.tokens)]).expand(len(heads), -1)
-        places = torch.cat([picked, outside], 1)
-        return self._attention(queries, cached.keys[heads, places], cached.values[heads, places])[0]
+        heads, out = torch.arange(cached.keys.shape[0])[:, None], []
+        for later, (own, choice) in enumerate(zip(reversed(queries), reversed(stages), strict=True)):
+            picked = torch.arange(start, end).expand(len(heads), -1)  # (heads, tokens)
+            for stage in choice:
+                runs = picked.unflatten(1, (-1, stage.size))
+                picked = runs[heads, chosen_runs(stage)].flatten(1)
+            outside = torch.cat([torch.arange(start), torch.arange(end, cached.tokens - later)])
+            places = torch.cat([picked, outside.expand(len(heads), -1)], 1)
+            keys, values = cached.keys[heads, places], cached.values[heads, places]
+            below = None if hidden is None else hidden[places][:, None]
+            out.insert(0, self._attention(own, keys, values, None, below)[0])
+        return torch.stack(out, 2).flatten(1, 2)
 
     def _attention(
         self,

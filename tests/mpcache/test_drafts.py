@@ -13,18 +13,19 @@ from mpcache.generation import passes
 from mpcache.generation.loop import Meter, steps
 from mpcache.generation.plan import phase_costs
 from mpcache.generation.price import price
-from mpcache.generation.request import MOST_DRAFTS, GenerationRequest, Stop
+from mpcache.generation.request import MOST_DRAFTS, TAKING_DRAFTS, GenerationRequest, Stop
 from mpcache.model.checkpoint import Checkpoint, weight_shapes
 from mpcache.model.config import ModelConfig
 from mpcache.model.decoder import Decoder
 from mpcache.model.shapes import SHAPES
-from mpcache.policies import Policy, PolicySettings, available_policies, policy_class
+from mpcache.policies import Policy, PolicySettings, available_policies, policy_class, policy_settings
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.errors import ConfigError, HandshakeError
 from mpcache.protocols.session import Cost
 from tests.asking import asked
-from tests.mpcache.policies.matrix import SETTINGS, small
+from tests.mpcache.policies.matrix import TAKING_DRAFTS as TAKING
+from tests.mpcache.policies.matrix import small
 from tests.mpcache.policies.private import LOGIT_ERROR, generate_plain, generate_privately, planning_in_full, watch
 
 LLAMA = ModelConfig("llama", 24, 32, 16, 2, 4, 2, 8, 64, 1e-5, "silu")
@@ -44,7 +45,9 @@ def random_model(config: ModelConfig, seed: int = 5) -> Checkpoint:
     if config.family == "gpt2":
         tensors["position_embedding"] = random(*weight_shapes(config)["position_embedding"])
         tensors["positions"] = tensors["position_embedding"].t()
-        tensors |= {f"{name}.bias": random(shape[0]) / 4 for name, shape in weight_shapes(config).items() if "." in name}
+        tensors |= {
+            f"{name}.bias": random(shape[0]) / 4 for name, shape in weight_shapes(config).items() if "." in name
+        }
         tensors["head.bias"] = random(config.vocabulary) / 4
     return Checkpoint(config, tensors, "")
 
@@ -75,7 +78,9 @@ GUESSES: dict[str, Guess] = {
     "all right": lambda right, number: right,
     "all wrong": lambda right, number: [(token + 1) % 24 for token in right],
     "the first right": lambda right, number: [*right[:1], *((token + 1) % 24 for token in right[1:])],
-    "right now and then": lambda right, number: [(token + (i * 5 + number * 3) % 2) % 24 for i, token in enumerate(right)],
+    "right now and then": lambda right, number: [
+        (token + (i * 5 + number * 3) % 2) % 24 for i, token in enumerate(right)
+    ],
 }
 
 
@@ -98,14 +103,13 @@ def guess(monkeypatch: pytest.MonkeyPatch, answer: Sequence[int | None], made: G
     monkeypatch.setattr(passes, "PromptLookup", Guesser)
 
 
-TAKING = {name: s for name, s in SETTINGS.items() if not policy_class(s.name).refuses_drafts(s)}
-
-
 def test_policies_whose_steps_only_add_to_the_cache_take_drafts() -> None:
     assert {settings.name for settings in TAKING.values()} == {"full", "snapkv", "keydiff", "random", "mpcache"}
     assert {name for name in TAKING if name.startswith("mpcache")} == {
         "mpcache, static only",
         "mpcache, per head, static only",
+        "mpcache, answer beside clusters",
+        "mpcache, answer beside clusters in stripes",
     }
 
 
@@ -285,11 +289,16 @@ def test_a_price_equals_the_plan_of_all_layers(family: str, network: str) -> Non
 # ---------------------------------------------------------------- what is refused
 
 
+@pytest.mark.parametrize("policy", TAKING_DRAFTS)
+def test_the_policies_that_are_named_take_drafts(policy: str) -> None:
+    asked(40, 5, policy=policy_settings(policy), draft=1).check_values()
+
+
 def test_a_policy_that_cannot_take_drafts_says_why() -> None:
     for name in set(available_policies()) - {"full", "snapkv", "keydiff", "random"}:
         request = asked(40, 5, policy=small(name))
         request.check_values()
-        with pytest.raises(ConfigError, match=rf"'{name}' takes no drafts, as .*: leave out draft, or take"):
+        with pytest.raises(ConfigError, match=rf"'{name}' takes no drafts, as .*: leave out draft, or take one"):
             replace(request, draft=1).check_values()
 
 
@@ -310,7 +319,7 @@ def test_a_policy_of_ones_own_takes_drafts_if_it_leaves_steps_as_they_are() -> N
     [
         ({"draft": -1}, f"between 0 and {MOST_DRAFTS} tokens, not -1"),
         ({"draft": MOST_DRAFTS + 1}, f"between 0 and {MOST_DRAFTS} tokens, not 17"),
-        ({"draft": 2, "max_passes": 5}, "5 new tokens take between 1 and 4 passes after the first"),
+        ({"draft": 2, "max_passes": 5}, "5 new tokens take 1 to 4 passes after the first"),
         ({"draft": 2, "max_passes": -1}, "max_passes cannot be -1"),
         ({"max_passes": 2}, "lower max_new_tokens in place of max_passes"),
         ({"draft": 1, "backend": "crypten"}, "'crypten' takes no drafts"),

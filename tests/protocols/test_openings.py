@@ -251,22 +251,22 @@ def uses_of_a_cache(session: Session, values: torch.Tensor) -> list[Seen]:
     backend.gather(backend.top_k(scores, 1), secret(2, 3))
     stage = backend.choose(scores, Stripes(2, 1), 2)
     backend.pick(stage, secret(2, 3))
-    backend.attend_selected(queries, cached, 0, 4, [stage])
+    backend.attend_selected([queries], cached, 0, 4, [[stage]])
     for stripes in (Stripes(4, 3), Stripes(4, 3, 2)):  # exactly, and one of two and all of two
         stage = backend.choose(secret(4, 1)[..., 0], stripes, 1)
         cached, queries = backend.enter(None, secret(2, 1), secret(4, 1), secret(4, 1))
-        backend.attend_selected(queries, cached, 0, 4, [stage])
+        backend.attend_selected([queries], cached, 0, 4, [[stage]])
     stages = [backend.choose(secret(n, 1)[..., 0], Stripes(n, n - 1), 1) for n in (4, 3)]  # three, and two of them
     cached, queries = backend.enter(None, secret(2, 1), secret(4, 1), secret(4, 1))
-    backend.attend_selected(queries, cached, 0, 4, stages)
+    backend.attend_selected([queries], cached, 0, 4, [stages])
     backend.multiply(secret(2, 1), secret(2, 1))
     cached, queries = backend.enter(None, secret(1, 1), secret(4, 1), secret(4, 1))
     backend.attend_observed(queries, cached, None, torch.tensor([0]))
     cached, queries = backend.enter(cached, secret(2, 1), secret(2, 1), secret(2, 1))  # one token, and a draft after it
     hidden = backend.known_to_client(torch.tensor([0.0, -8192.0, 0.0, 0.0, 0.0, 0.0]), (6,))
     backend.attend(queries, cached, Causal(2, 4, 1).mask(), hidden)
-    cos, sin = (backend.mask(backend.known_to_client(torch.full((1, 2, 2), x), (1, 2, 2))) for x in (0.6, 0.8))
-    backend.rotate_masked(secret(2, 2), cos, sin)
+    tables = backend.secret_tables(torch.tensor([0.6, 0.8])[:, None, None].expand(2, 2, 2), (2, 2, 2))
+    backend.rotate_masked(secret(2, 2), *tables)
     backend.extremes(secret(4, 1))
     place = backend.argmin(secret(4, 1)[..., 0], 100.0)
     for _ in range(2):
