@@ -20,7 +20,7 @@ from mpcache.benchmarks.records.selection import done
 from mpcache.benchmarks.records.tables import Rows
 from mpcache.generation.loop import decoding
 from mpcache.generation.network import Network
-from mpcache.generation.passes import Pass
+from mpcache.generation.passes import Drafting, Pass
 from mpcache.generation.price import price, seconds
 from mpcache.generation.recorded import Recorded, record
 from mpcache.generation.request import GenerationRequest
@@ -36,6 +36,7 @@ PRICED_PASSES = 8
 CONTAINS = {
     "answers": "of each document the first question's: its tokens, and the passes after the first token that gave them",
     "tokens_a_pass": "tokens after the first token over passes after it, of all answers together",
+    "tokens_a_pass_if_right": "the same of a model that gives the answers that the task wants, token by token",
     "same": "whether every answer is that of one token a step",
     "seconds_a_token": "planned, by network: the mean of the first passes, or steps, of the shape after such a prompt, "
     "over tokens a pass",
@@ -83,7 +84,7 @@ def draft_cases(options: DraftOptions) -> list[Case]:
 def _measure(options: DraftOptions, task: str, tokens: int, policy: LabelledPolicy, draft: int) -> Record:
     checkpoint, tokenizer = load_checkpoint(options.model), load_tokenizer(options.model)
     decoder, ends = Decoder(checkpoint.config, PlainBackend(), checkpoint.tensors), end_tokens(options.model, tokenizer)
-    answers, same = [], True
+    answers, same, further, taken, right = [], True, 0, 0, [0, 0]
     for seed in range(options.documents):
         sample = TASKS[task].generate(tokenizer, tokens, seed)[0]
         prompt = [*sample.document, *sample.turns[0][0]]
@@ -92,8 +93,10 @@ def _measure(options: DraftOptions, task: str, tokens: int, policy: LabelledPoli
         found, passes = answer(decoder, recorded, prompt, policy.settings, draft, options.new_tokens, ends)
         same = same and found == single
         answers.append({"tokens": found, "passes": passes})
-    further = sum(len(a["tokens"]) - 1 for a in answers)
-    a_pass = further / max(1, sum(a["passes"] for a in answers))
+        further, taken = further + len(found) - 1, taken + passes
+        wanted = sample.turns[0][1]
+        right = [right[0] + len(wanted) - 1, right[1] + passes_if_right(prompt, wanted, draft)]
+    a_pass = further / taken if taken else 1.0
     return {
         "policy": policy.label,
         "task": task,
@@ -101,6 +104,7 @@ def _measure(options: DraftOptions, task: str, tokens: int, policy: LabelledPoli
         "draft": draft,
         "answers": answers,
         "tokens_a_pass": a_pass,
+        "tokens_a_pass_if_right": right[0] / right[1] if right[1] else 1.0,
         "same": same,
         "seconds_a_token": {
             n.name: pass_seconds(options.shape, tokens, policy.settings, draft, n) / a_pass for n in options.networks
@@ -129,6 +133,17 @@ def answer(
     return found, passes
 
 
+def passes_if_right(prompt: Sequence[int], wanted: Sequence[int], draft: int) -> int:
+    """After the first token, for a model that gives the wanted answer."""
+    request = GenerationRequest(prompt_tokens=len(prompt), max_new_tokens=len(wanted), draft=draft)
+    client, given, passes = Drafting(request, prompt, wanted[0], lambda token: False), 1, 0
+    while client.goes_on:
+        client.block()
+        given += len(client.take(wanted[given : given + draft + 1]))
+        passes += 1
+    return passes
+
+
 def pass_seconds(shape: str, tokens: int, policy: PolicySettings, draft: int, network: Network) -> float:
     """Planned, of the mean pass, or step, after a prompt of so many tokens."""
     request = GenerationRequest(
@@ -142,13 +157,22 @@ def draft_rows(records: Sequence[Record]) -> Rows:
     out = []
     for r in done(records):
         cells = [f"{r['seconds_a_token'][name]:.2f}" for name in r["settings"]["networks"]]
-        same = "the same" if r["same"] else "OTHERS"
+        same, right = "the same" if r["same"] else "OTHERS", f"{r['tokens_a_pass_if_right']:.2f}"
         out.append(
-            [r["task"], r["policy"], f"{r['tokens']:,}", str(r["draft"]), f"{r['tokens_a_pass']:.2f}", *cells, same]
+            [
+                r["task"],
+                r["policy"],
+                f"{r['tokens']:,}",
+                str(r["draft"]),
+                f"{r['tokens_a_pass']:.2f}",
+                right,
+                *cells,
+                same,
+            ]
         )
     return out
 
 
 def header(records: Sequence[Record]) -> list[str]:
     networks = [f"s a token, {name}" for name in records[0]["settings"]["networks"]]
-    return ["task", "policy", "tokens", "drafts", "tokens a pass", *networks, "answers without"]
+    return ["task", "policy", "tokens", "drafts", "tokens a pass", "if right", *networks, "answers without"]

@@ -61,7 +61,7 @@ class Decoder:
     def forward(self, tokens: Sequence[int] | None, count: int, cache: Cache, within: Within | None = None) -> Value:
         """Hidden states (m, h) of `count` more tokens, whose keys and values join the cache.
 
-        within: where they are, if that is not after all that is cached. It takes a round, and for LLaMA one more in each
+        within: where they are, if that is not after all that is cached. Takes a round, and for LLaMA one more in each
         layer.
         """
         backend, past = self.backend, cache.past

@@ -121,7 +121,7 @@ class PlainBackend:
         stages: Sequence[Sequence[Stage[torch.Tensor]]],
         hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        heads, out = torch.arange(cached.keys.shape[0])[:, None], []
+        heads, out = torch.arange(cached.keys.shape[0])[:, None], list[torch.Tensor]()
         for later, (own, choice) in enumerate(zip(reversed(queries), reversed(stages), strict=True)):
             picked = torch.arange(start, end).expand(len(heads), -1)  # (heads, tokens)
             for stage in choice:
