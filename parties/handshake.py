@@ -145,7 +145,7 @@ class Handshake:
 
     def _check(self, model: ModelConfig, request: GenerationRequest) -> None:
         """The owner's model must bear the request, fit this memory, and the tokenizer's tokens whatever the prompt."""
-        request.check("client", model, request.prompt_tokens, request.max_new_tokens)
+        request.check("client", model, request.prompt_tokens, request.answered)
         check_size(model, request.cached, "client", self._where.max_model_gib)
         if self._wanted.least_vocabulary > model.vocabulary:
             raise HandshakeError(

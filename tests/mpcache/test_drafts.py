@@ -11,7 +11,9 @@ import torch
 
 from mpcache.generation import passes
 from mpcache.generation.loop import Meter, steps
+from mpcache.generation.network import parse_network
 from mpcache.generation.plan import phase_costs
+from mpcache.generation.prefilled import prefilled_cache
 from mpcache.generation.price import price
 from mpcache.generation.request import MOST_DRAFTS, TAKING_DRAFTS, GenerationRequest, Stop
 from mpcache.model.checkpoint import Checkpoint, weight_shapes
@@ -22,6 +24,7 @@ from mpcache.policies import Policy, PolicySettings, available_policies, policy_
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.errors import ConfigError, HandshakeError
+from mpcache.protocols.plan import PlanSession, ShapeArithmetic
 from mpcache.protocols.session import Cost
 from tests.asking import asked
 from tests.mpcache.policies.matrix import TAKING_DRAFTS as TAKING
@@ -284,6 +287,36 @@ def test_a_price_equals_the_plan_of_all_layers(family: str, network: str) -> Non
     assert sum([prices.prefill.cost, prices.eviction.cost, prices.decoding.cost], Cost()) == sum(
         phase_costs(model, request), Cost()
     )
+
+
+def told(model: ModelConfig, request: GenerationRequest, right: int) -> Cost:
+    """Of a pass after so many tokens of the answer, if both parties knew which those are: positions and the cache's
+    tokens are public."""
+    session = PlanSession(listed=False)
+    session.round_bytes = request.round_bytes
+    decoder = Decoder(model, MpcBackend(session))
+    with ShapeArithmetic():
+        zeros = decoder.backend.zeros
+        cache = prefilled_cache(decoder, request.policy, request.prompt_tokens, zeros)
+        cache.advance(request.prompt_tokens)
+        if right:
+            decoder.blocks(zeros((right, model.hidden)), cache)
+        before = session.cost.copy()
+        decoder.next_tokens(decoder.forward(None, request.draft + 1, cache))
+        decoder.backend.announce(None)
+    return session.cost - before
+
+
+@pytest.mark.parametrize("network", ["lan", "wan"])
+@pytest.mark.parametrize("family", MODELS)
+def test_hiding_what_was_right_costs_less_than_a_fifth_more_than_telling_it(family: str, network: str) -> None:
+    """After 24 passes of which nothing was right, which telling gains most from: docs/drafts.md has larger models."""
+    model = replace(SHAPES["gpt2"], family=family, layers=1, max_positions=4096)
+    request = asked(512, 26, draft=4, network=network)
+    link, last = parse_network(network), price(model, request).decode[24].cost
+    hidden, open_ = (link.seconds(c.rounds, c.online_bytes) for c in (last, told(model, request, 24)))
+    assert open_ < hidden < 1.2 * open_
+    assert last.correction_bytes < 1.2 * told(model, request, 24).correction_bytes
 
 
 # ---------------------------------------------------------------- what is refused
