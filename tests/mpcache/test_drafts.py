@@ -125,7 +125,7 @@ def test_policies_whose_steps_only_add_to_the_cache_take_drafts() -> None:
 def test_the_answer_is_that_of_one_token_a_step(
     monkeypatch: pytest.MonkeyPatch, family: str, draft: int, made: str
 ) -> None:
-    request = asked(len(PROMPT), NEW, block=16)
+    request = asked(len(PROMPT), NEW, prefill_block=16)
     expected, single = plainly(MODELS[family], request)
     assert single == NEW - 1
     if made in GUESSES:
@@ -145,7 +145,7 @@ def test_the_answer_is_that_of_one_token_a_step(
 def test_every_policy_that_takes_drafts_answers_as_without(
     monkeypatch: pytest.MonkeyPatch, settings: PolicySettings
 ) -> None:
-    request = asked(len(PROMPT), NEW, block=16, policy=settings)
+    request = asked(len(PROMPT), NEW, prefill_block=16, policy=settings)
     expected, _ = plainly(MODELS["llama"], request)
     guess(monkeypatch, expected, GUESSES["right now and then"])
     tokens, taken = plainly(MODELS["llama"], replace(request, draft=3), never)
@@ -243,7 +243,7 @@ def planned_transcript(checkpoint: Checkpoint, request: GenerationRequest) -> tu
 def test_privately_the_answer_is_that_of_plaintext_and_messages_do_not_tell_what_was_right(
     monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    checkpoint, single = MODELS[family], asked(len(PROMPT), 6, block=16)
+    checkpoint, single = MODELS[family], asked(len(PROMPT), 6, prefill_block=16)
     plain = generate_plain(checkpoint, single, PROMPT)
     assert min(plain.margins) > LOGIT_ERROR, "the test's own model is too close to a tie"
     request = replace(single, draft=2, max_passes=3)
@@ -263,7 +263,7 @@ def test_privately_the_answer_is_that_of_plaintext_and_messages_do_not_tell_what
 def test_privately_every_policy_that_takes_drafts_answers_as_in_plaintext(
     monkeypatch: pytest.MonkeyPatch, settings: PolicySettings
 ) -> None:
-    checkpoint, single = MODELS["llama"], asked(len(PROMPT), 6, block=16, policy=settings)
+    checkpoint, single = MODELS["llama"], asked(len(PROMPT), 6, prefill_block=16, policy=settings)
     plain = generate_plain(checkpoint, single, PROMPT)
     guess(monkeypatch, plain.tokens, GUESSES["right now and then"])
     request = replace(single, draft=3, max_passes=3)
@@ -281,7 +281,7 @@ def test_a_price_equals_the_plan_of_all_layers(family: str, network: str) -> Non
     model = replace(SHAPES["tiny"], family=family, layers=5, activation="gelu_tanh")
     if family == "llama":
         model = replace(model, activation="silu")
-    request = asked(40, 5, draft=3, network=network, max_passes=3, block=16)
+    request = asked(40, 5, draft=3, network=network, max_passes=3, prefill_block=16)
     prices = price(model, request)
     assert len(prices.decode) == 3
     assert sum([prices.prefill.cost, prices.eviction.cost, prices.decoding.cost], Cost()) == sum(

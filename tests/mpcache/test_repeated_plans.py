@@ -48,7 +48,7 @@ def test_a_repeated_plan_is_the_plan_in_full(name: str, family: str, prompt: int
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", TAKING_DRAFTS)
 def test_a_repeated_plan_of_passes_with_drafts_is_the_plan_in_full(name: str, family: str) -> None:
-    request = GenerationRequest(prompt_tokens=40, max_new_tokens=5, policy=SETTINGS[name], block=16, draft=2)
+    request = GenerationRequest(prompt_tokens=40, max_new_tokens=5, policy=SETTINGS[name], prefill_block=16, draft=2)
     assert list(plan_parts(FAMILIES[family], request)) == in_full(FAMILIES[family], request)
 
 

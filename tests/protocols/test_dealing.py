@@ -42,7 +42,7 @@ def test_a_plans_corrections_are_those_of_one_by_one(name: str, temperature: flo
 
 @pytest.mark.parametrize("name", TAKING_DRAFTS)
 def test_corrections_of_passes_with_drafts_are_those_of_one_by_one(name: str) -> None:
-    request = GenerationRequest(prompt_tokens=21, max_new_tokens=4, policy=SETTINGS[name], block=12, draft=2)
+    request = GenerationRequest(prompt_tokens=21, max_new_tokens=4, policy=SETTINGS[name], prefill_block=12, draft=2)
     plan = list(correlations(model_shape("tiny", 3), request))
     assert digest(corrections(Dealer(SEEDS, KEY), plan)) == one_by_one(plan)
 
