@@ -97,9 +97,9 @@ class ClientSettings(RoleSettings):
     max_model_gib: float = 16.0
     max_step_gib: float = 2.0
     network: str = LOOPBACK.name
-    policy: PolicySettings = DEFAULT_POLICY
     draft: int = 0
     max_passes: int = 0
+    policy: PolicySettings = DEFAULT_POLICY
 
     def __post_init__(self) -> None:
         super().__post_init__()
