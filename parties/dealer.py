@@ -236,7 +236,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         """What both parties sent, checked before anything is planned. Raises HandshakeError, ModelError."""
         s, wanted = self._settings, pairing.requests["owner"]
         model, request = ModelConfig.from_json(wanted.model), GenerationRequest.from_json(wanted.request)
-        request.check("dealer", model, s.max_prompt_tokens, s.max_new_tokens)
+        request.check("dealer", model, s.max_prompt_tokens, s.max_new_tokens, s.max_prefill_block)
         if request.backend not in s.backends:
             allowed = ", ".join(s.backends)
             raise HandshakeError(f"the dealer does not allow the backend {request.backend!r} (allowed: {allowed})")

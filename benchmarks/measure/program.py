@@ -65,7 +65,7 @@ class Program:
     def _prefill(self, decoder: Decoder, request: GenerationRequest, prompt: Sequence[int] | None) -> Iterator[int]:
         cache = new_cache(request.policy, decoder, request.prompt_tokens)
         given = _Given(decoder, self.seed)
-        for start, end in request.blocks():
+        for start, end in request.blocks(decoder.config):
             tokens = None if prompt is None else prompt[start:end]
             self._forward(given, decoder, cache, tokens, end - start, self.head and end == request.prompt_tokens)
             yield 0

@@ -29,7 +29,7 @@ def prefill(
 
     prompt: its token ids, or None where they are secret.
     """
-    for start, end in request.blocks():
+    for start, end in request.blocks(decoder.config):
         yield end, decoder.forward(None if prompt is None else prompt[start:end], end - start, cache)
 
 

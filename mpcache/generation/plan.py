@@ -69,10 +69,12 @@ def plan_digest(
     The rest of the plan is the same code at other lengths, so two programs that differ, differ here. check: see
     `plan_parts`.
     """
+    block = request.block_for(model)
     start = replace(
         request,
-        prompt_tokens=min(request.prompt_tokens, request.block),
+        prompt_tokens=min(request.prompt_tokens, block),
         max_new_tokens=min(request.max_new_tokens, 3 if request.draft else 2),
+        prefill_block=block,
     )
     head = (str(PROTOCOL_VERSION), model.to_json(), request.to_json(), constants_digest(model, request))
     digest, constants = hashlib.sha256("".join(f"{line}\n" for line in head).encode()), Constants()
@@ -101,7 +103,7 @@ def constants_digest(model: ModelConfig, request: GenerationRequest) -> str:
 
 def phase_costs(model: ModelConfig, request: GenerationRequest) -> tuple[Cost, Cost]:
     """(prefill with the first token, all tokens after it), as party 0 counts them."""
-    blocks = len(request.blocks())
+    blocks = len(request.blocks(model))
     prefill_cost, decode_cost = Cost(), Cost()
     for i, part in enumerate(plan_parts(model, request)):
         if i <= blocks:

@@ -50,6 +50,11 @@ class Price:
         parts = {n: self.parts.get(n, Cost()) + other.parts.get(n, Cost()).times(sign) for n in names}
         return Price(parts, self.multiply_adds + sign * other.multiply_adds)
 
+    def shared(self, count: int) -> Price:
+        """Of so many generations that share their rounds."""
+        parts = {n: replace(c.times(count), rounds=c.rounds) for n, c in self.parts.items()}
+        return Price(parts, self.multiply_adds * count)
+
     def times(self, count: int) -> Price:
         return Price({n: c.times(count) for n, c in self.parts.items()}, self.multiply_adds * count)
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from mpcache.model.config import ModelConfig
+from mpcache.policies.blocks import chosen_block
 from mpcache.policies.clusters import ClusterPolicy, ClusterSettings
 from mpcache.policies.eviction import keep_top_k_per_head, keep_top_k_together
 from mpcache.policies.full import Full
@@ -217,6 +218,7 @@ def _eviction_is_cheap(settings: MPCacheSettings, config: ModelConfig, prompt_to
         once,
         config,
         prompt_tokens,
+        chosen_block(settings, config, prompt_tokens, round_bytes),
         policy.observed_queries(),
         lambda few, backend: MPCache(settings, few, backend, prompt_tokens),
         lambda few, backend: Full(PolicySettings("full"), few, backend, prompt_tokens),

@@ -14,6 +14,12 @@ from mpcache.generation.request import MOST_DRAFTS
 from mpcache.policies import PolicySettings, check_policy, policy_settings
 from mpcache.protocols.errors import ConfigError
 
+prefill_block_option = click.option(
+    "--prefill-block",
+    type=click.IntRange(0),
+    help="How many of the prompt's tokens go through the model at once: more take fewer rounds, and more memory. 0: a "
+    "number that follows from the network.",
+)
 config = click.option(
     "--config", "path", type=click.Path(path_type=Path), required=True, help="The TOML file of this role."
 )

@@ -153,7 +153,7 @@ def test_a_disagreement_is_refused_in_words(connection: Connection, request_: Cl
     ("change", "message"),
     [
         (lambda m: m.setattr(handshake, "PROTOCOL_VERSION", 99), "speaks protocol version 6, the client 99"),
-        (lambda m: m.setattr(handshake, "plan_digest", lambda *p: "x"), "plan differs from the owner's"),
+        (lambda m: m.setattr(handshake, "batch_digest", lambda *p: ("x", ["x"])), "plan differs from the owner's"),
     ],
 )
 def test_another_program_is_refused_before_any_secret_moves(

@@ -40,7 +40,7 @@ def in_full(model: ModelConfig, request: GenerationRequest) -> list[Plan]:
 @given(prompt=st.integers(17, 60), new=st.integers(2, 7), temperature=st.sampled_from([0.0, 0.7]))
 def test_a_repeated_plan_is_the_plan_in_full(name: str, family: str, prompt: int, new: int, temperature: float) -> None:
     request = GenerationRequest(
-        prompt_tokens=prompt, max_new_tokens=new, temperature=temperature, policy=SETTINGS[name], block=16
+        prompt_tokens=prompt, max_new_tokens=new, temperature=temperature, policy=SETTINGS[name], prefill_block=16
     )
     assert list(plan_parts(FAMILIES[family], request)) == in_full(FAMILIES[family], request)
 

@@ -257,7 +257,7 @@ def random_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("family", MODELS)
 def test_a_model_runs_as_planned_and_near_plaintext(family: str) -> None:
-    config, plan = MODELS[family], asked(len(PROMPT), 2, block=3)
+    config, plan = MODELS[family], asked(len(PROMPT), 2, prefill_block=3)
     tensors = random_tensors(config)
     plain = Decoder(config, PLAIN, tensors)
     expected = plain.forward(PROMPT, len(PROMPT), new_cache(FULL, plain, len(PROMPT)))

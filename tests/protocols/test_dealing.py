@@ -34,7 +34,7 @@ def one_by_one(plan: list[Correlation]) -> str:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_plans_corrections_are_those_of_one_by_one(name: str, temperature: float) -> None:
     request = GenerationRequest(
-        prompt_tokens=21, max_new_tokens=4, temperature=temperature, policy=SETTINGS[name], block=12
+        prompt_tokens=21, max_new_tokens=4, temperature=temperature, policy=SETTINGS[name], prefill_block=12
     )
     plan = list(correlations(model_shape("tiny", 3), request))
     assert digest(corrections(Dealer(SEEDS, KEY), plan)) == one_by_one(plan)

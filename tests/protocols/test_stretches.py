@@ -152,7 +152,7 @@ def test_every_cut_of_a_sparse_prefill_gives_the_same_bytes(places: int, cheap: 
 def sparse() -> list[Correlation]:
     """Two blocks of the prompt pick of what is cached, and another one follows."""
     model = replace(MODELS["llama"], layers=1, max_positions=512)
-    request = asked(448, 1, block=64, policy=small("snapkv", prefill_budget=200))
+    request = asked(448, 1, prefill_block=64, policy=small("snapkv", prefill_budget=200))
     found = list(correlations(model, request))
     assert sum(isinstance(correlation, MaskRuns) for correlation in found) >= 4
     return found
