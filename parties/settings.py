@@ -106,9 +106,9 @@ class ClientSettings(RoleSettings):
     max_step_gib: float = 2.0
     network: str = LOOPBACK.name
     prefill_block: int = AUTOMATIC
-    policy: PolicySettings = DEFAULT_POLICY
     draft: int = 0
     max_passes: int = 0
+    policy: PolicySettings = DEFAULT_POLICY
 
     def __post_init__(self) -> None:
         super().__post_init__()
