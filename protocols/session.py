@@ -23,7 +23,7 @@ from mpcache.protocols.causal import Causal
 from mpcache.protocols.correlation import LARGEST_BYTES, Correlation, Tensors, check_bytes
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.public import Factor, fixed_point
-from mpcache.protocols.ring import FRACTION_BITS, pack, packed_bytes, reduce_bits, unpack
+from mpcache.protocols.ring import FRACTION_BITS, pack, packed_bytes, unpack, unpack_sum
 from mpcache.protocols.transport import Channel
 
 T = TypeVar("T")
@@ -244,12 +244,11 @@ class Session:
             self._channel.send(b"".join(pack(_present(r.share), r.bits) for r in outgoing))
         view = memoryview(self._channel.receive(expected)) if incoming else memoryview(b"")
         for r in incoming:
-            theirs, view = unpack(view[: r.nbytes()], r.shape, r.bits), view[r.nbytes() :]
+            theirs, view = view[: r.nbytes()], view[r.nbytes() :]
             if r.receiver is not None and not r.revealed:
-                r.result = theirs
+                r.result = unpack(theirs, r.shape, r.bits)
             else:
-                mine = _present(r.share)
-                r.result = reduce_bits(mine ^ theirs if r.xor else mine + theirs, r.bits)
+                r.result = unpack_sum(theirs, _present(r.share), r.bits, xor=r.xor)
 
     def _count(self, sent: int, received: int) -> None:
         self.cost.rounds += 1
