@@ -16,7 +16,7 @@ class BoundedChunks:
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held = limit, 0
-        self._chunks: deque[bytes] = deque()
+        self._chunks: deque[bytes | memoryview] = deque()
         self._changed = threading.Condition()
         self._closed = False
 
@@ -25,7 +25,7 @@ class BoundedChunks:
         """Bytes that wait to be taken."""
         return self._held
 
-    def put(self, chunk: bytes, seconds: float) -> bool:
+    def put(self, chunk: bytes | memoryview, seconds: float) -> bool:
         """False if nobody wants it any more. Raises PeerLost if nothing is taken for so many seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._closed or self._held < self._limit, seconds):
@@ -50,17 +50,17 @@ class BoundedChunks:
             self._held = 0
             self._changed.notify_all()
 
-    def get(self) -> bytes | None:
+    def get(self) -> bytes | memoryview | None:
         """The next bytes; None when it is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._chunks or self._closed)
             if self._closed:
                 return None
-            taken: list[bytes] = []
+            taken: list[bytes | memoryview] = []
             size = 0
             while self._chunks and (not taken or size + len(self._chunks[0]) <= CHUNK_BYTES):
                 taken.append(self._chunks.popleft())
                 size += len(taken[-1])
             self._held -= size
             self._changed.notify_all()
-        return b"".join(taken)
+        return taken[0] if len(taken) == 1 else b"".join(taken)

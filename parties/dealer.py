@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from typing import TypeAlias
 
 import grpc
 
@@ -16,7 +17,9 @@ from mpcache.model.config import ModelConfig
 from mpcache.parties.calls import Call, first_of
 from mpcache.parties.certificates import Identity
 from mpcache.parties.chunks import CHUNK_BYTES, BoundedChunks
-from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc, purpose_pb2
+from mpcache.parties.dealer_link import DEAL
+from mpcache.parties.frames import corrections_of
+from mpcache.parties.generated import dealer_pb2, purpose_pb2
 from mpcache.parties.link import PARTIES, SESSION_BYTES, printable, told
 from mpcache.parties.logs import SessionLog
 from mpcache.parties.making import Maker, Secrets
@@ -27,13 +30,15 @@ from mpcache.parties.planning import planning_check
 from mpcache.parties.prepared import About, PreparedSessions, Unprepared, at_rest
 from mpcache.parties.settings import DealerSettings
 from mpcache.parties.threads import start_thread
-from mpcache.parties.tls import REQUEST_BYTES, Peer, on_end, open_server, require_peer
+from mpcache.parties.tls import REQUEST_BYTES, Peer, on_end, open_server, require_peer, serve_stream
 from mpcache.parties.weights import check_size
 from mpcache.parties.workers.choice import chosen_pool
 from mpcache.protocols.errors import Busy, HandshakeError, MpcacheError
 from mpcache.protocols.randomness import KEY_BYTES
 
 Corrections, Failure = dealer_pb2.Corrections, dealer_pb2.Failure
+Reply: TypeAlias = "dealer_pb2.Corrections | bytes"
+"""Bytes are those of corrections."""
 SESSION, PREPARE, PREPARED = purpose_pb2.SESSION, purpose_pb2.PREPARE, purpose_pb2.PREPARED
 PATIENCE = 10
 """Time-outs for which a client may take no corrections, or not the last of them: on a slow network a large message
@@ -47,7 +52,7 @@ SIGN_SECONDS = 1.0
 log = logging.getLogger("mpcache.dealer")
 
 
-class DealerService(dealer_pb2_grpc.DealerServicer):
+class DealerService:
     """Pairs the two parties of a session and streams party 1 its corrections; party 0 hears only how it goes.
 
     The settings' memory_mib bounds what is made ahead of the client, but for what is made together (`corrections` in
@@ -73,9 +78,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         self._sessions = Places("dealer", "sessions", total, total)
         self._calls = Places("dealer", "calls", 2 * total + WAITING, settings.max_calls_per_certificate)
 
-    def Deal(
-        self, requests: Iterator[dealer_pb2.DealRequest], context: grpc.ServicerContext
-    ) -> Iterator[dealer_pb2.Corrections]:
+    def deal(self, requests: Iterator[dealer_pb2.DealRequest], context: grpc.ServicerContext) -> Iterator[Reply]:
         """What a stranger is refused for is told by the call's status, which needs nobody to take it."""
         peer, call = require_peer(context, PARTIES, self._insecure), Call("dealer", context)
         journal = SessionLog(log, b"")
@@ -103,7 +106,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         call: Call,
         context: grpc.ServicerContext,
         journal: SessionLog,
-    ) -> Iterator[dealer_pb2.Corrections]:
+    ) -> Iterator[Reply]:
         pairing = self._join(peer, request, call, journal)
         journal.info("%s has come", peer)
         other = next(p for p in PARTIES if p != peer.role)
@@ -122,7 +125,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
                     yield Corrections(progress=pairing.progress)
                 elif peer.role == "client":
                     while (chunk := pairing.ahead.get()) is not None:
-                        yield Corrections(chunk=chunk)
+                        yield corrections_of(chunk)
                 pairing.ended.wait()
             if pairing.failure is None:
                 yield Corrections(finished=True)
@@ -194,8 +197,9 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         pairing.started.set()
         with closing(self._corrections(pairing)) as made:
             for data in made:
+                view = memoryview(data)
                 for start in range(0, len(data), CHUNK_BYTES):
-                    if not pairing.ahead.put(data[start : start + CHUNK_BYTES], pairing.patience):
+                    if not pairing.ahead.put(view[start : start + CHUNK_BYTES], pairing.patience):
                         return
         pairing.ahead.finish(pairing.patience)
 
@@ -266,6 +270,10 @@ def _signs_of_life(pairing: Pairing, awaited: threading.Event) -> Iterator[deale
         yield Corrections(progress=pairing.progress)
 
 
+def _written(reply: Reply) -> bytes:
+    return reply if isinstance(reply, bytes) else reply.SerializeToString()
+
+
 def _check_request(role: str, request: dealer_pb2.DealRequest) -> None:
     """Raises HandshakeError."""
     if request.role != role or role not in PARTIES:
@@ -302,7 +310,7 @@ class DealerServer:
         self._store = _store(settings) if settings.prepare or only_prepare else None
         self._maker = Maker(chosen_pool(settings.workers, settings.ray), settings.memory_mib << 20)
         service = DealerService(settings, identity is None, self._maker, program, self._store, only_prepare)
-        dealer_pb2_grpc.add_DealerServicer_to_server(service, self._server)
+        serve_stream(self._server, DEAL, service.deal, dealer_pb2.DealRequest.FromString, _written)
         self._server.start()
         if self._store is not None:
             log.info("%s", self._store.summary())

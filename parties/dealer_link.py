@@ -9,15 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from mpcache.parties.certificates import Identity
-from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc
+from mpcache.parties.frames import chunk_of
+from mpcache.parties.generated import dealer_pb2
 from mpcache.parties.link import REFUSALS, explain_error, printable
 from mpcache.parties.threads import start_thread
 from mpcache.parties.tls import PART_BYTES, open_channel
 from mpcache.protocols.errors import PeerLost, ProtocolError
 
 Failure = dealer_pb2.Failure
+DEAL = "/mpcache.v1.Dealer/Deal"
 READ_AHEAD = 64 << 20
 """Bytes of corrections that wait at a party, of all prompts of a batch together."""
 
@@ -79,7 +82,7 @@ class DealerLink:
     ) -> None:
         self._timeout = timeout
         self._channel, _ = open_channel(address, identity, "dealer", timeout)
-        self._chunks: queue.Queue[bytes] = queue.Queue(maxsize=max(2, memory_bytes // PART_BYTES))
+        self._chunks: queue.Queue[bytes | memoryview] = queue.Queue(maxsize=max(2, memory_bytes // PART_BYTES))
         self._current = memoryview(b"")
         self._failure: str | None = None
         self._failure_told: str | None = None
@@ -92,7 +95,7 @@ class DealerLink:
         self._done = False
         self.received_bytes = 0
         self.waited_seconds = 0.0
-        self._stream = dealer_pb2_grpc.DealerStub(self._channel).Deal(iter([request]))
+        self._stream = self._channel.stream_stream(DEAL, bytes, bytes)(iter([request.SerializeToString()]))
 
         def explain(error: grpc.RpcError) -> str:
             return explain_error(error, address, "dealer")
@@ -101,7 +104,11 @@ class DealerLink:
 
     def _feed(self, explain: Callable[[grpc.RpcError], str]) -> None:
         try:
-            for reply in self._stream:
+            for data in self._stream:
+                if (chunk := chunk_of(data)) is not None:
+                    self._put(chunk)
+                    continue
+                reply = _read(data)
                 kind = reply.WhichOneof("kind")
                 if kind == "chunk":
                     if not reply.chunk:
@@ -139,7 +146,7 @@ class DealerLink:
         if progress > self.progress:
             self.progress, self._moved = progress, time.monotonic()
 
-    def _put(self, chunk: bytes) -> None:
+    def _put(self, chunk: bytes | memoryview) -> None:
         while not self._closed:
             try:
                 return self._chunks.put(chunk, timeout=0.5)
@@ -189,7 +196,7 @@ class DealerLink:
             missing -= len(parts[-1])
         return b"".join(parts)
 
-    def _next_chunk(self) -> bytes:
+    def _next_chunk(self) -> bytes | memoryview:
         try:
             chunk = self._chunks.get_nowait()
         except queue.Empty:
@@ -197,7 +204,7 @@ class DealerLink:
         self.received_bytes += len(chunk)
         return chunk
 
-    def _wait_for_chunk(self) -> bytes:
+    def _wait_for_chunk(self) -> bytes | memoryview:
         begun = time.perf_counter()
         while True:
             try:
@@ -217,3 +224,10 @@ class DealerLink:
         self._closed = True
         self._stream.cancel()
         self._channel.close()
+
+
+def _read(data: bytes) -> dealer_pb2.Corrections:
+    try:
+        return dealer_pb2.Corrections.FromString(data)
+    except DecodeError:
+        raise ProtocolError("the dealer sent what are no corrections") from None

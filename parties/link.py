@@ -7,21 +7,22 @@ that the peer does not take wait as well, and beyond AHEAD of them the next mess
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from mpcache.parties.certificates import Identity
-from mpcache.parties.generated import owner_pb2, owner_pb2_grpc
-from mpcache.parties.threads import start_thread
+from mpcache.parties.direct import client_stream
+from mpcache.parties.frames import ABORT_TAG, message_header
+from mpcache.parties.generated import owner_pb2
+from mpcache.parties.streams import AHEAD, LastWord, Stream
 from mpcache.parties.tls import DEFAULT_TIMEOUT, PART_BYTES, open_channel
 from mpcache.protocols.errors import Busy, HandshakeError, ModelError, PeerLost, ProtocolError, TooLarge
 
 Frame = owner_pb2.Frame
+CONVERSE = "/mpcache.v1.Owner/Converse"
 PARTIES = ("owner", "client")
 """By their number in a session."""
 SESSION_BYTES = 16
@@ -31,9 +32,6 @@ REFUSALS = (
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 )
-AHEAD = 16
-"""Frames that wait here at most before the peer is made to wait, and for the peer before the next message is."""
-_END = object()
 _REASON_LENGTH = 300
 
 
@@ -51,20 +49,34 @@ def told(error: Exception, role: str) -> str:
     return f"the {role} failed: its own log says why"
 
 
+def last_word(peer: str) -> LastWord:
+    """Of that peer's frames: its abort, which counts before it is due."""
+
+    def reason(frame: bytes) -> str | None:
+        if not frame.startswith(ABORT_TAG):
+            return None
+        try:
+            read = Frame.FromString(frame)
+        except DecodeError:  # which is said when it is due
+            return None
+        if read.WhichOneof("kind") != "abort":
+            return None
+        return f"the {peer} ended the session: {printable(read.abort.reason)}"
+
+    return reason
+
+
 class Link:
-    """One end of the stream, a `Channel` for a session. Frames come from `feed`, go out through `outgoing`.
+    """One end of the stream, a `Channel` for a session.
 
     peer: the other role, for messages. timeout: seconds that any wait may take.
     """
 
-    def __init__(self, role: str, peer: str, session: bytes, timeout: float) -> None:
+    def __init__(self, role: str, peer: str, session: bytes, timeout: float, stream: Stream) -> None:
         self.role, self.peer, self.session, self.timeout = role, peer, session, timeout
-        self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._stream = stream
         self._sent = self._received = 0
         self._ended: str | None = None
-        self._lost: str | None = None
-        self._is_lost = threading.Event()
         self._closed = False
         self.check: Callable[[], None] = lambda: None  # called while waiting: raises if another peer is lost
 
@@ -73,30 +85,33 @@ class Link:
     def send(self, payload: bytes) -> None:
         if self._ended is not None:
             raise PeerLost(self._ended)
-        self._wait_until_taken()
-        for start in range(0, max(1, len(payload)), PART_BYTES):
-            part = payload if len(payload) <= PART_BYTES else payload[start : start + PART_BYTES]
-            message = owner_pb2.Message(session=self.session, sequence=self._sent, length=len(payload), payload=part)
-            self._outbox.put(Frame(message=message))
+        self._wait_until_taken(AHEAD)
+        length = len(payload)
+        for start in range(0, max(1, length), PART_BYTES):
+            part = payload if length <= PART_BYTES else memoryview(payload)[start : start + PART_BYTES]
+            header = message_header(self.session, self._sent, length, len(part))
+            self._stream.put(b"".join((header, part)))
         self._sent += 1
+        if self._stream.pushes:
+            self._wait_until_taken(1)
 
-    def _wait_until_taken(self) -> None:
-        """Until no more than AHEAD frames of earlier messages wait here: a peer may send all that is due, and take
-        nothing. Two honest ends never wait so for each other: the one behind has all that it needs. Raises PeerLost."""
-        waiting, begun = self._outbox.qsize(), time.monotonic()
-        while waiting > AHEAD:
+    def _wait_until_taken(self, most: int) -> None:
+        """Until no more than so many frames wait here: a peer may send all that is due, and take nothing. Two honest
+        ends never wait so for each other: the one behind has all that it needs. Raises PeerLost."""
+        waiting, begun = self._stream.waiting(), time.monotonic()
+        while waiting > most:
+            self._stream.progress()
             self.check_peer()
             self.check()
-            time.sleep(0.002)
-            before, waiting = waiting, self._outbox.qsize()
+            before, waiting = waiting, self._stream.waiting()
             if waiting < before:
                 begun = time.monotonic()
             elif time.monotonic() - begun >= self.timeout:
                 self._ended = f"the {self.peer} took nothing for {self.timeout:g} seconds"
                 raise PeerLost(self._ended)
 
-    def receive(self, expected: int) -> bytes:
-        parts: list[bytes] = []
+    def receive(self, expected: int) -> bytes | memoryview:
+        parts: list[memoryview] = []
         missing = expected
         while missing > 0 or not parts:
             parts.append(self._part(expected, min(missing, PART_BYTES)))
@@ -104,9 +119,16 @@ class Link:
         self._received += 1
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _part(self, expected: int, due: int) -> bytes:
+    def _part(self, expected: int, due: int) -> memoryview:
         """The next `due` bytes of a message of `expected`."""
-        frame = self.next_frame()
+        frame = self._next_frame(self.timeout)
+        header = message_header(self.session, self._received, expected, due)
+        if len(frame) == len(header) + due and frame.startswith(header):
+            return memoryview(frame)[len(header) :]
+        return memoryview(self._checked(_read(frame, self.peer), expected, due))
+
+    def _checked(self, frame: owner_pb2.Frame, expected: int, due: int) -> bytes:
+        """The payload of a frame that was not written as ours are, if it is what was due. Raises ProtocolError."""
         kind = frame.WhichOneof("kind")
         if kind != "message":
             raise ProtocolError(f"the {self.peer} sent a {kind} where message {self._received} was due")
@@ -128,84 +150,59 @@ class Link:
     # ------------------------------------------------------------ frames
 
     def put(self, frame: owner_pb2.Frame) -> None:
-        self._outbox.put(frame)
+        self._stream.put(frame.SerializeToString())
 
     def next_frame(self, timeout: float | None = None) -> owner_pb2.Frame:
-        """The peer's next frame. Raises PeerLost with the reason if there will be none."""
+        """The peer's next frame. Raises PeerLost with the reason if there will be none; ProtocolError."""
+        return _read(self._next_frame(self.timeout if timeout is None else timeout), self.peer)
+
+    def _next_frame(self, limit: float) -> bytes:
         if self._ended is not None:
             raise PeerLost(self._ended)
         begun = time.monotonic()
-        while True:
-            limit = self.timeout if timeout is None else timeout
-            try:
-                frame = self._inbox.get(timeout=min(0.5, limit))
-                break
-            except queue.Empty:
-                self.check()
-                if time.monotonic() - begun >= limit:
-                    self._ended = f"the {self.peer} sent nothing for {limit:g} seconds"
-                    raise PeerLost(self._ended) from None
-        if isinstance(frame, str):
-            self._ended = frame
-            raise PeerLost(frame)
-        assert isinstance(frame, Frame)
+        while (frame := self._taken(limit)) is None:
+            self.check()
+            if time.monotonic() - begun >= limit:
+                self._ended = f"the {self.peer} sent nothing for {limit:g} seconds"
+                raise PeerLost(self._ended)
         return frame
+
+    def _taken(self, seconds: float) -> bytes | None:
+        try:
+            return self._stream.take(seconds)
+        except PeerLost as lost:
+            self._ended = str(lost)
+            raise
 
     def check_peer(self) -> None:
         """While waiting for somebody else. Raises PeerLost if the peer is gone."""
-        if self._lost is not None:
-            raise PeerLost(self._lost)
+        self._stream.look()
+        if self._stream.lost is not None:
+            raise PeerLost(self._stream.lost)
 
     def reason(self, within: float) -> str | None:
         """Why the peer is gone, if that shows within so many seconds."""
-        return self._lost if self._is_lost.wait(within) else None
+        return self._stream.lost if self._stream.wait_lost(within) else None
 
     def abort(self, reason: str) -> None:
         """Tell the peer why the session ends, and end it: whoever still waits here hears of it, too."""
         if self._closed:
             return
-        with contextlib.suppress(queue.Empty):  # what was not sent yet is not wanted any more
-            while True:
-                self._outbox.get_nowait()
-        self._outbox.put(Frame(abort=owner_pb2.Abort(role=self.role, reason=printable(reason))))
-        self._inbox.put(reason)
+        self._stream.drop()  # what was not sent yet is not wanted any more
+        self.put(Frame(abort=owner_pb2.Abort(role=self.role, reason=printable(reason))))
+        self._stream.interrupt(reason)
         self.close()
 
     def close(self) -> None:
         self._closed = True
-        self._outbox.put(_END)
+        self._stream.finish()
 
-    def lost(self, reason: str) -> None:
-        """No more frames will come, for this reason."""
-        if self._lost is None:
-            self._lost = reason
-            self._inbox.put(reason)
-        self._is_lost.set()
 
-    def feed(self, frames: Iterator[owner_pb2.Frame], explain: Callable[[grpc.RpcError], str]) -> None:
-        """Read the stream to its end; runs in a thread of its own."""
-        try:
-            for frame in frames:
-                if frame.WhichOneof("kind") == "abort":
-                    return self.lost(f"the {self.peer} ended the session: {printable(frame.abort.reason)}")
-                self._take_in(frame)
-            self.lost(f"the {self.peer} closed the connection")
-        except grpc.RpcError as error:
-            self.lost(explain(error))
-        except Exception as error:  # whatever it was, nobody must be left waiting
-            self.lost(f"the connection to the {self.peer} broke: {error}")
-
-    def _take_in(self, frame: owner_pb2.Frame) -> None:
-        """Keep a frame until it is due. While AHEAD of them wait, the stream is not read: gRPC holds the peer back."""
-        while self._inbox.qsize() >= AHEAD and not self._closed:
-            time.sleep(0.002)
-        if not self._closed:
-            self._inbox.put(frame)
-
-    def outgoing(self) -> Iterator[owner_pb2.Frame]:
-        while (frame := self._outbox.get()) is not _END:
-            assert isinstance(frame, Frame)
-            yield frame
+def _read(frame: bytes, peer: str) -> owner_pb2.Frame:
+    try:
+        return Frame.FromString(frame)
+    except DecodeError:
+        raise ProtocolError(f"the {peer} sent what is no frame") from None
 
 
 class ClientLink(Link):
@@ -214,25 +211,32 @@ class ClientLink(Link):
     def __init__(
         self, address: str, identity: Identity | None, session: bytes, timeout: float = DEFAULT_TIMEOUT
     ) -> None:
-        super().__init__("client", "owner", session, timeout)
         self._channel, self.certificate = open_channel(address, identity, "owner", timeout)
-        frames = owner_pb2_grpc.OwnerStub(self._channel).Converse(self.outgoing())
 
-        def explain(error: grpc.RpcError) -> str:
-            return explain_error(error, address, "owner")
+        def explain(code: grpc.StatusCode, details: str) -> str:
+            if code == grpc.StatusCode.OK:
+                return "the owner closed the connection"
+            return explain_status(code, details, address, "owner")
 
-        start_thread("client: frames from the owner", self.feed, frames, explain)
+        stream = client_stream(self._channel, CONVERSE, last_word("owner"), explain)
+        super().__init__("client", "owner", session, timeout, stream)
 
     def disconnect(self) -> None:
         """Let the owner end the stream, if it answers, then close the connection."""
         self.close()
-        self._is_lost.wait(2.0)
+        self._stream.wait_lost(2.0)
+        self._stream.close()
         self._channel.close()
 
 
 def explain_error(error: grpc.RpcError, address: str, role: str) -> str:
     """A gRPC error in words that say what to do."""
-    code, details = error.code(), printable(error.details() or "")
+    return explain_status(error.code(), error.details() or "", address, role)
+
+
+def explain_status(code: grpc.StatusCode, details: str, address: str, role: str) -> str:
+    """How a call ended, in words that say what to do."""
+    details = printable(details)
     if code in REFUSALS and code != grpc.StatusCode.RESOURCE_EXHAUSTED:
         return f"the {role} refused: {details}"
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -21,8 +21,9 @@ from mpcache.parties.agreement import Agreement, Party, agreements, largest_byte
 from mpcache.parties.calls import Call
 from mpcache.parties.certificates import Identity
 from mpcache.parties.dealer_link import DealerLink, DealerLinks
-from mpcache.parties.generated import owner_pb2, owner_pb2_grpc, purpose_pb2
-from mpcache.parties.link import SESSION_BYTES, Frame, Link, printable, told
+from mpcache.parties.direct import server_stream
+from mpcache.parties.generated import owner_pb2, purpose_pb2
+from mpcache.parties.link import CONVERSE, SESSION_BYTES, Frame, Link, last_word, printable, told
 from mpcache.parties.logs import SessionLog
 from mpcache.parties.memory import give_back
 from mpcache.parties.places import Places
@@ -30,7 +31,7 @@ from mpcache.parties.planning import planning_check
 from mpcache.parties.seeds import Facts, KeptSeeds, request_digest
 from mpcache.parties.settings import OwnerSettings
 from mpcache.parties.threads import start_thread
-from mpcache.parties.tls import Peer, on_end, open_server, require_peer
+from mpcache.parties.tls import Peer, on_end, open_server, require_peer, serve_stream
 from mpcache.parties.weights import encoded_checkpoint, encoded_digest, masked_weights, weight_key, weights_fingerprint
 from mpcache.policies import known_policies
 from mpcache.protocols.backends.mpc import weight_bits
@@ -49,11 +50,13 @@ LONGEST_REQUEST = 1 << 12
 """Characters of a hello's texts."""
 SESSION, PREPARE, PREPARED = purpose_pb2.SESSION, purpose_pb2.PREPARE, purpose_pb2.PREPARED
 _BEGINS = {SESSION: "session", PREPARE: "preparation", PREPARED: "prepared session"}
+_CLOSED = "the client closed the connection"
+_GONE = "lost the client: its process ended or the connection broke"
 KEPT = b"\x01"
 """The owner's last word of a preparation: it has its seed on disk."""
 
 
-class OwnerService(owner_pb2_grpc.OwnerServicer):
+class OwnerService:
     """Serves sessions, each in a thread of its own."""
 
     def __init__(
@@ -78,7 +81,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         )
         self._seeds.delete_old()
 
-    def Converse(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
+    def converse(self, frames: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         client = require_peer(context, ("client",), self._identity is None)
         try:
             self._connections.take(client.certificate)
@@ -86,12 +89,11 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             log.warning("refused %s: %s", client, error)
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         on_end(context, lambda: self._connections.free(client.certificate))
-        link, call = Link("owner", "client", b"", self._settings.timeout_seconds), Call("owner", context)
-        on_end(context, lambda: link.lost("lost the client: its process ended or the connection broke"))
+        stream, call = server_stream(frames, context, last_word("client"), _CLOSED, _GONE), Call("owner", context)
+        link = Link("owner", "client", b"", self._settings.timeout_seconds, stream)
         on_end(context, link.close)  # nobody takes frames any more, whatever the session still waits for
-        start_thread("owner: frames from a client", link.feed, frames, _explain)
         start_thread("owner: a session", self._serve, link, call, client)
-        yield from link.outgoing()
+        yield from stream.outgoing()
 
     def _serve(self, link: Link, call: Call, client: Peer) -> None:
         journal = SessionLog(log, b"")
@@ -268,10 +270,6 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             raise HandshakeError(f"the owner does not allow the {what} {name!r} (allowed: {', '.join(allowed)})")
 
 
-def _explain(error: grpc.RpcError) -> str:
-    return "lost the client: its process ended or the connection broke"
-
-
 class OwnerServer:
     """The owner's process: serves until stopped.
 
@@ -298,9 +296,8 @@ class OwnerServer:
         self.model_digest = checkpoint.digest
         workers = settings.max_sessions + WAITING
         self._server, self.port = open_server(settings.listen, identity, workers, settings.timeout_seconds)
-        owner_pb2_grpc.add_OwnerServicer_to_server(
-            OwnerService(settings, identity, checkpoint, program, transport), self._server
-        )
+        service = OwnerService(settings, identity, checkpoint, program, transport)
+        serve_stream(self._server, CONVERSE, service.converse)
         self._server.start()
 
     def drain(self, seconds: float) -> threading.Event:

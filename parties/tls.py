@@ -7,10 +7,11 @@ import logging
 import socket
 import ssl
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from cryptography import x509
@@ -102,6 +103,20 @@ def open_server(
     if not port:
         raise ConfigError(f"cannot listen on {address}: the port is in use, or the address is not this machine's")
     return server, port
+
+
+def serve_stream(
+    server: grpc.Server,
+    method: str,
+    handler: Callable[[Iterator[Any], grpc.ServicerContext], Iterator[Any]],
+    read: Callable[[bytes], Any] | None = None,
+    write: Callable[[Any], bytes] | None = None,
+) -> None:
+    """Serve the method '/service/name', whose handler is given an iterator of messages and returns one. read, write:
+    from bytes and to bytes; None: the handler's messages are bytes."""
+    _, service, name = method.split("/")
+    methods = {name: grpc.stream_stream_rpc_method_handler(handler, read, write)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
 
 
 def open_channel(

@@ -498,8 +498,8 @@ FIRST_BYTES, TOGETHER_BYTES = 1 << 18, 16 << 20
 
 
 def corrections(dealer: Dealer, plan: Iterable[Correlation], first: int = 0) -> Iterator[bytes]:
-    """Party 1's corrections for a plan, a correlation each, in order; made ahead of who asks for them, as the bounds
-    above say. first: the number of the plan's first correlation. Raises TooLarge."""
+    """Party 1's corrections for a plan, in order, each time those of the correlations that were made together; ahead of
+    who asks for them, as the bounds above say. first: the number of the plan's first correlation. Raises TooLarge."""
     numbered, horizon, limit = enumerate(plan, first), FIRST, FIRST_BYTES
     while coming := _coming(numbered, horizon):
         early = [item for item in coming if item[1].early]
@@ -507,7 +507,8 @@ def corrections(dealer: Dealer, plan: Iterable[Correlation], first: int = 0) -> 
         for together in _together(coming, limit):
             later = [item for item in together if item[0] not in made]
             made.update(zip([number for number, _ in later], dealer.corrections(later), strict=True))
-            yield from filter(None, [made.pop(number) for number, _ in together])
+            if data := b"".join([made.pop(number) for number, _ in together]):
+                yield data
             limit = min(2 * limit, TOGETHER_BYTES)
         horizon = min(2 * horizon, MOST)
 

@@ -14,6 +14,8 @@ import torch
 RING_BITS = 64
 _MANY = 1 << 11
 """Elements that are worth an operation more when they are unpacked."""
+_UNSIGNED = {width: np.dtype(f"<u{width}") for width in (1, 2, 4, 8)}
+"""Numbers of so many bytes."""
 FRACTION_BITS = 16
 """Fractional bits of a fixed-point value, CrypTen's default (its encoder's scale is 2^16)."""
 
@@ -67,15 +69,16 @@ def pack(x: torch.Tensor, bits: int) -> bytes:
 
     Bits of the last byte above `bits` are cleared: they would carry a sum's overflow.
     """
-    flat = x.reshape(-1).to(torch.int64)
-    if bits % 8:
-        flat = reduce_bits(flat, bits)
-    whole, width = flat.contiguous().numpy(), (bits + 7) // 8
+    whole, width = x.numpy().reshape(-1), (bits + 7) // 8
     if bits == 1:
-        return np.packbits(whole.astype(np.uint8), bitorder="little").tobytes()
-    if width in (1, 2, 4, 8):
-        return whole.astype(f"<u{width}", copy=False).tobytes()
-    return _low_bytes(whole, width).tobytes()
+        return np.packbits(whole.astype(np.uint8) & np.uint8(1), bitorder="little").tobytes()
+    if width in _UNSIGNED:
+        narrow = whole.astype(_UNSIGNED[width])
+        if bits % 8:
+            narrow &= _UNSIGNED[width].type((1 << bits) - 1)
+        return narrow.tobytes()
+    wide = whole.astype(np.int64, copy=False)
+    return _low_bytes(np.ascontiguousarray(wide & ((1 << bits) - 1) if bits % 8 else wide), width).tobytes()
 
 
 def _low_bytes(whole: np.ndarray, width: int) -> np.ndarray:
@@ -86,14 +89,25 @@ def _low_bytes(whole: np.ndarray, width: int) -> np.ndarray:
 
 def unpack(data: bytes | bytearray | memoryview, shape: torch.Size | tuple[int, ...], bits: int) -> torch.Tensor:
     """Inverse of `pack`: elements in [0, 2^bits)."""
-    count = math.prod(shape)
-    raw = np.frombuffer(data, dtype=np.uint8)
+    return torch.from_numpy(_unpacked(data, math.prod(shape), bits).reshape(shape))
+
+
+def unpack_sum(
+    data: bytes | bytearray | memoryview, share: torch.Tensor, bits: int, *, xor: bool = False
+) -> torch.Tensor:
+    """`share` and what is packed in `data`, summed (or xored) in [0, 2^bits): as `unpack` and a sum, in one place."""
+    total = _unpacked(data, share.numel(), bits)
+    (np.bitwise_xor if xor else np.add)(total, share.numpy().reshape(-1), out=total)
+    if bits != RING_BITS:
+        total &= (1 << bits) - 1
+    return torch.from_numpy(total.reshape(share.shape))
+
+
+def _unpacked(data: bytes | bytearray | memoryview, count: int, bits: int) -> np.ndarray:
+    raw, width = np.frombuffer(data, dtype=np.uint8), (bits + 7) // 8
     if bits == 1:
-        out = np.unpackbits(raw, count=count, bitorder="little").astype(np.int64)
-    else:
-        width = (bits + 7) // 8
-        out = raw.view(f"<u{width}").astype(np.int64) if width in (1, 2, 4, 8) else _widened(raw, width)
-    return torch.from_numpy(out.reshape(shape))
+        return np.unpackbits(raw, count=count, bitorder="little").astype(np.int64)
+    return raw.view(_UNSIGNED[width]).astype(np.int64) if width in _UNSIGNED else _widened(raw, width)
 
 
 def _widened(raw: np.ndarray, width: int) -> np.ndarray:

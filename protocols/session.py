@@ -23,7 +23,7 @@ from mpcache.protocols.causal import Causal
 from mpcache.protocols.correlation import LARGEST_BYTES, Correlation, Tensors, check_bytes
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.public import Factor, fixed_point
-from mpcache.protocols.ring import FRACTION_BITS, pack, packed_bytes, reduce_bits, unpack
+from mpcache.protocols.ring import FRACTION_BITS, pack, packed_bytes, unpack, unpack_sum
 from mpcache.protocols.transport import Channel, Received
 
 T = TypeVar("T")
@@ -243,12 +243,11 @@ class Session:
         payload = b"".join(pack(_present(r.share), r.bits) for r in outgoing) if outgoing else None
         view = memoryview(self._exchange(payload, expected if incoming else None))
         for r in incoming:
-            theirs, view = unpack(view[: r.nbytes()], r.shape, r.bits), view[r.nbytes() :]
+            theirs, view = view[: r.nbytes()], view[r.nbytes() :]
             if r.receiver is not None and not r.revealed:
-                r.result = theirs
+                r.result = unpack(theirs, r.shape, r.bits)
             else:
-                mine = _present(r.share)
-                r.result = reduce_bits(mine ^ theirs if r.xor else mine + theirs, r.bits)
+                r.result = unpack_sum(theirs, _present(r.share), r.bits, xor=r.xor)
 
     def _exchange(self, outgoing: bytes | None, expected: int | None) -> Received:
         """What this party sends in the round, and is sent: None where there is nothing."""

@@ -26,9 +26,10 @@ from mpcache.benchmarks.peers.crypten_programs import prepare
 from mpcache.parties.certificates import Identity, load_identity
 from mpcache.parties.chunks import CHUNK_BYTES
 from mpcache.parties.dealer_link import DealerLink
-from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc, owner_pb2_grpc
-from mpcache.parties.link import ClientLink, Frame, Link
-from mpcache.parties.tls import open_server, require_peer
+from mpcache.parties.direct import server_stream
+from mpcache.parties.generated import dealer_pb2, dealer_pb2_grpc
+from mpcache.parties.link import CONVERSE, ClientLink, Link, last_word
+from mpcache.parties.tls import open_server, require_peer, serve_stream
 from mpcache.protocols.backends.crypten import CryptenBackend
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.correlation import Dealer, PartyCorrelations
@@ -149,26 +150,24 @@ def deal(case: Case, folder: Path, identity: Identity) -> dict[str, Any]:
 # ---------------------------------------------------------------- the parties
 
 
-class _Waiting(owner_pb2_grpc.OwnerServicer):
+class _Waiting:
     """Hands over the link of the one client that comes."""
 
     def __init__(self, timeout: float) -> None:
         self.links: queue.SimpleQueue[Link] = queue.SimpleQueue()
         self._timeout = timeout
 
-    def Converse(self, frames: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
+    def converse(self, frames: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         require_peer(context, ("client",), insecure=False)
-        link = Link("owner", "client", SESSION, self._timeout)
-        context.add_callback(lambda: link.lost("lost the client"))
-        threading.Thread(target=link.feed, args=(frames, lambda error: "lost the client"), daemon=True).start()
-        self.links.put(link)
-        yield from link.outgoing()
+        stream = server_stream(frames, context, last_word("client"), "lost the client", "lost the client")
+        self.links.put(Link("owner", "client", SESSION, self._timeout, stream))
+        yield from stream.outgoing()
 
 
 def owner(case: Case, folder: Path, identity: Identity) -> dict[str, Any]:
     server, port = open_server("127.0.0.1:0", identity, workers=4)
     waiting = _Waiting(case.limit_seconds)
-    owner_pb2_grpc.add_OwnerServicer_to_server(waiting, server)
+    serve_stream(server, CONVERSE, waiting.converse)
     server.start()
     _announce(folder, "owner", port)
     link = waiting.links.get(timeout=START_SECONDS)

@@ -17,7 +17,8 @@ from cryptography import x509
 from mpcache.parties.batch import Batch
 from mpcache.parties.certificates import host_name
 from mpcache.parties.client import Generation
-from mpcache.parties.link import AHEAD, Link
+from mpcache.parties.link import Link, last_word
+from mpcache.parties.streams import AHEAD, ThreadedStream
 from mpcache.policies import available_policies, policy_settings
 from mpcache.protocols.errors import Busy, HandshakeError, MpcacheError, PeerLost
 from mpcache.protocols.transport import Channel
@@ -200,35 +201,35 @@ def _memory() -> int:
 
 
 def test_a_link_reads_no_more_than_it_can_hold() -> None:
-    link, given = Link("owner", "client", bytes(16), 5.0), 0
+    stream, given = ThreadedStream(last_word("client")), 0
 
-    def frames() -> Iterator[Any]:
+    def frames() -> Iterator[bytes]:
         nonlocal given
         for _ in range(10_000):
             given += 1
-            yield message(b"x")
+            yield message(b"x").SerializeToString()
 
-    reader = threading.Thread(target=link.feed, args=(frames(), str), daemon=True)
+    reader = threading.Thread(target=stream.feed, args=(frames(), "closed", str), daemon=True)
     reader.start()
     until(lambda: given == AHEAD + 1, "it reads until it is full")
     time.sleep(0.2)
     assert given == AHEAD + 1
-    link.close()
+    stream.finish()
     reader.join(600)
     assert given == 10_000, "and what comes after the end is dropped"
-    assert link._inbox.qsize() <= AHEAD + 1
+    assert stream._inbox.qsize() <= AHEAD + 1
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, 5_000_000])
 def test_a_message_travels_in_parts_of_a_megabyte(size: int) -> None:
-    sender, receiver = Link("client", "owner", bytes(16), 5.0), Link("owner", "client", bytes(16), 5.0)
-    payload = os.urandom(size)
+    leaving, coming = ThreadedStream(last_word("owner")), ThreadedStream(last_word("client"))
+    payload, sender = os.urandom(size), Link("client", "owner", bytes(16), 5.0, leaving)
     sender.send(payload)
     sender.close()
-    frames = list(sender.outgoing())
-    assert max(frame.ByteSize() for frame in frames) < (1 << 20) + (1 << 12)
-    threading.Thread(target=receiver.feed, args=(iter(frames), str), daemon=True).start()
-    assert receiver.receive(size) == payload
+    frames = list(leaving.outgoing())
+    assert max(map(len, frames)) < (1 << 20) + (1 << 12)
+    threading.Thread(target=coming.feed, args=(iter(frames), "closed", str), daemon=True).start()
+    assert Link("owner", "client", bytes(16), 5.0, coming).receive(size) == payload
 
 
 @pytest.mark.parametrize("role", ["owner", "client", "dealer"])

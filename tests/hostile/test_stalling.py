@@ -18,7 +18,8 @@ from mpcache.parties import dealer as dealing
 from mpcache.parties.certificates import Identity, host_name
 from mpcache.parties.chunks import BoundedChunks
 from mpcache.parties.generated import dealer_pb2, owner_pb2
-from mpcache.parties.link import AHEAD, ClientLink, Frame, Link
+from mpcache.parties.link import ClientLink, Frame, Link, last_word
+from mpcache.parties.streams import AHEAD, ThreadedStream
 from mpcache.parties.tls import _options, _server_certificate
 from mpcache.protocols.errors import PeerLost
 from tests.hostile.client import hello, request
@@ -139,23 +140,25 @@ def test_corrections_that_nobody_takes_end_the_session() -> None:
 
 def test_a_peer_that_takes_no_messages_lets_few_of_them_wait() -> None:
     """Though it sends all that is due: what it does not take would else fill this process' memory."""
-    link = Link("owner", "client", bytes(16), 0.1)
+    stream = ThreadedStream(last_word("client"))
+    link = Link("owner", "client", bytes(16), 0.1, stream)
     with pytest.raises(PeerLost, match=r"the client took nothing for 0\.1 seconds"):
         for _ in range(1000):
             link.send(b"x")
-    assert link._outbox.qsize() == AHEAD + 1
+    assert stream.waiting() == AHEAD + 1
     with pytest.raises(PeerLost, match="took nothing"):
         link.send(b"x")
 
 
 def test_messages_that_a_peer_takes_one_by_one_all_leave() -> None:
-    link, taken = Link("owner", "client", bytes(16), 600.0), 0
+    stream, taken = ThreadedStream(last_word("client")), 0
+    link = Link("owner", "client", bytes(16), 600.0, stream)
 
     def take() -> None:
         nonlocal taken
-        for _ in link.outgoing():
+        for _ in stream.outgoing():
             taken += 1
-            assert link._outbox.qsize() <= AHEAD + 5, "those before the message, and its own parts"
+            assert stream.waiting() <= AHEAD + 5, "those before the message, and its own parts"
 
     peer = threading.Thread(target=take, daemon=True)
     peer.start()
@@ -166,38 +169,18 @@ def test_messages_that_a_peer_takes_one_by_one_all_leave() -> None:
     assert taken == 100
 
 
-def test_two_ends_that_send_large_messages_at_once_go_on() -> None:
-    """Neither reads before it has sent: what is large must leave without the peer's next word."""
-    ends = Link("owner", "client", bytes(16), 600.0), Link("client", "owner", bytes(16), 600.0)
-    size, heard = (AHEAD * 3) << 20, []
-
-    def run(link: Link, other: Link) -> None:
-        threading.Thread(target=link.feed, args=(other.outgoing(), str), daemon=True).start()
-        for _ in range(3):
-            link.send(bytes(size))
-            heard.append(len(link.receive(size)))
-
-    threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in (ends, ends[::-1])]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(600)
-    assert heard == [size] * 6
-    for link in ends:
-        link.close()
-
-
 def test_a_peer_that_aborts_again_and_again_is_heard_once() -> None:
-    link, given = Link("owner", "client", bytes(16), 5.0), 0
+    stream, given = ThreadedStream(last_word("client")), 0
+    link = Link("owner", "client", bytes(16), 5.0, stream)
 
-    def aborts() -> Iterator[owner_pb2.Frame]:
+    def aborts() -> Iterator[bytes]:
         nonlocal given
         while True:
             given += 1
-            yield Frame(abort=owner_pb2.Abort(reason="x" * 200))
+            yield Frame(abort=owner_pb2.Abort(reason="x" * 200)).SerializeToString()
 
-    link.feed(aborts(), str)  # type: ignore[arg-type]
-    link.lost("and its connection broke")
-    assert given == 1 and link._inbox.qsize() == 1
+    stream.feed(aborts(), "closed", str)
+    stream.end("and its connection broke")
+    assert given == 1 and stream._inbox.qsize() == 1
     with pytest.raises(PeerLost, match="the client ended the session: x"):
         link.receive(1)

@@ -3,7 +3,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpcache.protocols.ring import _MANY, decode, encode, pack, packed_bytes, reduce_bits, shift_right, signed, unpack
+from mpcache.protocols.ring import (
+    _MANY,
+    decode,
+    encode,
+    pack,
+    packed_bytes,
+    reduce_bits,
+    shift_right,
+    signed,
+    unpack,
+    unpack_sum,
+)
 
 int64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -27,6 +38,26 @@ def test_long_values_are_packed_as_short_ones(count: int, bits: int) -> None:
         assert data == expected
     for message in (data, bytearray(data), memoryview(b"?" + data + b"?")[1:-1]):  # at odd places, among others
         assert torch.equal(unpack(message, x.shape, bits), reduce_bits(x, bits))
+
+
+@given(st.lists(st.tuples(int64, int64), max_size=20), st.integers(1, 64), st.booleans())
+def test_a_sum_with_packed_values_is_that_of_the_values(pairs: list[tuple[int, int]], bits: int, xor: bool) -> None:
+    mine, theirs = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    before = mine.clone()
+    total = unpack_sum(pack(theirs, bits), mine, bits, xor=xor)
+    assert torch.equal(total, reduce_bits(mine ^ theirs if xor else mine + theirs, bits))
+    assert torch.equal(mine, before)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 12, 20, 24, 31, 40, 48, 63, 64])
+def test_values_of_any_layout_and_type_are_packed(bits: int) -> None:
+    """Transposed, repeated without a copy, and of 32 bits."""
+    x = (torch.arange(1, 25) * -7046029254386353131).reshape(4, 6)
+    for layout in (x.t(), x[:, ::2], x[:1].expand(3, 6), x[0, 0]):
+        assert pack(layout, bits) == pack(layout.clone(memory_format=torch.contiguous_format), bits)
+        assert torch.equal(unpack_sum(pack(layout, bits), layout, bits), reduce_bits(2 * layout, bits))
+    if bits <= 32:
+        assert pack(x.to(torch.int32), bits) == pack(x, bits)
 
 
 def test_unpacked_values_may_be_changed() -> None:
