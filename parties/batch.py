@@ -54,11 +54,10 @@ class Batch(Running[tuple[int, int]]):
         def work(lane: int) -> None:
             agreement, request = agreed[lane], self._requests[lane]
             session = dealt[lane].in_lane(agreement, lanes, lane, largest)
-            meter, ends = Meter(lambda: session.cost), request.stop_tokens
-            self.meters[lane] = meter
+            meter = self.meters[lane] = Meter(lambda: session.cost)
             with private_backend(agreement.request.backend, session, masked_weights=welcome.weights) as backend:
                 decoder = Decoder(agreement.model, backend)
-                tokens = steps(decoder, agreement.request, request.prompt, stop=lambda token: token in ends)
+                tokens = steps(decoder, agreement.request, request.prompt, stop=request.stop, on_pass=meter.drafted)
                 for token in meter.until_end(tokens, request.end_tokens):
                     self._give((lane, token))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from mpcache.generation.backends import private_backend
 from mpcache.generation.loop import Meter, Program, steps
@@ -54,10 +55,10 @@ class Generation(Running[int]):
         session = self.session = dealt.session(agreement, link, where.max_step_gib, self._transport)
         meter = self.meter = Meter(lambda: session.cost)
         with private_backend(agreement.request.backend, session, masked_weights=welcome.weights) as backend:
-            tokens = self._steps(Decoder(agreement.model, backend), agreement.request)
+            tokens = self._steps(Decoder(agreement.model, backend), agreement.request, meter)
             for token in meter.until_end(tokens, self._request.end_tokens):
                 self._give(token)
 
-    def _steps(self, decoder: Decoder, request: GenerationRequest) -> Iterator[int | None]:
-        ends, program = self._request.stop_tokens, self._program or steps
-        return program(decoder, request, self._request.prompt, self._on_block, lambda token: token in ends)
+    def _steps(self, decoder: Decoder, request: GenerationRequest, meter: Meter) -> Iterator[int | None]:
+        program = self._program or partial(steps, on_pass=meter.drafted)
+        return program(decoder, request, self._request.prompt, self._on_block, self._request.stop)

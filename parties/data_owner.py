@@ -98,6 +98,8 @@ def data_owner_of(settings: ClientSettings, insecure: bool = False) -> DataOwner
         policy=settings.policy,
         network=settings.network,
         prefill_block=settings.prefill_block,
+        draft=settings.draft,
+        max_passes=settings.max_passes,
     )
     owner = data_owner(connection, settings.tokenizer, public)
     defaults = replace(owner.defaults, fixed_length=settings.fixed_length, model_digest=settings.model_digest)

@@ -243,7 +243,7 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         if s.policies and request.policy.name not in s.policies:
             allowed = ", ".join(s.policies)
             raise HandshakeError(f"the dealer does not allow the policy {request.policy.name!r} (allowed: {allowed})")
-        check_size(model, request.tokens, "dealer", s.max_model_gib)
+        check_size(model, request.cached, "dealer", s.max_model_gib)
         pairing.journal.info(
             "%s begins: %d prompt tokens, at most %d new ones, policy %s, backend %s",
             _BEGINS[wanted.purpose], request.prompt_tokens, request.max_new_tokens, request.policy.name,

@@ -156,8 +156,8 @@ class Handshake:
         """The owner's model must bear the requests, fit this memory, and the tokenizer's tokens whatever the prompt."""
         for request in requests:
             n = request.prompt_tokens
-            request.check("client", model, n, request.max_new_tokens, max(n, request.prefill_block))
-        check_size(model, sum(request.tokens for request in requests), "client", self._where.max_model_gib)
+            request.check("client", model, n, request.answered, max(n, request.prefill_block))
+        check_size(model, sum(request.cached for request in requests), "client", self._where.max_model_gib)
         if self._wanted.least_vocabulary > model.vocabulary:
             raise HandshakeError(
                 f"the tokenizer does not fit the owner's model: it has tokens beyond its vocabulary of "

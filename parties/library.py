@@ -43,6 +43,8 @@ class Public(TypedDict, total=False):
     temperature: float
     network: str
     prefill_block: int
+    draft: int
+    max_passes: int
 
 
 class BatchOptions(Public, total=False):
@@ -136,7 +138,9 @@ class Parties(ABC):
         prompt: text, or token ids. max_new_tokens: 16, or what the settings say. policy: settings, or a spelling such
         as "mpcache:budget=0.25"; "mpcache". temperature: 0, the likeliest token. network: what protocols are chosen
         for; "loopback". prefill_block: how many of the prompt's tokens go through the model at once; 0, a number that
-        follows from the network. fixed_length: False; True hides where the answer ended. on_block: hears how many of
+        follows from the network. fixed_length: False; True hides where the answer ended. draft: 0; how many tokens each
+        pass tries ahead, in the rounds of one, where the policy takes drafts; the tokens are the same without.
+        max_passes: of drafts, after the first token; 0, as many as max_new_tokens may need. on_block: hears how many of
         the prompt's tokens are done, and how many there are. Raises ConfigError for what cannot be asked for; and
         MpcacheError while it is iterated.
         """
@@ -304,8 +308,11 @@ def plan(
     temperature: float = 0.0,
     network: str = "loopback",
     prefill_block: int = AUTOMATIC,
+    draft: int = 0,
+    max_passes: int = 0,
 ) -> Prices:
-    """Plan what a private generation will take, exactly and without running it: prefill, eviction, each decode step.
+    """Plan what a private generation will take, exactly and without running it: prefill, eviction, each decode step, or
+    with drafts each pass.
 
     model: a loaded one, its shape, a folder, or the name of a shape such as "gpt2"; a shape by its name or folder has
     room for any prompt here. An answer that ends early takes less. Cost: seconds, whatever the size.
@@ -324,6 +331,8 @@ def plan(
         temperature=temperature,
         network=network,
         prefill_block=prefill_block,
+        draft=draft,
+        max_passes=max_passes,
     )
     request.check_for(config)
     return price(config, request)

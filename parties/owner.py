@@ -135,9 +135,9 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         if hello.purpose == PREPARE:
             self._seeds.check_room(client.certificate, hello.session)
         journal.info(
-            "%s of %s begins: %s prompt tokens, at most %d new ones, policy %s, backend %s",
+            "%s of %s begins: %s prompt tokens, at most %d new ones, policy %s, backend %s, %d drafts",
             _BEGINS[hello.purpose], client, " and ".join(str(r.prompt_tokens) for r in requests),
-            request.max_new_tokens, request.policy.name, request.backend,
+            request.max_new_tokens, request.policy.name, request.backend, request.draft,
         )  # fmt: skip
         key = weight_key(self._settings.state, self._encoded, client.certificate)
         digest, agreed = self._agreements(link, hello.session, requests)
@@ -160,7 +160,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             journal.info("prepared")
         else:
             generated = self._generate(link, agreed, party, seed)
-            journal.info("session ends: %d new tokens", generated)
+            journal.info("session ends: %d %s", generated, "passes" if request.draft else "new tokens")
 
     def _party(self, link: Link, key: bytes, at_end: ExitStack) -> Party:
         dealers = DealerLinks()
@@ -181,7 +181,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         )
 
     def _generate(self, link: Link, agreed: Sequence[Agreement], party: Party, seed: bytes | None) -> int:
-        """The owner's half of the generations. Returns how many tokens they had."""
+        """The owner's half of the generations. Returns how many tokens they had: with drafts, how many passes."""
         largest = self._settings.max_step_gib
         if len(agreed) == 1:
             session = party.start(agreed[0], seed).session(agreed[0], link, largest, self._transport)

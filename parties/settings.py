@@ -21,7 +21,7 @@ from mpcache.suggest import suggestion
 from mpcache.typed_fields import field_types, typed_fields
 
 DEFAULT_POLICY = policy_settings()
-MAY_BE_ZERO = ("temperature", "prefill_block")
+MAY_BE_ZERO = ("temperature", "prefill_block", "draft", "max_passes")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class ClientSettings(RoleSettings):
     a table of settings (mpcache policies); network: what protocols are chosen for; prefill_block: tokens of the prompt
     that go through the model at once, 0 for a number that follows from the network; max_model_gib: of masked weights
     and cache that are accepted; max_step_gib: of one correlation or message; fixed_length: generate max_new_tokens,
-    whatever they are, so that the answer's length says nothing."""
+    whatever they are, so that the answer's length says nothing; draft, max_passes: tokens that a pass tries ahead, and
+    how many passes there are at most (0: as many as may be needed)."""
 
     owner: str
     dealer: str
@@ -106,6 +107,8 @@ class ClientSettings(RoleSettings):
     network: str = LOOPBACK.name
     prefill_block: int = AUTOMATIC
     policy: PolicySettings = DEFAULT_POLICY
+    draft: int = 0
+    max_passes: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

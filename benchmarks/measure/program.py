@@ -44,7 +44,7 @@ class Program:
         request: GenerationRequest,
         prompt: Sequence[int] | None,
         on_block: Callable[[int, int], None] = lambda done, total: None,
-        stop: Callable[[int], bool] = lambda token: False,
+        stop: Callable[[int], bool] | None = None,
     ) -> Iterator[int]:
         steps = self._decode if self.kind == "decode" else self._prefill
         return steps(decoder, request, prompt)

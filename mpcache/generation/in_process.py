@@ -56,7 +56,7 @@ class InProcessGeneration:
         try:
             with private_backend("mpc", session, masked_weights=masked) as backend:
                 decoder = Decoder(config, backend)
-                tokens = steps(decoder, request.public, request.prompt, self._on_block, self._stops)
+                tokens = steps(decoder, request.public, request.prompt, self._on_block, request.stop, meter.drafted)
                 yield from meter.until_end(tokens, request.end_tokens)
         except PeerLost:
             if self._stopped:
@@ -71,9 +71,6 @@ class InProcessGeneration:
         self._stopped = True
         for channel in self._channels:
             channel.close()
-
-    def _stops(self, token: int) -> bool:
-        return token in self._request.stop_tokens
 
     def _own(self, channel: QueueChannel, seed: bytes, key: bytes) -> None:
         """The owner's half, which hears no token."""

@@ -82,8 +82,8 @@ class InProcessBatch:
             session.round_bytes = request.public.round_bytes
             meter = self.meters[lane] = Meter(lambda: session.cost)
             with private_backend("mpc", session, masked_weights=masked) as backend:
-                decoder, ends = Decoder(self._checkpoint.config, backend), request.stop_tokens
-                tokens = steps(decoder, request.public, request.prompt, stop=lambda token: token in ends)
+                decoder = Decoder(self._checkpoint.config, backend)
+                tokens = steps(decoder, request.public, request.prompt, stop=request.stop, on_pass=meter.drafted)
                 for token in meter.until_end(tokens, request.end_tokens):
                     self._found.put((lane, token))
 

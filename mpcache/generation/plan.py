@@ -28,7 +28,7 @@ def plan_parts(
     check: Callable[[], None] = lambda: None,
     constants: Constants | None = None,
 ) -> Iterator[Plan]:
-    """The plan, a part for each block of the prompt and for each new token, made as it is asked for.
+    """The plan, a part for each block of the prompt and for each new token or pass, made as it is asked for.
 
     program: another one than a generation; a part for each value that it yields. check: called again and again while
     it plans; raises if the plan is not wanted any more. constants: notes what public values the program multiplies
@@ -64,7 +64,7 @@ def plan_digest(
     check: Callable[[], None] = lambda: None,
 ) -> str:
     """Fingerprint of the program: model and request, the public tables (`constants_digest`), and every correlation,
-    message and public factor of a block and two tokens.
+    message and public factor of a block and two tokens, or with drafts a token and two passes.
 
     The rest of the plan is the same code at other lengths, so two programs that differ, differ here. check: see
     `plan_parts`.
@@ -73,7 +73,7 @@ def plan_digest(
     start = replace(
         request,
         prompt_tokens=min(request.prompt_tokens, block),
-        max_new_tokens=min(request.max_new_tokens, 2),
+        max_new_tokens=min(request.max_new_tokens, 3 if request.draft else 2),
         prefill_block=block,
     )
     head = (str(PROTOCOL_VERSION), model.to_json(), request.to_json(), constants_digest(model, request))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from mpcache.generation.loop import decode, prefill
+from mpcache.generation.loop import decode, decoding, prefill
 from mpcache.generation.network import Network
 from mpcache.generation.prefilled import prefilled_cache
 from mpcache.generation.request import GenerationRequest
@@ -61,7 +61,8 @@ class Price:
 
 @dataclass(frozen=True)
 class Prices:
-    """prefill: with the first token, without eviction. eviction: once, after the prefill. decode: each step."""
+    """prefill: with the first token, without eviction. eviction: once, after the prefill. decode: each step, or each
+    pass with drafts."""
 
     prefill: Price
     eviction: Price
@@ -169,12 +170,12 @@ def _eviction(request: GenerationRequest, decoder: Decoder, counter: _Counter) -
 
 
 def _decode(request: GenerationRequest, decoder: Decoder, counter: _Counter) -> Iterator[Price]:
-    cache = _filled(request, decoder, counter)
-    tokens = decode(decoder, request, decoder.backend.zeros((1, decoder.config.hidden)), cache)
+    cache, m = _filled(request, decoder, counter), request.draft + 1
+    tokens = decoding(decoder, request, None, decoder.backend.zeros((1, decoder.config.hidden)), cache)
     next(tokens)  # priced with the prefill
     counter.since()
     for _ in tokens:
-        yield counter.since(forwards=1, embeddings=1, heads=1)
+        yield counter.since(forwards=m, embeddings=m, heads=m)
 
 
 def _filled(request: GenerationRequest, decoder: Decoder, counter: _Counter) -> Policy:

@@ -13,7 +13,7 @@ from typing import Any
 from mpcache.generation.backends import PRIVATE_BACKENDS
 from mpcache.generation.network import LOOPBACK, parse_network
 from mpcache.model.config import ModelConfig
-from mpcache.policies import AnySettings, PolicySettings, check_policy
+from mpcache.policies import AnySettings, PolicySettings, check_policy, policy_class
 from mpcache.policies.blocks import chosen_block
 from mpcache.protocols.errors import ConfigError, HandshakeError
 from mpcache.protocols.ring import FRACTION_BITS, PRODUCT_BITS
@@ -23,8 +23,13 @@ PROTOCOL_VERSION = 6
 HOTTEST = 100
 AUTOMATIC = 0
 """A block's size that follows from the model, the prompt's length and the network."""
+MOST_DRAFTS = 16
 PRECISION = f"fixed-point {FRACTION_BITS} bits, products {PRODUCT_BITS} bits"
 FULL = PolicySettings("full")
+TAKING_DRAFTS = ("full", "snapkv", "keydiff", "random", "mpcache:cluster_answer=false", "mpcache:clusters=")
+"""Policies that do, by their spelling."""
+Stop = Callable[[int], bool]
+"""Whether an answer ends with this token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,8 @@ class GenerationRequest:
 
     max_new_tokens: the first, which comes with the prefill, included. network: what protocols choose their shapes for.
     prefill_block: tokens of the prompt that go through the model at once; AUTOMATIC: as `chosen_block` says.
+    draft: how many tokens each pass after the prefill tries ahead, see passes.py; 0: none. max_passes: of drafts; the
+    answer ends with the last. 0: as many as max_new_tokens may need.
     """
 
     prompt_tokens: int
@@ -43,6 +50,8 @@ class GenerationRequest:
     network: str = LOOPBACK.name
     prefill_block: int = AUTOMATIC
     precision: str = PRECISION
+    draft: int = 0
+    max_passes: int = 0
 
     __pydantic_config__ = STRICT
 
@@ -61,6 +70,21 @@ class GenerationRequest:
     def tokens(self) -> int:
         """Positions that the generation may take."""
         return self.prompt_tokens + self.max_new_tokens
+
+    @property
+    def passes(self) -> int:
+        """After the prefill, at most: one for each token, as no draft may be right."""
+        return min(self.max_passes or self.max_new_tokens, self.max_new_tokens - 1)
+
+    @property
+    def answered(self) -> int:
+        """How many places of the text the client may learn the next token of: those after wrong drafts included."""
+        return 1 + self.passes * (self.draft + 1)
+
+    @property
+    def cached(self) -> int:
+        """Tokens in the cache at the end, wrong drafts included."""
+        return self.prompt_tokens + self.answered
 
     @property
     def round_bytes(self) -> int:
@@ -92,6 +116,11 @@ class GenerationRequest:
             raise HandshakeError(
                 f"the {role} allows {most_new_tokens} new tokens, not {self.max_new_tokens}: lower max_new_tokens"
             )
+        if self.answered > most_new_tokens:
+            raise HandshakeError(
+                f"the {role} allows {most_new_tokens} new tokens, and {self.max_new_tokens} with {self.draft} drafts "
+                f"each are up to {self.answered}: lower max_new_tokens or draft"
+            )
         _as_handshake(lambda: self._check_room(model))
         block = self.prefill_block or min(self.block_for(model), self.prompt_tokens)
         if block > most_block:
@@ -121,6 +150,25 @@ class GenerationRequest:
             raise ConfigError(f"unknown backend {self.backend[:40]!r} (known: {', '.join(PRIVATE_BACKENDS)})")
         check_policy(self.policy)
         parse_network(self.network)
+        self._check_draft()
+
+    def _check_draft(self) -> None:
+        if not 0 <= self.draft <= MOST_DRAFTS:
+            raise ConfigError(f"a pass drafts between 0 and {MOST_DRAFTS} tokens, not {str(self.draft)[:40]}")
+        if not 0 <= self.max_passes < self.max_new_tokens:
+            raise ConfigError(
+                f"{self.max_new_tokens} new tokens take 1 to {self.max_new_tokens - 1} passes after the first one, so "
+                f"max_passes cannot be {str(self.max_passes)[:40]}; 0 stands for as many as may be needed"
+            )
+        if self.max_passes and not self.draft:
+            raise ConfigError("without drafts each new token is a pass: lower max_new_tokens in place of max_passes")
+        if self.draft and self.backend != "mpc":
+            raise ConfigError(f"the backend {self.backend!r} takes no drafts: leave out draft")
+        if self.draft and (reason := policy_class(self.policy.name).refuses_drafts(self.policy)):
+            raise ConfigError(
+                f"the cache policy {self.policy.name!r} takes no drafts, as {reason}: leave out draft, or take one "
+                f"whose steps only add to the cache ({', '.join(TAKING_DRAFTS)})"
+            )
 
     def _check_room(self, model: ModelConfig) -> None:
         if self.tokens > model.max_positions:
@@ -167,9 +215,9 @@ class ClientRequest:
         return replace(self, prompt=prompt, public=replace(self.public, prompt_tokens=len(prompt), **changes))
 
     @property
-    def stop_tokens(self) -> tuple[int, ...]:
-        """Tokens after which the computation ends: these the owner can count, so none if the length is fixed."""
-        return () if self.fixed_length else self.end_tokens
+    def stop(self) -> Stop | None:
+        """After which tokens the computation ends. Where it ends, the owner can count: None if the length is fixed."""
+        return None if self.fixed_length else lambda token: token in self.end_tokens
 
     @property
     def least_vocabulary(self) -> int:

@@ -37,6 +37,7 @@ class MPCacheSettings(ClusterSettings):
     'mean'. share_layers: neighbouring layers that share a selection; unshared_layers: first ones, after the skipped,
     which select each for itself; skip_layers: first layers that keep and attend to everything; share_heads: all heads
     of a layer pick the same clusters, by the sum of their scores, so that ranks cost as if there were one.
+    cluster_answer: new tokens join clusters; else they are all attended to, beyond the budget, and drafts are possible.
     evict_if_cheap: evict only where that takes a fiftieth of what reading the prompt takes, at most; see pays.py.
     """
 
@@ -57,6 +58,7 @@ class MPCacheSettings(ClusterSettings):
     unshared_layers: int = setting(1, least=0, most=MOST_LAYERS)
     share_heads: bool = True
     skip_layers: int = setting(0, least=0, most=MOST_LAYERS)
+    cluster_answer: bool = True
 
     def contradictions(self) -> list[str]:
         uneven = [(a, b) for a, b in itertools.pairwise(self.clusters) if a % b or a == b]
@@ -67,6 +69,9 @@ class MPCacheSettings(ClusterSettings):
 
     def next_level(self, picked: int) -> int:
         return math.ceil(self.widening * picked)
+
+    def clusters_grow(self) -> bool:
+        return self.cluster_answer
 
     def layer_pattern(self) -> tuple[int, int]:
         return self.skip_layers + self.unshared_layers, self.share_layers

@@ -18,6 +18,7 @@ from mpcache.parties.command.options import (
     backend,
     chosen_policy,
     config,
+    draft_options,
     insecure,
     policy_options,
     prefill_block_option,
@@ -52,6 +53,7 @@ network_option = click.option(
 @temperature_option
 @network_option
 @prefill_block_option
+@draft_options
 def prepare(
     path: Path,
     insecure: bool,
@@ -64,6 +66,8 @@ def prepare(
     temperature: float | None,
     network: str | None,
     prefill_block: int | None,
+    draft: int | None,
+    max_passes: int | None,
 ) -> None:
     """Prepare sessions ahead of time; no prompt is needed yet.
 
@@ -82,6 +86,8 @@ def prepare(
         backend=backend,
         network=network or settings.network,
         prefill_block=settings.prefill_block if prefill_block is None else prefill_block,
+        draft=settings.draft if draft is None else draft,
+        max_passes=settings.max_passes if max_passes is None else max_passes,
     )
     facts.check_values()
     for i in range(sessions):
@@ -118,6 +124,7 @@ def prepare(
     show_default=True,
     help="How many of --prompts share their rounds at most. Each takes the memory of a session.",
 )
+@draft_options
 def client(
     path: Path,
     insecure: bool,
@@ -133,6 +140,8 @@ def client(
     prefill_block: int | None,
     prompts_file: Path | None,
     batch: int,
+    draft: int | None,
+    max_passes: int | None,
 ) -> None:
     """Generate from a private prompt, or from many, as the data owner.
 
@@ -155,8 +164,11 @@ def client(
         backend=backend,
         network=network or settings.network,
         prefill_block=settings.prefill_block if prefill_block is None else prefill_block,
+        draft=settings.draft if draft is None else draft,
+        max_passes=settings.max_passes if max_passes is None else max_passes,
     )
     requests = [request(text) for text in texts]
+    requests[0].public.check_values()
     if prompts_file is not None:
         results = answer_all(me, requests, batch)
         show_batches(results)

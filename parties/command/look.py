@@ -16,6 +16,7 @@ from mpcache.model.shapes import model_shape
 from mpcache.parties.command.inspect_report import show_inspection
 from mpcache.parties.command.options import (
     chosen_policy,
+    draft_options,
     policy_options,
     prefill_block_option,
     read_prompt,
@@ -110,6 +111,7 @@ def list_policies() -> None:
 @click.option(
     "--batch", type=click.IntRange(1), default=1, show_default=True, help="How many such prompts share their rounds."
 )
+@draft_options
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the plan as JSON.")
 def plan(
     shape: str,
@@ -120,12 +122,15 @@ def plan(
     network: str,
     prefill_block: int | None,
     batch: int,
+    draft: int | None,
+    max_passes: int | None,
     json_path: Path | None,
 ) -> None:
     """Plan what a private generation will take.
 
     Nothing runs. Bytes and rounds are exact, seconds are estimates. A model of any size is planned within seconds. The
-    first new token comes with the prefill.
+    first new token comes with the prefill. With --draft, a pass gives between 1 and 1 + DRAFT tokens: which texts give
+    how many, see `mpcache bench drafts`.
     """
 
     request = GenerationRequest(
@@ -133,6 +138,8 @@ def plan(
         max_new_tokens=max_new_tokens,
         network=network,
         prefill_block=prefill_block or AUTOMATIC,
+        draft=draft or 0,
+        max_passes=max_passes or 0,
     )
     where, policies = parse_network(network), [(p.label, p.settings) for p in parse_policies(policy)]
     records = plan_policies(model_shape(model or shape, positions=request.tokens), request, policies, batch)

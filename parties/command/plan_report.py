@@ -19,6 +19,9 @@ from mpcache.parties.prepared import OVERHEAD_BYTES
 from mpcache.policies import PolicySettings
 from mpcache.protocols.session import Cost
 
+PASS = "first pass"
+"""With drafts, in place of a decode step."""
+
 
 def plan_policies(
     model: ModelConfig, request: GenerationRequest, policies: Sequence[tuple[str, PolicySettings]], batch: int = 1
@@ -31,15 +34,18 @@ def plan_policies(
 
 
 def _record(label: str, request: GenerationRequest, model: ModelConfig, batch: int) -> dict[str, Any]:
+    request.check_values()
     network, prices = parse_network(request.network), price(model, request)
     return {
         "policy": label,
         "prompt_tokens": request.prompt_tokens,
         "new_tokens": request.max_new_tokens,
         "prefill_block": request.block_for(model),
+        "draft": request.draft,
+        "passes": request.passes,
         "network": {"round_trip_seconds": network.round_trip, "bytes_per_second": network.bandwidth},
         "batch": batch,
-        "phases": {name: _phase(phase.shared(batch), network) for name, phase in _phases(prices).items()},
+        "phases": {name: _phase(phase.shared(batch), network) for name, phase in _phases(prices, request).items()},
         "prepared": {
             "disk_bytes": prices.total.cost.correction_bytes + OVERHEAD_BYTES,
             "seconds": dealing_seconds(prices.total),
@@ -47,10 +53,10 @@ def _record(label: str, request: GenerationRequest, model: ModelConfig, batch: i
     }
 
 
-def _phases(prices: Prices) -> dict[str, Price]:
+def _phases(prices: Prices, request: GenerationRequest) -> dict[str, Price]:
     phases = {"prefill": prices.prefill, "eviction": prices.eviction, "decode": prices.decoding}
     if prices.decode:
-        phases["decode step"] = prices.decode[0]
+        phases[PASS if request.draft else "decode step"] = prices.decode[0]
     return phases
 
 
@@ -85,6 +91,12 @@ def show_plan(records: list[Any], network: Network) -> None:
             for part, costs in phase["parts"].items():
                 table.add_row(f"  {part}", *_cells(costs), "")
         Console().print(table)
+        if PASS in record["phases"]:
+            most, taken = record["draft"] + 1, record["phases"][PASS]["seconds"]
+            click.echo(
+                f"  a pass gives 1 to {most} tokens: {taken:,.2f} to {taken / most:,.2f} s a token. Decode is for "
+                f"{record['passes']} passes, as many as there may be"
+            )
         if record["batch"] > 1:  # it is not prepared
             continue
         prepared = record["prepared"]

@@ -232,6 +232,19 @@ def test_a_plan_says_what_a_prepared_session_takes(tmp_path: Path) -> None:
     assert f"{record['prepared']['disk_bytes'] / 1e6:,.2f} MB on the dealer's disk" in shown.stdout
 
 
+def test_a_plan_with_drafts_says_what_a_pass_takes(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    options = ("--model", DEMO_MODEL, "--tokens", 5, "--max-new-tokens", 9, "--draft", 3, "--network", "wan")
+    shown = here("plan", *options, "--json", out)
+    assert shown.exit_code == 0
+    [record] = json.loads(out.read_text())
+    one = record["phases"]["first pass"]["seconds"]
+    assert (record["draft"], record["passes"]) == (3, 8)
+    assert f"a pass gives 1 to 4 tokens: {one:,.2f} to {one / 4:,.2f} s a token" in shown.stdout
+    refused = here("plan", *options, "--policy", "mpcache")
+    assert refused.exit_code == 1 and "takes no drafts" in refused.stderr and "Traceback" not in refused.stderr
+
+
 def test_the_gateway_answers_an_application() -> None:
     with local_parties(DEMO_MODEL) as where:
         me = DataOwner(where, load_tokenizer(DEMO_MODEL), asking((), 3, policy=policy_settings("tova")))

@@ -21,7 +21,7 @@ from mpcache.protocols.plan import Passages, Plan, PlanSession, ShapeArithmetic
 from mpcache.protocols.public import Constants
 from mpcache.protocols.session import Session
 from mpcache.protocols.shares import Secret
-from tests.mpcache.policies.matrix import SETTINGS
+from tests.mpcache.policies.matrix import SETTINGS, TAKING_DRAFTS
 
 FAMILIES = {
     "llama": replace(SHAPES["tiny"], layers=5),
@@ -42,6 +42,13 @@ def test_a_repeated_plan_is_the_plan_in_full(name: str, family: str, prompt: int
     request = GenerationRequest(
         prompt_tokens=prompt, max_new_tokens=new, temperature=temperature, policy=SETTINGS[name], prefill_block=16
     )
+    assert list(plan_parts(FAMILIES[family], request)) == in_full(FAMILIES[family], request)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", TAKING_DRAFTS)
+def test_a_repeated_plan_of_passes_with_drafts_is_the_plan_in_full(name: str, family: str) -> None:
+    request = GenerationRequest(prompt_tokens=40, max_new_tokens=5, policy=SETTINGS[name], block=16, draft=2)
     assert list(plan_parts(FAMILIES[family], request)) == in_full(FAMILIES[family], request)
 
 

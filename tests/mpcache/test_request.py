@@ -46,8 +46,9 @@ def test_a_prompt_shows_in_no_log() -> None:
 
 
 def test_an_answer_of_fixed_length_stops_at_no_token() -> None:
-    assert asking([1], 4, end_tokens=(2, 3)).stop_tokens == (2, 3)
-    assert asking([1], 4, end_tokens=(2, 3), fixed_length=True).stop_tokens == ()
+    stop = asking([1], 4, end_tokens=(2, 3)).stop
+    assert stop is not None and [stop(token) for token in (1, 2, 3)] == [False, True, True]
+    assert asking([1], 4, end_tokens=(2, 3), fixed_length=True).stop is None
 
 
 class Bytes:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mpcache.generation.plan import correlations
 from mpcache.model.config import ModelConfig
-from mpcache.policies import available_policies
+from mpcache.policies import available_policies, policy_class
 from mpcache.protocols.beaver import Forget, Mask, MaskProduct, MaskRows, MaskRuns, SquareSum
 from mpcache.protocols.correlation import (
     Corrected,
@@ -46,8 +46,12 @@ CASES = [
 
 @cache
 def plan(family: str, policy: str, backend: str) -> list[Correlation]:
-    """A prompt of three blocks and four tokens, drawn with a temperature: every policy evicts, selects and goes on."""
-    request = asked(37, 4, policy=SETTINGS[policy], backend=backend, temperature=0.5 if backend == "mpc" else 0.0)
+    """A prompt of three blocks and four tokens, drawn with a temperature, or as many passes with drafts where a policy
+    takes them: every policy evicts, selects and goes on."""
+    settings = SETTINGS[policy]
+    draft = 2 if backend == "mpc" and not policy_class(settings.name).refuses_drafts(settings) else 0
+    temperature = 0.5 if backend == "mpc" else 0.0
+    request = asked(37, 4, policy=settings, backend=backend, temperature=temperature, draft=draft)
     return list(correlations(MODELS[family], request))
 
 
