@@ -120,10 +120,9 @@ class DealerSettings(RoleSettings):
     """The dealer. memory_mib: what it may make ahead, per session; workers: how many processes make it (1: the dealer's
     own); ray: the address of a Ray cluster where they are, and then 1 stands for as many as it has processors;
     max_calls_per_certificate: sessions that one party takes part in or waits for; max_prefill_block: as the owner's;
-    max_model_gib: of masks of weights
-    and cache, for each session; max_step_gib: of one correlation; policies and backends: as the owner's. state: the
-    folder of prepared sessions; prepare: whether they are made and handed over; max_prepared_gib: disk space that they
-    may take, in all and for one client's certificate.
+    max_model_gib: of masks of weights and cache, for each session; max_step_gib: of one correlation; policies and
+    backends: as the owner's. state: the folder of prepared sessions; prepare: whether they are made and handed over;
+    max_prepared_gib: disk space that they may take, in all and for one client's certificate.
     """
 
     listen: str

@@ -255,8 +255,8 @@ class MpcBackend:
         )
         return KeyValues(new_keys, new_values, new_keys.shape[-2]), masked_queries
 
-    def visible(self, seen: Causal) -> torch.Tensor | Causal:
-        return seen if self.session.planning else seen.mask()
+    def visible(self, seen: Causal) -> Causal:
+        return seen
 
     @planned_once
     def attend(

@@ -65,9 +65,9 @@ def test_eight_prompts_take_the_rounds_of_one(connection: Connection, model: Pat
 
 
 def test_an_end_token_ends_one_answer_alone(connection: Connection, model: Path) -> None:
-    plain = [plain_answer(model, prompt, 5) for prompt in PROMPTS]
+    plain = [plain_answer(model, prompt, 4) for prompt in PROMPTS]
     end = plain[0][1]
-    batch = Batch(connection, [asking(prompt, 5, end_tokens=(end,)) for prompt in PROMPTS])
+    batch = Batch(connection, [asking(prompt, 4, end_tokens=(end,)) for prompt in PROMPTS])
     expected = [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in plain]
     assert answers_of(batch, len(PROMPTS)) == expected and len(expected[0]) < max(map(len, expected))
 

@@ -89,12 +89,12 @@ def test_crypten_runs_between_the_same_processes(connection: Connection, model: 
 
 
 def test_protocols_follow_the_network_and_stay_as_planned(connection: Connection, model: Path) -> None:
-    """A slow network is given fewer rounds and more bytes."""
+    """A slow network is given fewer rounds and more bytes; of a prompt, one block where there were two."""
     rounds = []
     for network in ("loopback", "200ms,1gbit"):
-        request = asking(PROMPT * 9, 2, network=network)
+        request = asking(PROMPT * 14, 2, network=network)
         generation = Generation(connection, request)
-        assert list(generation) == plain_answer(model, PROMPT * 9, 2)
+        assert list(generation) == plain_answer(model, PROMPT * 14, 2)
         planned = planned_cost(model, request.public)
         assert generation.meter is not None
         measured = totals(generation.meter.prefill, generation.meter.decode)

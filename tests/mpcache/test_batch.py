@@ -22,13 +22,15 @@ from mpcache.model.checkpoint import load_checkpoint
 from mpcache.model.shapes import SHAPES, model_shape
 from mpcache.parties.threads import session_threads
 from mpcache.policies import policy_settings
+from mpcache.policies.mpcache import MPCacheSettings
 from mpcache.protocols.session import Cost
 from tests.asking import asked, asking
 from tests.mpcache.models import save_random_model
 
-MADE_BY = ((5, 25, 30), (31, 90, 7), (3, 8, 70), (2, 9, 1))
+MADE_BY = ((5, 25, 30), (31, 90, 7), (11, 40, 50), (31, 90, 70), (2, 9, 1))
 PROMPTS = [[(a * i * i + b * i + 11) % 96 for i in range(n)] for a, b, n in MADE_BY]
-POLICY = policy_settings("mpcache:budget=8:sinks=1:recent=4:clusters=2:only_if_cheaper=false:evict_if_cheap=false")
+"""Prompts in which no selection and no token is a near tie."""
+POLICY = MPCacheSettings(budget=24, sinks=2, recent=4, clusters=(8, 4), only_if_cheaper=False, evict_if_cheap=False)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,14 @@ def test_an_answer_may_end_before_the_others(folder: Path) -> None:
     answers, batch = run(folder, requests)
     assert answers == [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in plain]
     assert len(answers[1]) < max(map(len, answers)) == 5
+    assert batch.rounds == max(cost(meter).rounds for meter in batch.meters)
+
+
+def test_prompts_that_try_tokens_ahead_share_their_rounds_as_well(folder: Path) -> None:
+    """Each takes as many passes as its own drafts need."""
+    requests = [asking(prompt, 5, draft=2) for prompt in PROMPTS]
+    answers, batch = run(folder, requests)
+    assert answers == [plain_answer(folder, prompt, 5) for prompt in PROMPTS]
     assert batch.rounds == max(cost(meter).rounds for meter in batch.meters)
 
 

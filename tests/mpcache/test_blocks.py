@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from mpcache.generation.in_process import InProcessGeneration
 from mpcache.generation.plan import phase_costs, plan_digest
 from mpcache.generation.price import price
 from mpcache.generation.request import FULL, GenerationRequest
+from mpcache.inspection.watched import plain_answer
+from mpcache.model.checkpoint import load_checkpoint
 from mpcache.model.decoder import PREFILL_BLOCK
 from mpcache.model.shapes import SHAPES, model_shape
 from mpcache.policies import blocks, policy_settings
 from mpcache.policies.blocks import LARGEST_BLOCK, PASS_BYTES, chosen_block
-from mpcache.protocols.session import ROUND_BYTES
-from tests.asking import asked
+from mpcache.protocols.session import ROUND_BYTES, Cost
+from tests.asking import asked, asking
+from tests.mpcache.models import save_random_model
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "rounds.md").read_text()
 GPT2 = model_shape("gpt2", positions=4096)
@@ -85,6 +89,25 @@ def test_a_policy_whose_answers_would_follow_the_size_keeps_it() -> None:
 def test_on_one_machine_nothing_is_planned_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_pass", None)
     assert chosen_block(FULL, GPT2, 4000, ROUND_BYTES) == PREFILL_BLOCK
+
+
+@pytest.mark.parametrize("policy", ["full", "snapkv:budget=20:sinks=2:recent=4:window=80"])
+@pytest.mark.parametrize("block", [64, 100])
+def test_a_block_of_any_size_is_read_privately_as_planned(tmp_path: Path, policy: str, block: int) -> None:
+    """One of more than 64 tokens in groups of queries; the policy observes most of them."""
+    save_random_model(tmp_path, "llama")
+    checkpoint, prompt = load_checkpoint(tmp_path), [(5 * i * i + 25 * i + 11) % 96 for i in range(100)]
+    request = asking(prompt, 3, policy=policy_settings(policy), prefill_block=block)
+    generation = InProcessGeneration(checkpoint, request)
+    assert list(generation) == plain_answer(tmp_path, prompt, 3, policy_settings(policy))
+    planned = sum(phase_costs(checkpoint.config, request.public), Cost())
+    assert generation.meter is not None
+    measured = generation.meter.prefill.cost + generation.meter.decode.cost
+    assert (measured.online_bytes, measured.correction_bytes, measured.rounds) == (
+        planned.online_bytes,
+        planned.correction_bytes,
+        planned.rounds,
+    )
 
 
 @pytest.mark.parametrize("network", ["lan", "wan"])
