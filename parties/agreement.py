@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mpcache.generation.request import PROTOCOL_VERSION, GenerationRequest
 from mpcache.model.config import ModelConfig
 from mpcache.parties.certificates import Identity
-from mpcache.parties.dealer_link import DealerLink
+from mpcache.parties.dealer_link import READ_AHEAD, DealerLink
 from mpcache.parties.generated import dealer_pb2, purpose_pb2
-from mpcache.parties.link import PARTIES, Link
+from mpcache.parties.link import PARTIES, SESSION_BYTES, Link
 from mpcache.parties.logs import SessionLog
 from mpcache.parties.prepared import at_rest
 from mpcache.protocols.correlation import PartyCorrelations
 from mpcache.protocols.errors import PeerLost
+from mpcache.protocols.lanes import Lanes
 from mpcache.protocols.randomness import new_key
 from mpcache.protocols.session import Session
 from mpcache.protocols.transport import Transport
@@ -23,14 +25,34 @@ from mpcache.protocols.transport import Transport
 log = logging.getLogger("mpcache.prepared")
 
 
+def lane_sessions(session: bytes, count: int) -> list[bytes]:
+    """The ids of a session's lanes, of which the first is its own: for the dealer each is a session."""
+    further = (hashlib.sha256(b"mpcache lane" + lane.to_bytes(4, "big") + session).digest() for lane in range(1, count))
+    return [session, *(digest[:SESSION_BYTES] for digest in further)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """One session's, the same at both parties."""
+    """One session's, the same at both parties; of a batch, one lane's."""
 
     session: bytes
     model: ModelConfig
     request: GenerationRequest
     plan_digest: str
+
+
+def agreements(
+    session: bytes, model: ModelConfig, requests: Sequence[GenerationRequest], digests: Sequence[str]
+) -> tuple[Agreement, ...]:
+    """Of a session's prompts, each with its plan's digest."""
+    of_lanes = zip(lane_sessions(session, len(requests)), requests, digests, strict=True)
+    return tuple(
+        Agreement(session=lane, model=model, request=request, plan_digest=digest) for lane, request, digest in of_lanes
+    )
+
+
+def largest_bytes(max_step_gib: float) -> int:
+    return int(max_step_gib * 2**30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +66,23 @@ class Dealt:
 
     def session(self, agreement: Agreement, link: Link, max_step_gib: float, transport: Transport | None) -> Session:
         """The private session over the parties' link. transport: see `mpcache.protocols.transport.Transport`."""
-        party, largest = PARTIES.index(self.role), int(max_step_gib * 2**30)
         channel = transport(link) if transport else link
-        session = Session(party, channel, PartyCorrelations(party, self.seed, self._reader(), largest))
-        session.largest_bytes = largest
+        return self._set_up(Session(self._party, channel, self._correlations(max_step_gib)), agreement, max_step_gib)
+
+    def in_lane(self, agreement: Agreement, lanes: Lanes, lane: int, max_step_gib: float) -> Session:
+        """The same as one of several that share their rounds."""
+        session = lanes.session(lane, self._party, self._correlations(max_step_gib))
+        return self._set_up(session, agreement, max_step_gib)
+
+    @property
+    def _party(self) -> int:
+        return PARTIES.index(self.role)
+
+    def _correlations(self, max_step_gib: float) -> PartyCorrelations:
+        return PartyCorrelations(self._party, self.seed, self._reader(), largest_bytes(max_step_gib))
+
+    def _set_up(self, session: Session, agreement: Agreement, max_step_gib: float) -> Session:
+        session.largest_bytes = largest_bytes(max_step_gib)
         session.round_bytes = agreement.request.round_bytes
         return session
 
@@ -61,7 +96,7 @@ class Dealt:
 @dataclass(frozen=True, kw_only=True)
 class Party:
     """One party before the dealer. watch: is given every link to the dealer that is made; check_peer: raises if the
-    other party is gone; weight_key: the owner's."""
+    other party is gone; weight_key: the owner's; read_ahead: bytes of corrections that each link may hold."""
 
     role: str
     dealer: str
@@ -70,6 +105,7 @@ class Party:
     watch: Callable[[DealerLink], None]
     check_peer: Callable[[], None]
     weight_key: bytes = b""
+    read_ahead: int = READ_AHEAD
 
     def start(self, agreement: Agreement, prepared: bytes | None) -> Dealt:
         """Corrections for an agreed session, begun: from the dealer's disk if it has them there, else made now.
@@ -118,6 +154,6 @@ class Party:
             weight_key=weight_key,
             purpose=purpose,
         )
-        link = DealerLink(self.dealer, self.identity, request, self.timeout)
+        link = DealerLink(self.dealer, self.identity, request, self.timeout, self.read_ahead)
         self.watch(link)
         return link

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mpcache.parties.agreement import Party
 from mpcache.parties.certificates import Identity
-from mpcache.parties.dealer_link import DealerLink
+from mpcache.parties.dealer_link import READ_AHEAD, DealerLink, DealerLinks
 from mpcache.parties.link import SESSION_BYTES, ClientLink, told
 from mpcache.parties.tls import DEFAULT_TIMEOUT
 from mpcache.protocols.errors import MpcacheError, PeerLost
@@ -36,12 +36,12 @@ class Connection:
 
 
 class Links:
-    """A client's links: to the owner, and then to the dealer, who are told why if it ends."""
+    """A client's links: to the owner, and then to the dealer, for each prompt. They are told why if it ends."""
 
     def __init__(self, where: Connection) -> None:
         self.where = where
         self.owner: ClientLink | None = None
-        self.dealer: DealerLink | None = None
+        self.dealers = DealerLinks()
         self._stopped = False
 
     def stop(self) -> None:
@@ -49,8 +49,7 @@ class Links:
         self._stopped = True
         if self.owner is not None:
             self.owner.abort("the client stopped")
-        if self.dealer is not None:
-            self.dealer.close()
+        self.dealers.close()
 
     def check_wanted(self) -> None:
         """After each link was made, as `stop` ends only those that it finds."""
@@ -66,9 +65,7 @@ class Links:
             self.check_wanted()
             yield link
         except MpcacheError as error:
-            dealer = self.dealer
-            owner_left = dealer is not None and dealer.ending is not None and dealer.ending.other_left
-            reason = link.reason(_LAST_WORD) if owner_left else None
+            reason = link.reason(_LAST_WORD) if self.dealers.other_left else None
             link.abort(reason or told(error, "client"))
             if reason is not None:
                 raise PeerLost(reason) from None
@@ -78,16 +75,15 @@ class Links:
             raise
         finally:
             link.disconnect()
-            if self.dealer is not None:
-                self.dealer.close()
+            self.dealers.close()
 
-    def party(self, link: ClientLink) -> Party:
-        """This client before the dealer."""
+    def party(self, link: ClientLink, prompts: int = 1) -> Party:
+        """This client before the dealer, with a link for each of so many prompts."""
 
         def watch(dealer: DealerLink) -> None:
-            self.dealer = dealer
+            self.dealers.add(dealer)
             self.check_wanted()
-            link.check = dealer.check
+            link.check = self.dealers.check
 
         where = self.where
         return Party(
@@ -97,4 +93,5 @@ class Links:
             timeout=where.timeout,
             watch=watch,
             check_peer=link.check_peer,
+            read_ahead=READ_AHEAD // prompts,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from mpcache.generation.request import ClientRequest, GenerationRequest
 from mpcache.model.tokenizer import Prompt, encode_prompt, end_tokens, load_tokenizer, vocabulary_size
+from mpcache.parties.batch import Batch
 from mpcache.parties.certificates import load_identity
 from mpcache.parties.client import Connection, Generation
 from mpcache.parties.handshake import Wanted
@@ -53,6 +54,10 @@ class DataOwner:
     ) -> Generation:
         return Generation(self.connection, request, on_block)
 
+    def start_batch(self, requests: Sequence[ClientRequest]) -> Batch:
+        """Raises ConfigError if these cannot share their rounds."""
+        return Batch(self.connection, requests)
+
 
 def data_owner(connection: Connection, tokenizer_folder: Path, public: GenerationRequest | None = None) -> DataOwner:
     """With the tokenizer and end tokens of a folder. Raises ModelError."""
@@ -92,6 +97,9 @@ def data_owner_of(settings: ClientSettings, insecure: bool = False) -> DataOwner
         temperature=settings.temperature,
         policy=settings.policy,
         network=settings.network,
+        prefill_block=settings.prefill_block,
+        draft=settings.draft,
+        max_passes=settings.max_passes,
     )
     owner = data_owner(connection, settings.tokenizer, public)
     defaults = replace(owner.defaults, fixed_length=settings.fixed_length, model_digest=settings.model_digest)

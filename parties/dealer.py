@@ -236,14 +236,14 @@ class DealerService(dealer_pb2_grpc.DealerServicer):
         """What both parties sent, checked before anything is planned. Raises HandshakeError, ModelError."""
         s, wanted = self._settings, pairing.requests["owner"]
         model, request = ModelConfig.from_json(wanted.model), GenerationRequest.from_json(wanted.request)
-        request.check("dealer", model, s.max_prompt_tokens, s.max_new_tokens)
+        request.check("dealer", model, s.max_prompt_tokens, s.max_new_tokens, s.max_prefill_block)
         if request.backend not in s.backends:
             allowed = ", ".join(s.backends)
             raise HandshakeError(f"the dealer does not allow the backend {request.backend!r} (allowed: {allowed})")
         if s.policies and request.policy.name not in s.policies:
             allowed = ", ".join(s.policies)
             raise HandshakeError(f"the dealer does not allow the policy {request.policy.name!r} (allowed: {allowed})")
-        check_size(model, request.tokens, "dealer", s.max_model_gib)
+        check_size(model, request.cached, "dealer", s.max_model_gib)
         pairing.journal.info(
             "%s begins: %d prompt tokens, at most %d new ones, policy %s, backend %s",
             _BEGINS[wanted.purpose], request.prompt_tokens, request.max_new_tokens, request.policy.name,

@@ -18,6 +18,8 @@ from mpcache.parties.tls import PART_BYTES, open_channel
 from mpcache.protocols.errors import PeerLost, ProtocolError
 
 Failure = dealer_pb2.Failure
+READ_AHEAD = 64 << 20
+"""Bytes of corrections that wait at a party, of all prompts of a batch together."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,36 @@ class Ending:
     text: str
     other_left: bool
     unprepared: bool = False
+
+
+class DealerLinks:
+    """Those of one party for one call of the other: one, or of a batch one for each prompt."""
+
+    def __init__(self) -> None:
+        self._made: list[DealerLink] = []
+
+    def add(self, link: DealerLink) -> None:
+        self._made.append(link)
+
+    def check(self) -> None:
+        """Raises PeerLost if the dealer has failed or gone; a link that was closed here says nothing."""
+        for link in self._made:
+            if not link.closed:
+                link.check()
+
+    def close(self) -> None:
+        for link in self._made:
+            link.close()
+
+    @property
+    def other_left(self) -> bool:
+        """Whether the dealer ended as the other party had gone."""
+        return any(link.ending is not None and link.ending.other_left for link in self._made)
+
+    @property
+    def waited_seconds(self) -> float:
+        """The longest that a reader stood still: readers of a batch wait for each other."""
+        return max((link.waited_seconds for link in self._made), default=0.0)
 
 
 class DealerLink:
@@ -43,7 +75,7 @@ class DealerLink:
         identity: Identity | None,
         request: dealer_pb2.DealRequest,
         timeout: float,
-        memory_bytes: int = 64 << 20,
+        memory_bytes: int = READ_AHEAD,
     ) -> None:
         self._timeout = timeout
         self._channel, _ = open_channel(address, identity, "dealer", timeout)
@@ -113,6 +145,11 @@ class DealerLink:
                 return self._chunks.put(chunk, timeout=0.5)
             except queue.Full:
                 continue
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed here."""
+        return self._closed
 
     def check(self) -> None:
         """Raises PeerLost if the dealer has failed or gone."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from mpcache.generation.batch import batch_digest, batch_of, longest
 from mpcache.generation.loop import Program
-from mpcache.generation.plan import constants_digest, plan_digest
+from mpcache.generation.plan import constants_digest
 from mpcache.generation.request import PROTOCOL_VERSION, GenerationRequest
 from mpcache.model.checkpoint import weight_shapes
 from mpcache.model.config import ModelConfig
-from mpcache.parties.agreement import Agreement
+from mpcache.parties.agreement import Agreement, agreements
 from mpcache.parties.connection import Connection
 from mpcache.parties.generated import owner_pb2, purpose_pb2
 from mpcache.parties.link import ClientLink, Frame
@@ -33,9 +34,11 @@ _DIGEST, _FINGERPRINT = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}")
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Of an owner. model_digest: accept this model alone; empty: any. least_vocabulary: what it must have room for."""
+    """Of an owner. further_prompt_tokens: of a batch, lengths of the prompts after the request's. model_digest: accept
+    this model alone; empty: any. least_vocabulary: what it must have room for."""
 
     request: GenerationRequest
+    further_prompt_tokens: tuple[int, ...] = ()
     model_digest: str = ""
     least_vocabulary: int = 1
 
@@ -46,9 +49,10 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Welcome:
-    """What an owner answered, checked. seed: of the prepared session that both parties had, and have no more."""
+    """What an owner answered, checked. agreements: of each prompt; seed: of the prepared session that both parties had,
+    and have no more."""
 
-    agreement: Agreement
+    agreements: tuple[Agreement, ...]
     facts: Facts
     weights: dict[str, torch.Tensor]
     seed: bytes | None = None
@@ -71,8 +75,10 @@ class Handshake:
         self._seeds = KeptSeeds(where.state, where.prepared_hours)
 
     def for_session(self) -> Welcome:
-        """For a session: a prepared one where there is one for exactly this request."""
+        """For a session: a prepared one where there is one for exactly this request. A batch is not prepared."""
         link, wanted = self._link, self._wanted
+        if wanted.further_prompt_tokens:
+            return self._agree(SESSION)
         with self._seeds.offered(link.certificate, wanted.as_read(), wanted.model_digest) as kept:
             if kept is None:
                 return self._agree(SESSION)
@@ -97,6 +103,7 @@ class Handshake:
             request=request.to_json(),
             model_digest=self._wanted.model_digest,
             purpose=purpose,
+            further_prompt_tokens=self._wanted.further_prompt_tokens,
         )
         link.put(Frame(hello=hello))
         frame = link.next_frame()
@@ -104,7 +111,7 @@ class Handshake:
             raise HandshakeError("the owner did not answer with a welcome: is it another version of MPCache?")
         welcome = frame.welcome
         seed = None if kept is None else self._seeds.take(link.session, kept.facts)
-        model = self._checked(welcome, request)
+        model, agreed = self._checked(welcome, batch_of(request, self._wanted.further_prompt_tokens))
         facts = Facts(
             peer=link.certificate,
             request=request_digest(request),
@@ -119,34 +126,38 @@ class Handshake:
             seed = None
         elif kept is None or seed is None or kept.facts != facts:
             raise HandshakeError("the owner's welcome is for a prepared session that the client did not ask for")
-        agreement = Agreement(session=link.session, model=model, request=request, plan_digest=welcome.plan_digest)
-        return Welcome(agreement=agreement, facts=facts, weights=self._weights(model, welcome), seed=seed)
+        return Welcome(agreements=agreed, facts=facts, weights=self._weights(model, welcome), seed=seed)
 
-    def _checked(self, welcome: owner_pb2.Welcome, request: GenerationRequest) -> ModelConfig:
-        """The owner's model, if all that the welcome says is what it must be."""
+    def _checked(
+        self, welcome: owner_pb2.Welcome, requests: Sequence[GenerationRequest]
+    ) -> tuple[ModelConfig, tuple[Agreement, ...]]:
+        """The owner's model and what is agreed for each prompt, if all that the welcome says is what it must be."""
         wanted = self._wanted.model_digest
         if not (_DIGEST.fullmatch(welcome.model_digest) and _FINGERPRINT.fullmatch(welcome.masked_weights)):
             raise HandshakeError("the owner's welcome names its model by what is no digest")
         if wanted and welcome.model_digest != wanted:
             raise HandshakeError("the owner offers another model than model_digest in the client's settings")
         model = ModelConfig.from_json(welcome.model)
-        self._check(model, request)
-        if constants_digest(model, request) != welcome.constants_digest:
+        self._check(model, requests)
+        if constants_digest(model, longest(requests)) != welcome.constants_digest:
             raise HandshakeError(
                 "the public constants that this machine computes (rotary positions, exponentials) differ from the "
                 "owner's: install the same MPCache, numpy and torch on both sides, and report it if that does not help"
             )
         check = planning_check(self._where.timeout, self._link.check_peer)
-        if plan_digest(model, request, self._program, check) != welcome.plan_digest:
+        digest, each = batch_digest(model, requests, self._program, check)
+        if digest != welcome.plan_digest:
             raise HandshakeError(
                 "the client's plan differs from the owner's: install the same version of MPCache on both sides"
             )
-        return model
+        return model, agreements(self._link.session, model, requests, each)
 
-    def _check(self, model: ModelConfig, request: GenerationRequest) -> None:
-        """The owner's model must bear the request, fit this memory, and the tokenizer's tokens whatever the prompt."""
-        request.check("client", model, request.prompt_tokens, request.max_new_tokens)
-        check_size(model, request.tokens, "client", self._where.max_model_gib)
+    def _check(self, model: ModelConfig, requests: Sequence[GenerationRequest]) -> None:
+        """The owner's model must bear the requests, fit this memory, and the tokenizer's tokens whatever the prompt."""
+        for request in requests:
+            n = request.prompt_tokens
+            request.check("client", model, n, request.answered, max(n, request.prefill_block))
+        check_size(model, sum(request.cached for request in requests), "client", self._where.max_model_gib)
         if self._wanted.least_vocabulary > model.vocabulary:
             raise HandshakeError(
                 f"the tokenizer does not fit the owner's model: it has tokens beyond its vocabulary of "

@@ -6,7 +6,7 @@ All three are asked in the same way, see `Parties.stream`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +15,10 @@ from weakref import WeakSet
 
 from mpcache.generation.answer import Answer
 from mpcache.generation.in_process import InProcessGeneration
+from mpcache.generation.in_process_batch import InProcessBatch
 from mpcache.generation.loop import Meter
 from mpcache.generation.price import Prices, price
-from mpcache.generation.request import ClientRequest, GenerationRequest
+from mpcache.generation.request import AUTOMATIC, ClientRequest, GenerationRequest
 from mpcache.generation.text import Decodes, TextStream
 from mpcache.inspection.implied import check_ranges
 from mpcache.model.config import ModelConfig
@@ -41,22 +42,43 @@ class Public(TypedDict, total=False):
     policy: str | PolicySettings
     temperature: float
     network: str
+    prefill_block: int
+    draft: int
+    max_passes: int
 
 
-class Options(Public, total=False):
-    """What a generation is asked for beside its prompt. What is left out is as `Parties.stream` says."""
+class BatchOptions(Public, total=False):
+    """What the generations of a batch are asked for beside their prompts."""
 
     fixed_length: bool
+
+
+class Options(BatchOptions, total=False):
+    """What a generation is asked for beside its prompt. What is left out is as `Parties.stream` says."""
+
     on_block: OnBlock
 
 
-class Tokens(Protocol):
+class Stoppable(Protocol):
+    """What is under way."""
+
+    def stop(self) -> None: ...
+
+
+class Tokens(Stoppable, Protocol):
     """A generation under way."""
 
     meter: Meter | None
 
     def __iter__(self) -> Iterator[int]: ...
-    def stop(self) -> None: ...
+
+
+class Batched(Stoppable, Protocol):
+    """Several, of which each token comes with its request's place."""
+
+    meters: list[Meter | None]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]: ...
 
 
 class Stream:
@@ -101,7 +123,7 @@ class Parties(ABC):
     """
 
     def __init__(self) -> None:
-        self._running: WeakSet[Tokens] = WeakSet()
+        self._running: WeakSet[Stoppable] = WeakSet()
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Answer:
         """The whole answer; for the options see `stream`."""
@@ -115,8 +137,11 @@ class Parties(ABC):
 
         prompt: text, or token ids. max_new_tokens: 16, or what the settings say. policy: settings, or a spelling such
         as "mpcache:budget=0.25"; "mpcache". temperature: 0, the likeliest token. network: what protocols are chosen
-        for; "loopback". fixed_length: False; True hides where the answer ended. on_block: hears how many of the
-        prompt's tokens are done, and how many there are. Raises ConfigError for what cannot be asked for; and
+        for; "loopback". prefill_block: how many of the prompt's tokens go through the model at once; 0, a number that
+        follows from the network. fixed_length: False; True hides where the answer ended. draft: 0; how many tokens each
+        pass tries ahead, in the rounds of one, where the policy takes drafts; the tokens are the same without.
+        max_passes: of drafts, after the first token; 0, as many as max_new_tokens may need. on_block: hears how many of
+        the prompt's tokens are done, and how many there are. Raises ConfigError for what cannot be asked for; and
         MpcacheError while it is iterated.
         """
         facts = _checked(options, Options)
@@ -125,6 +150,28 @@ class Parties(ABC):
         tokens = self._start(request, on_block)
         self._running.add(tokens)
         return Stream(tokens, request.public, self._tokenizer())
+
+    def generate_batch(self, prompts: Sequence[Prompt], **options: Unpack[BatchOptions]) -> list[Answer]:
+        """The answers to several prompts, which share their rounds: on a slow network all come about as fast as one.
+
+        The prompts' lengths may differ. Options are those of `stream`, for all. Each answer's cost is its own; rounds
+        are counted by each that took part in them, so that those of the batch are the most of any answer. Owner and
+        dealer bound how many prompts there may be. Raises ConfigError, MpcacheError.
+        """
+        if isinstance(prompts, str):
+            raise ConfigError("a batch is a list of prompts: for one prompt there is generate")
+        facts = _checked(options, BatchOptions)
+        requests = [self._request(prompt, **facts) for prompt in prompts]
+        batch = self._start_batch(requests)
+        self._running.add(batch)
+        texts = [TextStream(self._tokenizer()) for _ in requests]
+        for lane, token in batch:
+            texts[lane].add(token)
+        answers = []
+        for request, text, meter in zip(requests, texts, batch.meters, strict=True):
+            assert meter is not None
+            answers.append(Answer.of(text.text, text.tokens, request.public, meter))
+        return answers
 
     def __enter__(self) -> Self:
         return self
@@ -138,6 +185,9 @@ class Parties(ABC):
 
     @abstractmethod
     def _start(self, request: ClientRequest, on_block: OnBlock) -> Tokens: ...
+
+    @abstractmethod
+    def _start_batch(self, requests: Sequence[ClientRequest]) -> Batched: ...
 
     @abstractmethod
     def _tokenizer(self) -> Decodes: ...
@@ -173,6 +223,9 @@ class InProcess(Parties):
 
     def _start(self, request: ClientRequest, on_block: OnBlock) -> InProcessGeneration:
         return InProcessGeneration(self._model.checkpoint, request, on_block)
+
+    def _start_batch(self, requests: Sequence[ClientRequest]) -> InProcessBatch:
+        return InProcessBatch(self._model.checkpoint, requests)
 
     def _tokenizer(self) -> Decodes:
         return self._model
@@ -214,6 +267,9 @@ class Remote(Parties):
     def _start(self, request: ClientRequest, on_block: OnBlock) -> Tokens:
         return self._data_owner.start(request, on_block)
 
+    def _start_batch(self, requests: Sequence[ClientRequest]) -> Batched:
+        return self._data_owner.start_batch(requests)
+
     def _tokenizer(self) -> Decodes:
         return self._data_owner.tokenizer  # type: ignore[no-any-return]
 
@@ -251,8 +307,12 @@ def plan(
     policy: str | PolicySettings = "mpcache",
     temperature: float = 0.0,
     network: str = "loopback",
+    prefill_block: int = AUTOMATIC,
+    draft: int = 0,
+    max_passes: int = 0,
 ) -> Prices:
-    """Plan what a private generation will take, exactly and without running it: prefill, eviction, each decode step.
+    """Plan what a private generation will take, exactly and without running it: prefill, eviction, each decode step, or
+    with drafts each pass.
 
     model: a loaded one, its shape, a folder, or the name of a shape such as "gpt2"; a shape by its name or folder has
     room for any prompt here. An answer that ends early takes less. Cost: seconds, whatever the size.
@@ -270,6 +330,9 @@ def plan(
         policy=policy_settings(policy),
         temperature=temperature,
         network=network,
+        prefill_block=prefill_block,
+        draft=draft,
+        max_passes=max_passes,
     )
     request.check_for(config)
     return price(config, request)

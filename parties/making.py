@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from mpcache.parties.workers.pool import Pool, State, Worker
-from mpcache.protocols.correlation import Correlation, Dealer, corrections
+from mpcache.protocols.correlation import Correlation, Dealer, WeightMasks, corrections
 from mpcache.protocols.stretches import Stretch, Stretches
 
 STRETCH_BYTES = 4 << 20
 """Corrections of a stretch: its call and its bytes' way cost little beside making them."""
 LOOK_SECONDS = 0.2
 """How often somebody who waits for a worker looks whether the session still goes on."""
+
+
+class SharedMasks:
+    """Masks of weights by their key: those of sessions that run at the same time, such as the prompts of a batch, are
+    drawn once. They are gone with the last of them."""
+
+    def __init__(self) -> None:
+        self._known: WeakValueDictionary[bytes, WeightMasks] = WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def of(self, weight_key: bytes | None) -> WeightMasks | None:
+        if not weight_key:
+            return None
+        with self._lock:
+            return self._known.setdefault(weight_key, WeightMasks(weight_key))
 
 
 @dataclass(frozen=True)
@@ -26,8 +43,8 @@ class Secrets:
     weight_key: bytes | None = field(repr=False)
     largest_bytes: int
 
-    def dealer(self) -> Dealer:
-        return Dealer(self.seeds, self.weight_key, self.largest_bytes)
+    def dealer(self, weight_masks: WeightMasks | None) -> Dealer:
+        return Dealer(self.seeds, self.weight_key, self.largest_bytes, weight_masks)
 
 
 class Maker:
@@ -38,7 +55,7 @@ class Maker:
 
     def __init__(self, pool: Pool | None, ahead: int) -> None:
         """pool: None for this process alone; the maker closes it."""
-        self._pool, self._ahead = pool, ahead
+        self._pool, self._ahead, self._shared = pool, ahead, SharedMasks()
         self._numbers = itertools.count()
 
     def corrections(
@@ -54,7 +71,7 @@ class Maker:
         taken. Raises TooLarge; PeerLost if a worker is lost.
         """
         if self._pool is None:
-            yield from corrections(secrets.dealer(), plan)
+            yield from corrections(secrets.dealer(self._shared.of(secrets.weight_key)), plan)
             return
         making = _Making(self._pool.workers(), next(self._numbers), secrets, self._ahead, check, held)
         yield from making.corrections(plan)
@@ -111,9 +128,10 @@ class _Making:
 
 
 def _make(state: State, session: int, secrets: Secrets, stretch: Stretch) -> bytes:
-    """At a worker."""
+    """At a worker, whose state has a dealer for each session."""
     if session not in state:
-        state[session] = secrets.dealer()
+        others = (dealer.weight_masks for dealer in state.values())
+        state[session] = secrets.dealer(next((masks for masks in others if masks.key == secrets.weight_key), None))
     return stretch.corrections(state[session])
 
 

@@ -10,16 +10,17 @@ from contextlib import ExitStack
 import grpc
 
 from mpcache.generation.backends import private_backend
+from mpcache.generation.batch import batch_digest, batch_of, longest
 from mpcache.generation.loop import Program, steps
-from mpcache.generation.plan import constants_digest, plan_digest
+from mpcache.generation.plan import constants_digest
 from mpcache.generation.request import PROTOCOL_VERSION, GenerationRequest
 from mpcache.inspection.implied import check_ranges
 from mpcache.model.checkpoint import Checkpoint, load_checkpoint
 from mpcache.model.decoder import Decoder
-from mpcache.parties.agreement import Agreement, Party
+from mpcache.parties.agreement import Agreement, Party, agreements, largest_bytes
 from mpcache.parties.calls import Call
 from mpcache.parties.certificates import Identity
-from mpcache.parties.dealer_link import DealerLink
+from mpcache.parties.dealer_link import DealerLink, DealerLinks
 from mpcache.parties.generated import owner_pb2, owner_pb2_grpc, purpose_pb2
 from mpcache.parties.link import SESSION_BYTES, Frame, Link, printable, told
 from mpcache.parties.logs import SessionLog
@@ -34,7 +35,9 @@ from mpcache.parties.weights import encoded_checkpoint, encoded_digest, masked_w
 from mpcache.policies import known_policies
 from mpcache.protocols.backends.mpc import weight_bits
 from mpcache.protocols.errors import Busy, HandshakeError, MpcacheError
+from mpcache.protocols.lanes import Lanes
 from mpcache.protocols.ring import pack
+from mpcache.protocols.session import Session
 from mpcache.protocols.transport import Transport
 
 log = logging.getLogger("mpcache.owner")
@@ -44,8 +47,8 @@ WAITING = 32
 """Connections, beyond those of sessions, that may wait for their hello or their refusal."""
 LONGEST_REQUEST = 1 << 12
 """Characters of a hello's texts."""
-PREPARE, PREPARED = purpose_pb2.PREPARE, purpose_pb2.PREPARED
-_BEGINS = {purpose_pb2.SESSION: "session", PREPARE: "preparation", PREPARED: "prepared session"}
+SESSION, PREPARE, PREPARED = purpose_pb2.SESSION, purpose_pb2.PREPARE, purpose_pb2.PREPARED
+_BEGINS = {SESSION: "session", PREPARE: "preparation", PREPARED: "prepared session"}
 KEPT = b"\x01"
 """The owner's last word of a preparation: it has its seed on disk."""
 
@@ -126,42 +129,46 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
     def _session(
         self, link: Link, hello: owner_pb2.Hello, client: Peer, journal: SessionLog, at_end: ExitStack
     ) -> None:
-        request = self._agree(hello)
+        requests = self._agree(hello)
+        request = requests[0]
         at_end.enter_context(self._sessions.taken(client.certificate))
         if hello.purpose == PREPARE:
             self._seeds.check_room(client.certificate, hello.session)
         journal.info(
-            "%s of %s begins: %d prompt tokens, at most %d new ones, policy %s, backend %s",
-            _BEGINS[hello.purpose], client, request.prompt_tokens, request.max_new_tokens, request.policy.name,
-            request.backend,
+            "%s of %s begins: %s prompt tokens, at most %d new ones, policy %s, backend %s, %d drafts",
+            _BEGINS[hello.purpose], client, " and ".join(str(r.prompt_tokens) for r in requests),
+            request.max_new_tokens, request.policy.name, request.backend, request.draft,
         )  # fmt: skip
         key = weight_key(self._settings.state, self._encoded, client.certificate)
-        agreement = self._agreement(link, hello.session, request)
+        digest, agreed = self._agreements(link, hello.session, requests)
         facts = Facts(
             peer=client.certificate,
             request=request_digest(request),
             model=self._checkpoint.digest,
-            plan=agreement.plan_digest,
+            plan=digest,
             masked_weights=weights_fingerprint(key),
         )
         seed = self._seeds.take(hello.session, facts) if hello.purpose == PREPARED else None
         if hello.purpose == PREPARED and seed is None:
             journal.warning("there is no seed of this prepared session: an ordinary one takes its place")
-        self._welcome(link, agreement, facts, key, prepared=seed is not None)
+        self._welcome(link, longest(requests), facts, key, prepared=seed is not None)
         party = self._party(link, key, at_end)
         if hello.purpose == PREPARE:
-            new_seed, _ = party.prepare(agreement)
+            new_seed, _ = party.prepare(agreed[0])
             self._seeds.keep(hello.session, new_seed, facts)
             link.send(KEPT)
             journal.info("prepared")
         else:
-            generated = self._generate(link, agreement, party, seed)
-            journal.info("session ends: %d new tokens", generated)
+            generated = self._generate(link, agreed, party, seed)
+            journal.info("session ends: %d %s", generated, "passes" if request.draft else "new tokens")
 
     def _party(self, link: Link, key: bytes, at_end: ExitStack) -> Party:
+        dealers = DealerLinks()
+        at_end.callback(dealers.close)
+
         def watch(dealer: DealerLink) -> None:
-            at_end.callback(dealer.close)
-            link.check = dealer.check
+            dealers.add(dealer)
+            link.check = dealers.check
 
         return Party(
             role="owner",
@@ -173,29 +180,47 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
             weight_key=key,
         )
 
-    def _generate(self, link: Link, agreement: Agreement, party: Party, seed: bytes | None) -> int:
-        """The owner's half of a generation. Returns how many tokens it had."""
-        dealt, request = party.start(agreement, seed), agreement.request
-        session = dealt.session(agreement, link, self._settings.max_step_gib, self._transport)
-        with private_backend(request.backend, session, weight_key=party.weight_key) as backend:
+    def _generate(self, link: Link, agreed: Sequence[Agreement], party: Party, seed: bytes | None) -> int:
+        """The owner's half of the generations. Returns how many tokens they had: with drafts, how many passes."""
+        largest = self._settings.max_step_gib
+        if len(agreed) == 1:
+            session = party.start(agreed[0], seed).session(agreed[0], link, largest, self._transport)
+            return self._tokens(agreed[0].request, session, party.weight_key)
+        dealt = [party.start(agreement, None) for agreement in agreed]
+        channel = self._transport(link) if self._transport else link
+        lanes, generated = Lanes(channel, len(agreed), largest_bytes(largest)), [0] * len(agreed)
+
+        def work(lane: int) -> None:
+            session = dealt[lane].in_lane(agreed[lane], lanes, lane, largest)
+            generated[lane] = self._tokens(agreed[lane].request, session, party.weight_key)
+
+        lanes.run(work)
+        return sum(generated)
+
+    def _tokens(self, request: GenerationRequest, session: Session, weight_key: bytes) -> int:
+        """Of one generation, which this makes."""
+        with private_backend(request.backend, session, weight_key=weight_key) as backend:
             decoder = Decoder(self._checkpoint.config, backend, self._checkpoint.tensors)
             return sum(1 for _ in (self._program or steps)(decoder, request, None))
 
-    def _agreement(self, link: Link, session: bytes, request: GenerationRequest) -> Agreement:
+    def _agreements(
+        self, link: Link, session: bytes, requests: Sequence[GenerationRequest]
+    ) -> tuple[str, tuple[Agreement, ...]]:
+        """(fingerprint of all plans, what is agreed for each prompt)."""
         model = self._checkpoint.config
         check = planning_check(self._settings.planning_seconds, link.check_peer)
-        digest = plan_digest(model, request, self._program, check)
-        return Agreement(session=session, model=model, request=request, plan_digest=digest)
+        digest, each = batch_digest(model, requests, self._program, check)
+        return digest, agreements(session, model, requests, each)
 
-    def _welcome(self, link: Link, agreement: Agreement, facts: Facts, key: bytes, *, prepared: bool) -> None:
+    def _welcome(self, link: Link, longest: GenerationRequest, facts: Facts, key: bytes, *, prepared: bool) -> None:
         """Welcome the client, and send it the masked weights if it asks for them."""
-        model = agreement.model
+        model = self._checkpoint.config
         welcome = owner_pb2.Welcome(
             model=model.to_json(),
             plan_digest=facts.plan,
             masked_weights=facts.masked_weights,
             model_digest=facts.model,
-            constants_digest=constants_digest(model, agreement.request),
+            constants_digest=constants_digest(model, longest),
             prepared=prepared,
         )
         link.put(Frame(welcome=welcome))
@@ -204,7 +229,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
                 link.send(pack(tensor, weight_bits(name)))
                 link.receive(1)  # the next one is made when this one has arrived: not all of them wait in memory
 
-    def _agree(self, hello: owner_pb2.Hello) -> GenerationRequest:
+    def _agree(self, hello: owner_pb2.Hello) -> list[GenerationRequest]:
         """What the client asks for, checked; or a HandshakeError that says what to change."""
         if hello.protocol_version != PROTOCOL_VERSION:
             raise HandshakeError(
@@ -220,13 +245,23 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         settings = self._settings
         if hello.purpose not in _BEGINS:
             raise HandshakeError("a hello is for a purpose that there is not")
+        prompts = 1 + len(hello.further_prompt_tokens)
+        if prompts > settings.max_batch:
+            raise HandshakeError(f"the owner allows {settings.max_batch} prompts in a batch, not {prompts}")
+        if prompts > 1 and hello.purpose != SESSION:
+            raise HandshakeError("a batch is not prepared: prepare its prompts one by one, or ask for an ordinary one")
         if hello.purpose == PREPARE and not settings.prepare:
             raise HandshakeError("the owner prepares no sessions: `prepare` is not set in its settings")
         request = GenerationRequest.from_json(hello.request)
-        request.check("owner", self._checkpoint.config, settings.max_prompt_tokens, settings.max_new_tokens)
+        if prompts > 1 and request.backend != "mpc":
+            raise HandshakeError(f"only the backend 'mpc' runs a batch, not {request.backend[:40]!r}")
+        requests = batch_of(request, hello.further_prompt_tokens)
+        bounds = settings.max_prompt_tokens, settings.max_new_tokens, settings.max_prefill_block
+        for one in requests:
+            one.check("owner", self._checkpoint.config, *bounds)
         self._check_allowed("backend", request.backend, settings.backends)
         self._check_allowed("cache policy", request.policy.name, settings.policies or tuple(known_policies()))
-        return request
+        return requests
 
     def _check_allowed(self, what: str, name: str, allowed: Sequence[str]) -> None:
         if name not in allowed:

@@ -21,7 +21,7 @@ def prepare_session(
     with links.to_owner() as link:
         handshake = Handshake(where, link, wanted)
         welcome = handshake.for_preparation()
-        seed, nbytes = links.party(link).prepare(welcome.agreement, hear)
+        seed, nbytes = links.party(link).prepare(welcome.agreements[0], hear)
         link.receive(1)  # the owner has kept its own
         handshake.keep(seed, welcome.facts)
         return link.session, nbytes

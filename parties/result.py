@@ -89,6 +89,8 @@ class Result:
             "online_bytes": total.online_bytes,
             "correlation_bytes": total.correction_bytes,
             "rounds": total.rounds,
+            "draft": self.request.draft,
+            "passes": len(self.meter.steps),
             "backend": self.request.backend,
             "policy": self.request.policy.name,
             "policy_settings": asdict(self.request.policy),

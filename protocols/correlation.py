@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -332,6 +333,17 @@ class _Drawn:
         return parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
 
 
+class WeightMasks(dict[str, tuple[int, torch.Tensor]]):
+    """(width, mask) of an owner's weights, by name, under one key. Dealers of several threads may share one."""
+
+    def __init__(self, key: bytes | None) -> None:
+        super().__init__()
+        self.key, self.drawing = key, threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"{len(self)} masks of weights"
+
+
 class Dealer:
     """Makes the corrections of one session, in the order of the plan.
 
@@ -341,16 +353,26 @@ class Dealer:
     """
 
     def __init__(
-        self, seeds: tuple[bytes, bytes], weight_key: bytes | None = None, largest_bytes: int = LARGEST_BYTES
+        self,
+        seeds: tuple[bytes, bytes],
+        weight_key: bytes | None = None,
+        largest_bytes: int = LARGEST_BYTES,
+        weight_masks: WeightMasks | None = None,
     ) -> None:
+        """weight_masks: of this key, where other sessions use them as well."""
         self._largest_bytes = largest_bytes
         own_key = derive_key(seeds[0] + seeds[1], "dealer")
         self._streams = [*(Streams(derive_key(seed, "correlations")) for seed in seeds), Streams(own_key)]
         self._weight_key = weight_key
         self._kept: dict[int, torch.Tensor] = {}
-        self._weight_masks: dict[str, tuple[int, torch.Tensor]] = {}
+        self._weight_masks = WeightMasks(weight_key) if weight_masks is None else weight_masks
         self._growing: dict[int, Growing] = {}
         self._number = 0
+
+    @property
+    def weight_masks(self) -> WeightMasks:
+        """For another session of the same key."""
+        return self._weight_masks
 
     def correction(self, correlation: Correlation) -> bytes:
         """What party 1 must be sent for the next correlation of the session. Raises TooLarge."""
@@ -413,8 +435,9 @@ class Dealer:
         """The fixed mask of a named weight; the owner derives the same from its weight key."""
         if self._weight_key is None:
             raise ValueError("the owner gave no weight key")
-        if name not in self._weight_masks:
-            self._weight_masks[name] = bits, weight_mask(self._weight_key, name, shape, bits)
+        with self._weight_masks.drawing:
+            if name not in self._weight_masks:
+                self._weight_masks[name] = bits, weight_mask(self._weight_key, name, shape, bits)
         width, mask = self._weight_masks[name]
         if width != bits:
             raise ValueError(f"the weight {name} is masked at {width} bits, not {bits}")

@@ -343,10 +343,10 @@ async def _largest(session: Session, blocks: torch.Tensor, level: Level, bits: i
 
 
 async def _tree(
-    session: Session, values: torch.Tensor, payload: Payload | None, bits: int
+    session: Session, values: torch.Tensor, payload: Payload | None, bits: int, beside: int = 1
 ) -> tuple[torch.Tensor, Payload | None]:
-    """(largest, its payload) of the last dimension; of equals the first."""
-    rows = values[..., 0].numel()
+    """(largest, its payload) of the last dimension; of equals the first. beside: see `maximum`."""
+    rows = values[..., 0].numel() * beside
     _, tree = levels(values.shape[-1], rows, bits, payload.bits if payload else 0, session.round_bytes)
     for level in tree:
         whole = values.shape[-1] - values.shape[-1] % level.block
@@ -366,12 +366,13 @@ async def _tree(
     return values, payload
 
 
-async def maximum(session: Session, x: torch.Tensor, bits: int) -> torch.Tensor:
+async def maximum(session: Session, x: torch.Tensor, bits: int, beside: int = 1) -> torch.Tensor:
     """Shares modulo 2^bits of the maximum over the last dimension (of size 1 in the result).
 
     x: shares modulo 2^bits, differences below 2^(bits-1). A tree (`levels`), 2 to 4 rounds a level. Exact.
+    beside: how many of about this size share the rounds, so that a round is worth less for each.
     """
-    return (await _tree(session, x, None, bits))[0]
+    return (await _tree(session, x, None, bits, beside))[0]
 
 
 def position_bits(n: int) -> int:

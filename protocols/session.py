@@ -24,7 +24,7 @@ from mpcache.protocols.correlation import LARGEST_BYTES, Correlation, Tensors, c
 from mpcache.protocols.errors import PlanError
 from mpcache.protocols.public import Factor, fixed_point
 from mpcache.protocols.ring import FRACTION_BITS, pack, packed_bytes, reduce_bits, unpack
-from mpcache.protocols.transport import Channel
+from mpcache.protocols.transport import Channel, Received
 
 T = TypeVar("T")
 C = TypeVar("C", torch.Tensor, int)
@@ -240,9 +240,8 @@ class Session:
         sent = sum(r.nbytes() for r in outgoing)
         check_bytes(max(sent, expected), self.largest_bytes)
         self._count(sent, expected)
-        if outgoing:
-            self._channel.send(b"".join(pack(_present(r.share), r.bits) for r in outgoing))
-        view = memoryview(self._channel.receive(expected)) if incoming else memoryview(b"")
+        payload = b"".join(pack(_present(r.share), r.bits) for r in outgoing) if outgoing else None
+        view = memoryview(self._exchange(payload, expected if incoming else None))
         for r in incoming:
             theirs, view = unpack(view[: r.nbytes()], r.shape, r.bits), view[r.nbytes() :]
             if r.receiver is not None and not r.revealed:
@@ -250,6 +249,12 @@ class Session:
             else:
                 mine = _present(r.share)
                 r.result = reduce_bits(mine ^ theirs if r.xor else mine + theirs, r.bits)
+
+    def _exchange(self, outgoing: bytes | None, expected: int | None) -> Received:
+        """What this party sends in the round, and is sent: None where there is nothing."""
+        if outgoing is not None:
+            self._channel.send(outgoing)
+        return b"" if expected is None else self._channel.receive(expected)
 
     def _count(self, sent: int, received: int) -> None:
         self.cost.rounds += 1

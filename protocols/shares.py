@@ -178,7 +178,7 @@ _INSTEAD = {
     "where": "backend.multiply by a secret bit, or `visible` of backend.attend",
     "dot": "backend.multiply(x, y).sum()",
     "prod": "backend.multiply(x, y)",
-    "comparison": "backend.next_token, or mpcache.protocols.comparison",
+    "comparison": "backend.next_tokens, or mpcache.protocols.comparison",
 }
 _OPERATORS = {
     "mul": ("__mul__", "__rmul__", "__imul__"),

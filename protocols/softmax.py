@@ -42,6 +42,8 @@ DIFFERENCE_BITS = COARSE_WIDTH + FRACTION_BITS - COARSE_BITS
 """Ring of d, as the maximum is known modulo 2^COARSE_WIDTH: 2^14 in size at scale 2^16."""
 NARROW = 384
 """Up to so many scores the table has 8 segments, above 16: exp(-13.1) times 384 is 8e-4."""
+GROUP = 64
+"""Queries of a long block that are one group: each has the scores that its last query sees."""
 WIDTH_BITS = FRACTION_BITS + 1
 """Segments of 2."""
 EXP_BITS = 32
@@ -143,35 +145,61 @@ def exponential_powers() -> torch.Tensor:
 
 
 async def exponentials(
-    session: Session, x: torch.Tensor, visible: torch.Tensor | Causal | None = None, out_bits: int = RING_BITS
+    session: Session,
+    x: torch.Tensor,
+    visible: torch.Tensor | Causal | None = None,
+    out_bits: int = RING_BITS,
+    beside: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(e, sum of e over the last dimension, kept as size 1): e = exp(x - m), shares modulo 2^out_bits at scale 2^16.
 
     x: (..., n) scores at scale 2^16, |x| <= 2^13. visible: public bool, of x's last two dimensions; False gives
-    exactly 0, and costs the maximum alone. Rounds: the maximum's, and 3. Correction: 91 bytes a score at 56 bits,
-    32 more in rows of more than 384, and the maximum's. Error of e: 2^-11 relative, and a unit. Absolute error of
-    e / sum: 5e-4, what is below the domain (at most 1e-3, if all of it lies just there), and the rounding of n small
+    exactly 0, and costs the maximum alone; of a long block, what a whole group of queries does not see costs nothing.
+    beside: how many of about this size share the rounds. Rounds: the maximum's, and 3. Correction: 91 bytes a score at
+    56 bits, 32 more in rows of more than 384, and the maximum's. Error of e: 2^-11 relative, and a unit. Absolute error
+    of e / sum: 5e-4, what is below the domain (at most 1e-3, if all of it lies just there), and the rounding of n small
     terms, which has no bias: sqrt(n) / 2 units, 3.5e-4 at 2,048.
     Opened: d and the exponential, each once under masks of their own, and what a comparison opens.
     """
+    if isinstance(visible, Causal) and visible.tokens > GROUP:
+        e = await _in_groups(session, x, visible, out_bits)
+        return e, e.sum(-1, keepdim=True)
     if visible is not None:
         mask, places = session.seen(visible)
         x = torch.where(mask, x, session.constant(torch.full_like(x, MASKED << FRACTION_BITS)))
     # dropped share by share, a score comes out as its floor or one unit below: so one is added to their maximum
-    m = await maximum(session, drop_low_bits(x, _COARSE_DROPPED), COARSE_WIDTH) + session.constant(1)
+    m = await maximum(session, drop_low_bits(x, _COARSE_DROPPED), COARSE_WIDTH, beside) + session.constant(1)
     d = x - (m << _COARSE_DROPPED)
     if visible is None:
-        e = await _exponentials(session, d, x.shape[-1], out_bits)
+        e = await _exponentials(session, d, x.shape[-1], out_bits, beside)
     else:  # only those that are seen
-        seen = await _exponentials(session, d.flatten(-2).index_select(-1, places), x.shape[-1], out_bits)
+        d_seen = d.flatten(-2).index_select(-1, places)
+        seen = await _exponentials(session, d_seen, x.shape[-1], out_bits, beside)
         e = torch.zeros_like(d.flatten(-2)).index_copy(-1, places, seen).reshape(d.shape)
     return e, e.sum(-1, keepdim=True)
 
 
-async def _exponentials(session: Session, d: torch.Tensor, scores: int, out_bits: int) -> torch.Tensor:
-    """exp(d), and 0 for d below the lowest. Rounds: 3, or 2 where that costs less."""
+async def _in_groups(session: Session, x: torch.Tensor, visible: Causal, out_bits: int) -> torch.Tensor:
+    """`exponentials` of a long block, in groups of queries, each as a block of its own: all in the same rounds, and at
+    the bytes of short blocks."""
+    ends = [*range(GROUP, visible.tokens, GROUP), visible.tokens]
+    rows, total = x.unflatten(-2, (visible.repeat, visible.tokens)), x.shape[-1]
+
+    async def group(start: int, end: int) -> torch.Tensor:
+        seen = Causal(end - start, visible.past + start, visible.repeat)
+        scores = rows[..., start:end, : visible.past + end].flatten(-3, -2)
+        e, _ = await exponentials(session, scores, seen, out_bits, len(ends))
+        e = e.unflatten(-2, (visible.repeat, end - start))
+        return torch.cat([e, e.new_zeros((*e.shape[:-1], total - e.shape[-1]))], -1)
+
+    groups = [group(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    return torch.cat(await together(*groups), -2).flatten(-3, -2)
+
+
+async def _exponentials(session: Session, d: torch.Tensor, scores: int, out_bits: int, beside: int = 1) -> torch.Tensor:
+    """exp(d), and 0 for d below the lowest. beside: as above. Rounds: 3, or 2 where that costs less."""
     shape, within = tuple(d.shape), domain(scores)
-    if scores <= MOST_AT_ONCE and _at_once_pays(shape, out_bits, within, session.round_bytes):
+    if scores <= MOST_AT_ONCE and beside * _at_once_more(shape, out_bits, within) < session.round_bytes:
         return await session.placewise(_exponentials_at_once, d[..., None], out_bits)
     return await session.placewise(_exponentials_of, d[..., None], within, out_bits)
 
@@ -303,9 +331,9 @@ async def _exponentials_at_once(session: Session, column: torch.Tensor, out_bits
     return truncation.product(opened, found(shares.kept), Tensors({n: found(getattr(parts, n)) for n in names}))
 
 
-def _at_once_pays(shape: Shape, out_bits: int, within: Domain, round_bytes: int) -> bool:
-    more = AtOnceMask(shape, out_bits).correction_bytes() - ExponentialMask(shape, out_bits, within).correction_bytes()
-    return more < round_bytes
+def _at_once_more(shape: Shape, out_bits: int, within: Domain) -> int:
+    """Correction bytes."""
+    return AtOnceMask(shape, out_bits).correction_bytes() - ExponentialMask(shape, out_bits, within).correction_bytes()
 
 
 async def inverse_of_sum(session: Session, total: torch.Tensor, n: int) -> torch.Tensor:
@@ -320,7 +348,7 @@ async def divide(session: Session, x: torch.Tensor, inverse: torch.Tensor) -> to
     return await truncate(session, z, RECIPROCAL_BITS, RING_BITS)
 
 
-async def softmax(session: Session, x: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
+async def softmax(session: Session, x: torch.Tensor, visible: torch.Tensor | Causal | None = None) -> torch.Tensor:
     """Shares of softmax over the last dimension, scale 2^16. Absolute error below 1e-3 up to 2,048 scores of any usual
     spread; rounding noise of many equally small scores adds up to 3.5e-4 (one standard deviation) there, twice that at
     8,192."""

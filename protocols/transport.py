@@ -11,6 +11,8 @@ from typing import Protocol
 
 from mpcache.protocols.errors import PeerLost, ProtocolError
 
+Received = bytes | bytearray | memoryview
+
 
 class Channel(Protocol):
     """The link between the two computing parties: whole messages, in order."""
@@ -18,7 +20,7 @@ class Channel(Protocol):
     def send(self, payload: bytes) -> None:
         """Hand one message over. Does not wait for the peer to read it."""
 
-    def receive(self, expected: int) -> bytes | bytearray | memoryview:
+    def receive(self, expected: int) -> Received:
         """The peer's next message, which must be `expected` bytes long.
 
         Raises ProtocolError if it is of another length, PeerLost if the peer is gone or a deadline passes.

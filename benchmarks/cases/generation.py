@@ -31,7 +31,9 @@ CONTAINS = {
     "first_token_seconds": "wall time at the client from its first request to the first token: plans, handshake, and "
     "the masked weights that a new client is sent (setup_bytes) included; starting the processes is not",
     "prefill": "from the parties' first message to the first token: the prompt, static eviction, logits and arg max",
-    "token": "each token after the first, of all generations; None if the first token ended the answer",
+    "token": "each token after the first, or each pass with drafts, of all generations; None if the first token ended "
+    "the answer",
+    "passes": "of the first generation after its first token: one a token without drafts",
     "seconds": "median wall time at the client, waiting for the others included",
     "online_bytes": "payload between the two parties, both directions",
     "correlation_bytes": "corrections that the dealer sends, both parties together (party 0 is sent none)",
@@ -45,11 +47,13 @@ CONTAINS = {
 }
 
 
-def generation_cases(model: Path, policies: Sequence[LabelledPolicy], max_new_tokens: int, repeat: int) -> list[Case]:
+def generation_cases(
+    model: Path, policies: Sequence[LabelledPolicy], max_new_tokens: int, repeat: int, draft: int = 0
+) -> list[Case]:
     """A case for each policy, with processes and a client of its own."""
 
     def measure(policy: LabelledPolicy) -> Record:
-        figures = generate(model, prompt_tokens(model), policy.settings, max_new_tokens, repeat)
+        figures = generate(model, prompt_tokens(model), policy.settings, max_new_tokens, repeat, draft)
         return {"policy": policy.label, **figures}
 
     def case(policy: LabelledPolicy) -> Case:
@@ -62,6 +66,7 @@ def generation_cases(model: Path, policies: Sequence[LabelledPolicy], max_new_to
             "label": policy.label,
             "backend": "mpc",
             "repeat": repeat,
+            **({"draft": draft} if draft else {}),  # records of before there were drafts are without
         }
         return Case(f"generate {policy.label}", settings, lambda: measure(policy))
 
@@ -75,7 +80,7 @@ def prompt_tokens(model: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class _Run:
-    """One generation. steps: the tokens after the first."""
+    """One generation. steps: the tokens after the first, or the passes with drafts."""
 
     answer: list[int]
     first_token_seconds: float
@@ -85,10 +90,13 @@ class _Run:
     setup_bytes: int
 
 
-def generate(model: Path, prompt: list[int], policy: PolicySettings, max_new_tokens: int, repeat: int) -> Record:
+def generate(
+    model: Path, prompt: list[int], policy: PolicySettings, max_new_tokens: int, repeat: int, draft: int = 0
+) -> Record:
     """Answer privately so many times, then once in the clear; the figures of the private answers."""
     ends = end_tokens(model, load_tokenizer(model))
-    public = GenerationRequest(prompt_tokens=len(prompt), max_new_tokens=max_new_tokens, policy=policy)
+    public = GenerationRequest(prompt_tokens=len(prompt), max_new_tokens=max_new_tokens, policy=policy, draft=draft)
+    public.check_values()
     request = ClientRequest(prompt=prompt, public=public, end_tokens=ends)
     with local_parties(model) as connection:
         forget_peak()
@@ -103,6 +111,7 @@ def generate(model: Path, prompt: list[int], policy: PolicySettings, max_new_tok
         "setup_bytes": runs[0].setup_bytes,
         "prefill": _median([run.prefill for run in runs]),
         "token": _median(steps) if steps else None,
+        "passes": len(runs[0].steps),
         "waited_for_dealer_seconds": statistics.median(run.waited_seconds for run in runs),
         "peak_memory_bytes": peaks,
         "answer": runs[0].answer,
@@ -155,7 +164,8 @@ def generation_rows(records: Sequence[Record]) -> Rows:
         same = "the same" if r["same"] else "another answer"
         out.append([r["policy"], f"{r['tokens']:,}", "prefill", *_costs(r["prefill"]), *peaks, same])
         if r["token"] is not None:
-            out.append(["", "", "a token", *_costs(r["token"]), "", "", "", ""])
+            step = "a pass" if r["settings"].get("draft") else "a token"
+            out.append(["", "", step, *_costs(r["token"]), "", "", "", ""])
     return out
 
 

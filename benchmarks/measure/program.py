@@ -44,7 +44,7 @@ class Program:
         request: GenerationRequest,
         prompt: Sequence[int] | None,
         on_block: Callable[[int, int], None] = lambda done, total: None,
-        stop: Callable[[int], bool] = lambda token: False,
+        stop: Callable[[int], bool] | None = None,
     ) -> Iterator[int]:
         steps = self._decode if self.kind == "decode" else self._prefill
         return steps(decoder, request, prompt)
@@ -65,7 +65,7 @@ class Program:
     def _prefill(self, decoder: Decoder, request: GenerationRequest, prompt: Sequence[int] | None) -> Iterator[int]:
         cache = new_cache(request.policy, decoder, request.prompt_tokens)
         given = _Given(decoder, self.seed)
-        for start, end in request.blocks():
+        for start, end in request.blocks(decoder.config):
             tokens = None if prompt is None else prompt[start:end]
             self._forward(given, decoder, cache, tokens, end - start, self.head and end == request.prompt_tokens)
             yield 0

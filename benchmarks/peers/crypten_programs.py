@@ -71,7 +71,9 @@ def _cached_attention(case: Case, values: Values) -> Attention:
     select = _selector(backend, layout, keys[:, start:end])
 
     def attention(query: Value, key: Value, value: Value) -> Value:
-        attended: Value = backend.attend_selected(query, backend.append(cached, key, value), start, end, select(query))
+        attended: Value = backend.attend_selected(
+            [query], backend.append(cached, key, value), start, end, [select(query)]
+        )
         return attended
 
     return attention
@@ -161,26 +163,26 @@ def _layer_norm(backend: Any, x: Value) -> Value:
 
 def _head(case: Case, values: Values) -> Step:
     x = values.input(1, case.hidden)
-    next_token = _next_token(case, values)
-    return lambda: next_token(x)
+    next_tokens = _next_tokens(case, values)
+    return lambda: next_tokens(x)
 
 
-def _next_token(case: Case, values: Values) -> Callable[[Value], int | None]:
+def _next_tokens(case: Case, values: Values) -> Callable[[Value], list[int] | None]:
     backend = values.backend
     table = values.weight("head", case.vocabulary, case.hidden)
-    return lambda x: backend.next_token(_layer_norm(backend, x), table, None, case.vocabulary, 0.0)
+    return lambda x: backend.next_tokens(_layer_norm(backend, x), table, None, case.vocabulary, 0.0)
 
 
 def _model(case: Case, values: Values) -> Step:
     x = values.input(1, case.hidden)
     layers = [_layer(case, values, i) for i in range(case.layers)]
-    next_token = _next_token(case, values)
+    next_tokens = _next_tokens(case, values)
 
-    def step() -> int | None:
+    def step() -> list[int] | None:
         y = x
         for layer in layers:
             y = layer(y)
-        return next_token(y)
+        return next_tokens(y)
 
     return step
 

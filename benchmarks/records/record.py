@@ -80,12 +80,17 @@ def machine() -> dict[str, Any]:
     return {
         "processor": processor(),
         "model": _processor_model(),
-        "vector_width": torch.backends.cpu.get_cpu_capability(),
+        "vector_width": _vector_width(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.machine()}",
         "threads_per_process": 1,
     }
+
+
+def _vector_width() -> str:
+    width = torch.backends.cpu.get_cpu_capability()
+    return f"{width} (wider ones hidden)" if "only_avx2" in os.environ.get("LD_PRELOAD", "") else width
 
 
 def _processor_model() -> str | None:

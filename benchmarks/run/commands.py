@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mpcache.benchmarks.run.cost_commands import decode, generate, network, ops, prefill, profile
-from mpcache.benchmarks.run.quality_commands import agreement, prefill_study, quality
+from mpcache.benchmarks.run.quality_commands import agreement, drafts, prefill_study, quality
 from mpcache.benchmarks.run.report_commands import calibrate, everything, readme, report
 
 
@@ -28,6 +28,7 @@ for command in (
     quality,
     prefill_study,
     agreement,
+    drafts,
     everything,
     calibrate,
     report,

@@ -40,11 +40,18 @@ from mpcache.protocols.errors import ConfigError
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=MAX_NEW_TOKENS, show_default=True, help="Tokens to generate."
 )
+@click.option("--draft", type=click.IntRange(0), default=0, show_default=True, help="Tokens that a pass tries ahead.")
 @repeat_option(3, "Generations measured.")
 @out_option
 @json_option
 def generate(
-    model: Path | None, policy: str, max_new_tokens: int, repeat: int, out: Path | None, json_path: Path | None
+    model: Path | None,
+    policy: str,
+    max_new_tokens: int,
+    draft: int,
+    repeat: int,
+    out: Path | None,
+    json_path: Path | None,
 ) -> None:
     """Measure whole generations from the demo's day sheet, between three real processes.
 
@@ -53,7 +60,7 @@ def generate(
     """
     from mpcache.demo import DEMO_MODEL
 
-    cases = generation_cases(model or DEMO_MODEL, compared_policies(policy), max_new_tokens, repeat)
+    cases = generation_cases(model or DEMO_MODEL, compared_policies(policy), max_new_tokens, repeat, draft)
     run_and_show(cases, out, json_path)
 
 

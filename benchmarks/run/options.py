@@ -113,14 +113,14 @@ def step_options(policy: str, repeat: int, what: str) -> Callable[[Callable[...,
     return decorate
 
 
-def numbers(text: str) -> list[int]:
+def numbers(text: str, least: int = 1) -> list[int]:
     """Raises ConfigError, as all of these."""
     try:
         out = [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"{text!r} is not a list of whole numbers such as 512,1024") from None
-    if min(out) < 1:
-        raise ConfigError("numbers of tokens are 1 or more")
+    if min(out) < least:
+        raise ConfigError(f"numbers of tokens are {least} or more")
     return out
 
 

@@ -1,4 +1,4 @@
-"""`mpcache bench quality`, `prefill-study` and `agreement`: answers by policy or prefill."""
+"""`mpcache bench quality`, `prefill-study`, `agreement` and `drafts`: answers by policy or prefill."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import click
 
 from mpcache.benchmarks.cases.ablations import compared_policies
 from mpcache.benchmarks.cases.agreement import ANSWERED, agreement_cases
+from mpcache.benchmarks.cases.drafts import DraftOptions, draft_cases
 from mpcache.benchmarks.cases.prefill_designs import DESIGNS
 from mpcache.benchmarks.cases.prefill_study import StudyOptions, run_study, study_tables
 from mpcache.benchmarks.cases.quality import QualityOptions, quality_tables, run_quality
@@ -26,6 +27,7 @@ from mpcache.benchmarks.run.options import (
     tokens_option,
     words,
 )
+from mpcache.generation.network import parse_network
 from mpcache.parties.command.options import worker_options
 from mpcache.parties.workers.choice import chosen_pool
 
@@ -150,3 +152,48 @@ def agreement(task: str, tokens: str, policy: str, documents: int, out: Path | N
     tasks = words(task, ANSWERED, "task with an answer")
     cases = agreement_cases(DEMO_MODEL, tasks, numbers(tokens), compared_policies(policy), documents)
     run_and_show(cases, out, json_path)
+
+
+@click.command()
+@model_option
+@click.option("--task", default="day-sheet,copy", show_default=True, help=f"Any of {', '.join(ANSWERED)}.")
+@click.option("--tokens", default="512,1024", show_default=True, help="Lengths, joined by commas.")
+@policy_option("full")
+@click.option("--draft", default="0,2,4,8", show_default=True, help="Numbers of drafts, joined by commas.")
+@click.option("--max-new-tokens", type=click.IntRange(2), default=48, show_default=True, help="Tokens to generate.")
+@click.option("--documents", type=click.IntRange(1), default=12, show_default=True, help="Documents of each length.")
+@click.option("--shape", default="gpt2", show_default=True, help="What seconds are planned for.")
+@click.option("--network", default="lan wan", show_default=True, help="Networks, separated by spaces.")
+@out_option
+@json_option
+def drafts(
+    model: Path | None,
+    task: str,
+    tokens: str,
+    policy: str,
+    draft: str,
+    max_new_tokens: int,
+    documents: int,
+    shape: str,
+    network: str,
+    out: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Count the tokens that a pass with drafts gives, in plaintext, and plan the seconds of a token.
+
+    The first question of each document of `quality` is answered with each number of drafts.
+    """
+    from mpcache.demo import DEMO_MODEL
+
+    options = DraftOptions(
+        (model or DEMO_MODEL).resolve(),
+        words(task, ANSWERED, "task with an answer"),
+        numbers(tokens),
+        compared_policies(policy),
+        numbers(draft, least=0),
+        max_new_tokens,
+        documents,
+        shape,
+        [parse_network(text) for text in network.split()],
+    )
+    run_and_show(draft_cases(options), out, json_path)

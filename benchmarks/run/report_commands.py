@@ -55,11 +55,12 @@ def report(folder: Path) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("readme", type=click.Path(path_type=Path), default="README.md")
-def readme(folder: Path, readme: Path) -> None:
+@click.option("--beside", type=click.Path(path_type=Path), help="Show this folder's tables of seconds, too.")
+def readme(folder: Path, readme: Path, beside: Path | None) -> None:
     """Rewrite the tables of README.md from the records in FOLDER."""
     from mpcache.benchmarks.report.readme import write_readme
 
-    write_readme(folder, readme)
+    write_readme(folder, readme, beside)
     click.echo(f"wrote {readme}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mpcache.benchmarks.cases import agreement, generation, networks, ops, prefill, profile
+from mpcache.benchmarks.cases import agreement, drafts, generation, networks, ops, prefill, profile
 from mpcache.benchmarks.cases.quality import quality_tables
 from mpcache.benchmarks.records import tables
 from mpcache.benchmarks.records.ranges import all_ranges
@@ -16,7 +16,7 @@ from mpcache.parties.command.report import show_ranges
 def show_records(records: Sequence[Record]) -> None:
     """A table, or several, for each part that there are records of; and how near plaintext twins came to the bounds."""
     shown = {"ops": _ops, "decode": _decode, "prefill": _prefill, "network": _network, "quality": _quality}
-    shown |= {"agreement": _agreement, "generate": _generate, "profile": _profile}
+    shown |= {"agreement": _agreement, "generate": _generate, "profile": _profile, "drafts": _drafts}
     for bench, show in shown.items():
         chosen = [r for r in records if r["bench"] == bench]
         if chosen:
@@ -83,6 +83,15 @@ def _generate(records: list[Record]) -> None:
         generation.HEADER,
         generation.generation_rows(records),
         "online: both directions; corr.: correlations, both parties; MiB: each process's peak",
+    )
+
+
+def _drafts(records: list[Record]) -> None:
+    tables.show(
+        "Tokens a pass with drafts, in plaintext",
+        drafts.header(records),
+        drafts.draft_rows(records),
+        f"seconds: planned for {', '.join({r['settings']['shape'] for r in records})}, first token left out",
     )
 
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from mpcache.generation.backends import private_backend
 from mpcache.generation.loop import Meter, steps
 from mpcache.generation.plan import correlations
-from mpcache.generation.request import ClientRequest
+from mpcache.generation.request import ClientRequest, GenerationRequest
 from mpcache.model.checkpoint import Checkpoint, weight_shapes
+from mpcache.model.config import ModelConfig
 from mpcache.model.decoder import Decoder
 from mpcache.protocols.backends.mpc import masked_weight
 from mpcache.protocols.correlation import Dealer, PartyCorrelations, corrections
@@ -46,8 +47,8 @@ class InProcessGeneration:
         seeds, key = (new_key(), new_key()), new_key()
         here, there = self._channels
         owner = threading.Thread(target=self._own, args=(there, seeds[0], key), name="mpcache owner", daemon=True)
-        stream = _Stream(corrections(Dealer(seeds, key), correlations(config, request.public)))
-        session = Session(1, here, PartyCorrelations(1, seeds[1], stream.read))
+        read = dealt_in_line(config, request.public, seeds, key)
+        session = Session(1, here, PartyCorrelations(1, seeds[1], read))
         session.round_bytes = request.public.round_bytes
         masked = {name: masked_weight(key, name, self._checkpoint.tensors[name]) for name in weight_shapes(config)}
         meter = self.meter = Meter(lambda: session.cost)
@@ -55,7 +56,7 @@ class InProcessGeneration:
         try:
             with private_backend("mpc", session, masked_weights=masked) as backend:
                 decoder = Decoder(config, backend)
-                tokens = steps(decoder, request.public, request.prompt, self._on_block, self._stops)
+                tokens = steps(decoder, request.public, request.prompt, self._on_block, request.stop, meter.drafted)
                 yield from meter.until_end(tokens, request.end_tokens)
         except PeerLost:
             if self._stopped:
@@ -71,12 +72,9 @@ class InProcessGeneration:
         for channel in self._channels:
             channel.close()
 
-    def _stops(self, token: int) -> bool:
-        return token in self._request.stop_tokens
-
     def _own(self, channel: QueueChannel, seed: bytes, key: bytes) -> None:
         """The owner's half, which hears no token."""
-        session = Session(0, channel, PartyCorrelations(0, seed, _nothing))
+        session = Session(0, channel, PartyCorrelations(0, seed, no_corrections))
         session.round_bytes = self._request.public.round_bytes
         try:
             with private_backend("mpc", session, weight_key=key) as backend:
@@ -89,7 +87,14 @@ class InProcessGeneration:
             channel.close()
 
 
-def _nothing(nbytes: int) -> bytes:
+def dealt_in_line(
+    config: ModelConfig, request: GenerationRequest, seeds: tuple[bytes, bytes], weight_key: bytes
+) -> Callable[[int], bytes]:
+    """What reads the corrections of a generation, made when they are asked for."""
+    return _Stream(corrections(Dealer(seeds, weight_key), correlations(config, request))).read
+
+
+def no_corrections(nbytes: int) -> bytes:
     raise AssertionError("party 0 is sent no correction")
 
 

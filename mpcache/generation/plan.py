@@ -28,7 +28,7 @@ def plan_parts(
     check: Callable[[], None] = lambda: None,
     constants: Constants | None = None,
 ) -> Iterator[Plan]:
-    """The plan, a part for each block of the prompt and for each new token, made as it is asked for.
+    """The plan, a part for each block of the prompt and for each new token or pass, made as it is asked for.
 
     program: another one than a generation; a part for each value that it yields. check: called again and again while
     it plans; raises if the plan is not wanted any more. constants: notes what public values the program multiplies
@@ -64,15 +64,17 @@ def plan_digest(
     check: Callable[[], None] = lambda: None,
 ) -> str:
     """Fingerprint of the program: model and request, the public tables (`constants_digest`), and every correlation,
-    message and public factor of a block and two tokens.
+    message and public factor of a block and two tokens, or with drafts a token and two passes.
 
     The rest of the plan is the same code at other lengths, so two programs that differ, differ here. check: see
     `plan_parts`.
     """
+    block = request.block_for(model)
     start = replace(
         request,
-        prompt_tokens=min(request.prompt_tokens, request.block),
-        max_new_tokens=min(request.max_new_tokens, 2),
+        prompt_tokens=min(request.prompt_tokens, block),
+        max_new_tokens=min(request.max_new_tokens, 3 if request.draft else 2),
+        prefill_block=block,
     )
     head = (str(PROTOCOL_VERSION), model.to_json(), request.to_json(), constants_digest(model, request))
     digest, constants = hashlib.sha256("".join(f"{line}\n" for line in head).encode()), Constants()
@@ -101,7 +103,7 @@ def constants_digest(model: ModelConfig, request: GenerationRequest) -> str:
 
 def phase_costs(model: ModelConfig, request: GenerationRequest) -> tuple[Cost, Cost]:
     """(prefill with the first token, all tokens after it), as party 0 counts them."""
-    blocks = len(request.blocks())
+    blocks = len(request.blocks(model))
     prefill_cost, decode_cost = Cost(), Cost()
     for i, part in enumerate(plan_parts(model, request)):
         if i <= blocks:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from mpcache.generation.loop import decode, prefill
+from mpcache.generation.loop import decode, decoding, prefill
 from mpcache.generation.network import Network
 from mpcache.generation.prefilled import prefilled_cache
 from mpcache.generation.request import GenerationRequest
@@ -51,13 +51,19 @@ class Price:
         parts = {n: self.parts.get(n, Cost()) + other.parts.get(n, Cost()).times(sign) for n in names}
         return Price(parts, self.multiply_adds + sign * other.multiply_adds)
 
+    def shared(self, count: int) -> Price:
+        """Of so many generations that share their rounds."""
+        parts = {n: replace(c.times(count), rounds=c.rounds) for n, c in self.parts.items()}
+        return Price(parts, self.multiply_adds * count)
+
     def times(self, count: int) -> Price:
         return Price({n: c.times(count) for n, c in self.parts.items()}, self.multiply_adds * count)
 
 
 @dataclass(frozen=True)
 class Prices:
-    """prefill: with the first token, without eviction. eviction: once, after the prefill. decode: each step."""
+    """prefill: with the first token, without eviction. eviction: once, after the prefill. decode: each step, or each
+    pass with drafts."""
 
     prefill: Price
     eviction: Price
@@ -170,12 +176,12 @@ def _eviction(request: GenerationRequest, decoder: Decoder, counter: _Counter) -
 
 
 def _decode(request: GenerationRequest, decoder: Decoder, counter: _Counter) -> Iterator[Price]:
-    cache = _filled(request, decoder, counter)
-    tokens = decode(decoder, request, decoder.backend.zeros((1, decoder.config.hidden)), cache)
+    cache, m = _filled(request, decoder, counter), request.draft + 1
+    tokens = decoding(decoder, request, None, decoder.backend.zeros((1, decoder.config.hidden)), cache)
     next(tokens)  # priced with the prefill
     counter.since()
     for _ in tokens:
-        yield counter.since(forwards=1, embeddings=1, heads=1)
+        yield counter.since(forwards=m, embeddings=m, heads=m)
 
 
 def _filled(request: GenerationRequest, decoder: Decoder, counter: _Counter) -> Policy:

@@ -20,6 +20,7 @@ from mpcache.model.checkpoint import Checkpoint, load_checkpoint
 from mpcache.model.decoder import Decoder
 from mpcache.policies import PolicySettings
 from mpcache.protocols.backends.interface import Stage
+from mpcache.protocols.backends.mpc import LOOKED_UP
 from mpcache.protocols.backends.plain import PlainBackend
 from mpcache.protocols.public import Factor
 from mpcache.protocols.stripes import Stripes
@@ -64,7 +65,7 @@ class WatchedBackend(PlainBackend):
         weight = super().weight(name, shape, tensor).detach()  # a tensor of its own: its id is its name
         self._names[id(weight)] = name
         self._weights.append(weight)
-        bound = bounds.EMBEDDING if name == "embedding" else bounds.WEIGHT
+        bound = bounds.EMBEDDING if name in LOOKED_UP else bounds.WEIGHT
         self._sizes.note(bound, _layer(name), _size(weight))
         return weight
 
@@ -110,9 +111,14 @@ class WatchedBackend(PlainBackend):
     # ------------------------------------------------------------ attention
 
     def _attention(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor | None = None
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        visible: torch.Tensor | None = None,
+        hidden: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        out, probabilities = super()._attention(queries, keys, values, visible)
+        out, probabilities = super()._attention(queries, keys, values, visible, hidden)
         self._note(bounds.ATTENTION, _size(out))
         # the largest exponential is about 1 before the division: the sum is the largest probability's inverse
         weighted = out.abs().amax(-1) / probabilities.amax(-1)

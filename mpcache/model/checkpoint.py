@@ -41,6 +41,8 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """The decoder's weights and their public shapes (out, in)."""
     attention, cached = config.heads * config.head_size, config.key_value_heads * config.head_size
     shapes = {"embedding": (config.hidden, config.vocabulary)}
+    if config.family == "gpt2":  # for positions that party 1 alone knows; others are added by the owner
+        shapes["position_embedding"] = (config.hidden, config.max_positions)
     wide = 2 * config.intermediate if config.family == "llama" else config.intermediate
     for i in range(config.layers):
         shapes[f"layers.{i}.queries_keys_values"] = (attention + 2 * cached, config.hidden)
@@ -118,7 +120,8 @@ def _fold_gpt2(file: ConfigFile, read: Read) -> dict[str, torch.Tensor]:
     config = file.model
     head, embedding, positions = (read(name) for name in (HEAD, EMBEDDING["gpt2"], "transformer.wpe.weight"))
     out = {"head.bias": head @ read("transformer.ln_f.bias"), "head": head.mul_(read("transformer.ln_f.weight"))}
-    out["embedding"], out["positions"] = _centred(embedding.t()), _centred(positions.t()).t()
+    out["embedding"], out["position_embedding"] = _centred(embedding.t()), _centred(positions.t())
+    out["positions"] = out["position_embedding"].t()
     for i in range(config.layers):
         layer, into = f"transformer.h.{i}.", f"layers.{i}."
         sources = {

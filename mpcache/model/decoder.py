@@ -5,18 +5,30 @@ Shapes: m tokens at hand, h hidden size, H query heads over G key/value heads of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from mpcache.model.checkpoint import weight_shapes
 from mpcache.model.config import ModelConfig
-from mpcache.model.rotary import Tables, rotary_tables
+from mpcache.model.rotary import rotary_tables
 from mpcache.protocols.backends.interface import AnyBackend, Backend, Value
 
 PREFILL_BLOCK = 64
-"""Prompt tokens that go through the model at once: bounds the memory of a prefill, whatever the prompt's length."""
+"""Prompt tokens that go through the model at once, at least (policies/blocks.py): bounds the memory of a prefill,
+whatever the prompt's length."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """Where a block begins, if the client alone knows it: at `position`, None elsewhere, of the public [start, end)
+    that all of the block's positions lie in."""
+
+    start: int
+    end: int
+    position: int | None = None
 
 
 class Cache(Protocol):
@@ -47,31 +59,67 @@ class Decoder:
         """Whether this process is the one that has the weights."""
         return bool(self._tensors)
 
-    def forward(self, tokens: Sequence[int] | None, count: int, cache: Cache) -> Value:
-        """Hidden states (m, h) of `count` more tokens, whose keys and values join the cache."""
+    def forward(self, tokens: Sequence[int] | None, count: int, cache: Cache, within: Within | None = None) -> Value:
+        """Hidden states (m, h) of `count` more tokens, whose keys and values join the cache.
+
+        within: where they are, if that is not after all that is cached. Takes a round, and for LLaMA one more in each
+        layer.
+        """
         backend, past = self.backend, cache.past
         x = backend.embed(tokens, count, self._weights["embedding"])  # (m, h)
+        if within is not None:
+            return self._blocks_within(x, cache, within)
         if "positions" in self._tensors:
             x = backend.add_known(x, self._tensors["positions"][past : past + count])
         return self.blocks(x, cache)
 
     def blocks(self, x: Value, cache: Cache) -> Value:
         """All layers: hidden states (m, h) of m more tokens, from their embeddings."""
-        c, count = self.config, x.shape[0]
-        tables = None
-        if c.family == "llama":
-            tables = rotary_tables(c.rope_theta, c.head_size, cache.past, cache.past + count)
-        for i in range(c.layers):
-            x = x + self._attention(x, i, tables, cache)
+        c = self.config
+        if c.family != "llama":
+            return self._blocks(x, cache, lambda heads: heads)
+        cos, sin = rotary_tables(c.rope_theta, c.head_size, cache.past, cache.past + x.shape[0])
+        return self._blocks(x, cache, lambda heads: self.backend.rotate(heads, cos, sin))
+
+    def _blocks_within(self, x: Value, cache: Cache, within: Within) -> Value:
+        """As `blocks`, where the client alone knows the positions."""
+        c, backend, m = self.config, self.backend, x.shape[0]
+        if c.family != "llama":
+            last = c.max_positions - 1  # a draft beyond is none that is kept
+            at = within.position
+            places = None if at is None else [min(at + i, last) for i in range(m)]
+            x = x + backend.embed(places, m, self._weights["position_embedding"])
+            return self._blocks(x, cache, lambda heads: heads)
+        cos, sin = backend.secret_tables(self._tables(within, m), (2, m, c.head_size))
+        out = self._blocks(x, cache, lambda heads: backend.rotate_masked(heads, cos, sin))
+        backend.forget(cos, sin)
+        return out
+
+    def _tables(self, within: Within, m: int) -> torch.Tensor | None:
+        """cos and sin (2, m, d), where they are known. All of the public range is computed, so that the time that it
+        takes tells nothing."""
+        if within.position is None:
+            return None
+        first = within.position - within.start
+        tables = rotary_tables(self.config.rope_theta, self.config.head_size, within.start, within.end)
+        return torch.stack(tables)[:, first : first + m]
+
+    def _blocks(self, x: Value, cache: Cache, rotate: Callable[[Value], Value]) -> Value:
+        for i in range(self.config.layers):
+            x = x + self._attention(x, i, rotate, cache)
             x = x + self._feed_forward(x, i)
-        cache.advance(count)
+        cache.advance(x.shape[0])
         return x
 
     def next_token(self, x: Value, temperature: float = 0.0) -> int | None:
         """The token after the last of `x`; None where the process must not know it."""
-        last = self._norm(x[-1:])
+        tokens = self.next_tokens(x[-1:], temperature)
+        return None if tokens is None else tokens[0]
+
+    def next_tokens(self, x: Value, temperature: float = 0.0) -> list[int] | None:
+        """The token after each of `x`; None where the process must not know them."""
         head, bias = self._weights["head"], self._tensors.get("head.bias")
-        return self.backend.next_token(last, head, bias, self.config.vocabulary, temperature)
+        return self.backend.next_tokens(self._norm(x), head, bias, self.config.vocabulary, temperature)
 
     def _norm(self, x: Value) -> Value:
         return self.backend.rms_norm(x, self.config.norm_epsilon)  # LayerNorm's mean is folded away, see checkpoint.py
@@ -79,13 +127,12 @@ class Decoder:
     def _linear(self, x: Value, name: str, narrow: bool = False) -> Value:
         return self.backend.linear(x, self._weights[name], self._tensors.get(f"{name}.bias"), narrow)
 
-    def _attention(self, x: Value, i: int, tables: Tables | None, cache: Cache) -> Value:
+    def _attention(self, x: Value, i: int, rotate: Callable[[Value], Value], cache: Cache) -> Value:
         c, m = self.config, x.shape[0]
         qkv = self._linear(self._norm(x), f"layers.{i}.queries_keys_values")
         qkv = qkv.reshape(m, c.heads + 2 * c.key_value_heads, c.head_size).transpose(0, 1)  # (H + 2 G, m, d)
         rotated, values = qkv[: c.heads + c.key_value_heads], qkv[c.heads + c.key_value_heads :]
-        if tables is not None:
-            rotated = self.backend.rotate(rotated, *tables)
+        rotated = rotate(rotated)
         queries, keys = rotated[: c.heads], rotated[c.heads :]
         queries = queries.reshape(c.key_value_heads, c.queries_per_head * m, c.head_size)
         out = cache.attend(i, queries, keys, values)  # (G, H/G * m, d)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,6 +19,10 @@ from mpcache.policies.settings import LONGEST_NAME, PolicySettings
 from mpcache.protocols.backends.interface import AnyBackend, Backend, KeyValues, Masked, Value
 from mpcache.protocols.causal import Causal
 from mpcache.protocols.errors import ConfigError
+from mpcache.protocols.softmax import MASKED
+
+HIDDEN = float(MASKED)
+"""Added to the score of a wrong draft: its exponential is 0, if scores of a row differ by less than 2^13."""
 
 
 class Policy(ABC):
@@ -47,6 +51,7 @@ class Policy(ABC):
         self._layers: list[KeyValues | None] = [None] * config.layers
         self._received: list[Value | None] = [None] * config.layers
         self._reading = Reading(settings.prefill_budget, config, backend) if settings.prefill_budget else None
+        self._wrong: Value | None = None
         self.prepare()
 
     @classmethod
@@ -71,6 +76,13 @@ class Policy(ABC):
         """The settings with all decisions that are made for the whole model, and once: a model of few layers that
         stands for it would decide otherwise."""
         return settings
+
+    @classmethod
+    def refuses_drafts(cls, settings: PolicySettings) -> str:
+        """Why steps cannot take several tokens, of which some are drafts that may turn out wrong; empty if they can.
+
+        They can where a step adds to the cache and does nothing else: what was wrong is hidden from later ones."""
+        return "" if cls.step is Policy.step else "a step changes what is kept, and a wrong draft would change it"
 
     # ------------------------------------------------------------ what the decoder calls
 
@@ -106,6 +118,10 @@ class Policy(ABC):
             self.evict()
             self._received = [None] * self.config.layers
 
+    def hide(self, wrong: Value) -> None:
+        """wrong: (tokens,), of all tokens since the prompt: `HIDDEN` for a draft that was wrong, 0 for the others."""
+        self._wrong = wrong
+
     # ------------------------------------------------------------ what policies change
 
     def prepare(self) -> None:  # noqa: B027, most need none
@@ -123,9 +139,10 @@ class Policy(ABC):
         """The prompt is done: some of its tokens leave the cache, or none."""
 
     def step(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
-        """Attention of one new token."""
+        """Attention of one new token; or of one with drafts after it, where the policy does not refuse them."""
         cached, masked = self.enter(layer, queries, keys, values)
-        return self.backend.attend(masked, cached)
+        m = keys.shape[1]
+        return self.backend.attend(masked, cached, self._causal(cached, m), self._hidden(cached.tokens, m))
 
     def attended(self) -> int:
         """Tokens that the next step attends to, in a layer that skips none."""
@@ -180,6 +197,17 @@ class Policy(ABC):
         missing = self.backend.zeros((later.shape[0], later.shape[1] - earlier.shape[1]))
         return later + self.backend.concatenate([earlier, missing], 1)
 
+    def _causal(self, cached: KeyValues, m: int) -> Any:
+        """Who sees what of the cache, whose last m tokens are those at hand."""
+        return self.backend.visible(Causal(m, cached.tokens - m, self.config.queries_per_head)) if m > 1 else None
+
+    def _hidden(self, tokens: int, m: int) -> Value | None:
+        """For all that is cached: nothing of the prompt is hidden, nor of the tokens at hand."""
+        if self._wrong is None:
+            return None
+        before = self.backend.zeros((tokens - m - self._wrong.shape[0],))
+        return self.backend.concatenate([before, self._wrong, self.backend.zeros((m,))], 0)
+
     def _attend_block(self, layer: int, queries: Value, keys: Value, values: Value) -> Value:
         (cached, masked), m = self.enter(layer, queries, keys, values), keys.shape[1]
         last = self.past + m >= self.prompt_tokens  # has the question, and costs no more than linearly
@@ -200,8 +228,7 @@ class Policy(ABC):
     ) -> Value:
         """Attention of a block to what it sees, whose last m tokens are its own. in_place: attention received
         (G, tokens seen) to (G, T)."""
-        repeat = self.config.queries_per_head
-        visible = self.backend.visible(Causal(m, cached.tokens - m, repeat)) if m > 1 else None
+        repeat, visible = self.config.queries_per_head, self._causal(cached, m)
         first = max(0, self.prompt_tokens - self.observed_queries() - self.past)
         if first >= m:
             return self.backend.attend(masked, cached, visible)

@@ -18,7 +18,7 @@ from typing import ClassVar
 from mpcache.model.config import ModelConfig
 from mpcache.policies.base import Policy
 from mpcache.policies.pays import Planned, attention_to_all, cheaper, no_dearer, rounded
-from mpcache.policies.settings import MOST_TOKENS, SinkSettings, setting
+from mpcache.policies.settings import MOST_TOKENS, PolicySettings, SinkSettings, setting
 from mpcache.protocols.backends.interface import Masked, Scores, Stage, Value
 from mpcache.protocols.plan import ShapeArithmetic
 from mpcache.protocols.session import Cost
@@ -73,6 +73,10 @@ class ClusterSettings(SinkSettings, ABC):
         """How many tokens a level picks of which the next, finer one picks so many."""
         return picked
 
+    def clusters_grow(self) -> bool:
+        """Whether new tokens join clusters. If not, all of them are attended to, beside what the budget pays for."""
+        return True
+
     def always(self) -> dict[str, int]:
         ends, sizes = super().always(), self.sizes()
         if not sizes:
@@ -100,8 +104,16 @@ class ClusterPolicy(Policy):
     def prepare(self) -> None:
         self._sizes = self.settings.sizes()
         self._clusters = [_Clusters() for _ in range(self.config.layers)]
-        self._stages: list[Stage] = []
+        self._stages: list[list[Stage]] = []
         self._selecting: set[int] = set()
+        self._kept: int | None = None
+
+    @classmethod
+    def refuses_drafts(cls, settings: PolicySettings) -> str:
+        assert isinstance(settings, ClusterSettings)
+        if settings.sizes() and settings.clusters_grow():
+            return "a step makes clusters of the tokens before it, and a wrong draft would be in one"
+        return "" if cls.step is ClusterPolicy.step else super().refuses_drafts(settings)
 
     # ------------------------------------------------------------ what selecting policies change
 
@@ -127,6 +139,8 @@ class ClusterPolicy(Policy):
         step, which would be dearer than the full cache's."""
         for layer in range(self.config.layers):
             group, tokens = self.group(layer), self.cached(layer).tokens
+            if group and not self.settings.clusters_grow():
+                self._kept = tokens
             if self.settings.only_if_cheaper and layer in group[:1] and self.pays(group, tokens):
                 self._selecting.add(layer)
             self._close(layer)
@@ -135,18 +149,20 @@ class ClusterPolicy(Policy):
         group = self.group(layer)
         if not group:
             return super().step(layer, queries, keys, values)
-        cached, masked = self.enter(layer, queries, keys, values)
+        (cached, masked), m = self.enter(layer, queries, keys, values), keys.shape[1]
         self._close(layer)
+        hidden = self._hidden(cached.tokens, m)
         if not self.selects(group, cached.tokens):
-            return self.backend.attend(masked, cached)
+            return self.backend.attend(masked, cached, self._causal(cached, m), hidden)
+        own = self._of_each(masked, m)
         if layer == group[0]:
             levels = self._clusters[layer].representatives
-            self._stages = self._select(queries, masked, levels, cached.tokens)
+            self._stages = self._select(queries, own, levels, cached.tokens)
         start = self.settings.sinks
         end = start + self._inside(cached.tokens)
-        out = self.backend.attend_selected(masked, cached, start, end, self._stages)
+        out = self.backend.attend_selected(own, cached, start, end, self._stages, hidden)
         if layer == group[-1]:
-            self.backend.forget(*[masked for stage in self._stages for masked in stage.masked])
+            self._forget(*self._stages)
         return out
 
     def picks(self, tokens: int) -> list[tuple[int, int]]:
@@ -156,7 +172,7 @@ class ClusterPolicy(Policy):
         all its clusters is left out; if all levels are, everything is attended to.
         """
         inside = self._inside(tokens)
-        wanted = self.budget - (tokens - inside)
+        wanted = self.budget - (self._counted(tokens) - inside)
         out: list[tuple[int, int]] = []
         for size in reversed(self._sizes):
             count = -(-wanted // size) if out else wanted // size
@@ -202,15 +218,19 @@ class ClusterPolicy(Policy):
         for new in self.represent(0, rows[:, :coarse], start + inside - coarse):
             for vectors in new:
                 backend.mask(vectors)
-        stages = self._select(queries, entered[0][1], levels, tokens)
+        stages = self._select(queries, [entered[0][1]], levels, tokens)
         for cached, masked in entered:
-            backend.attend_selected(masked, cached, start, start + inside, stages)
+            backend.attend_selected([masked], cached, start, start + inside, stages)
         return planned.spent()
 
     def _inside(self, tokens: int) -> int:
         """How many of so many cached tokens are in clusters."""
         s, coarse = self.settings, self._sizes[0]
-        return max(0, (tokens - s.sinks - s.recent) // coarse) * coarse
+        return max(0, (self._counted(tokens) - s.sinks - s.recent) // coarse) * coarse
+
+    def _counted(self, tokens: int) -> int:
+        """Of so many cached tokens those that clusters are made of, sinks and tail included."""
+        return tokens if self._kept is None else self._kept
 
     def _close(self, layer: int) -> None:
         """Make clusters of what the tail holds beyond the recent tokens, where a layer will choose among them."""
@@ -231,10 +251,24 @@ class ClusterPolicy(Policy):
             for masked_level, level in zip(old, new, strict=True)
         ]
 
-    def _select(self, queries: Value, masked: Masked, levels: list[list[Masked]], tokens: int) -> list[Stage]:
-        """Stages from coarse to fine, with `tokens` in the cache. levels: the representatives of each."""
-        picks, backend = self.picks(tokens), self.backend
-        scores = self.compare(queries, masked, levels[-len(picks) :])
+    def _of_each(self, masked: Masked, m: int) -> list[Masked]:
+        """Of each of m tokens its queries (G, r, d), of all their queries (G, r m, d)."""
+        if m == 1:
+            return [masked]
+        repeat, rows = range(self.config.queries_per_head), self.backend.rows
+        own = [rows([(masked, j * m + i, j * m + i + 1) for j in repeat]) for i in range(m)]
+        self.backend.forget(masked)
+        return own
+
+    def _select(
+        self, queries: Value, own: Sequence[Masked], levels: list[list[Masked]], tokens: int
+    ) -> list[list[Stage]]:
+        """Of each token its stages from coarse to fine, with `tokens` in the cache. own: the queries of each, masked.
+        levels: the representatives of each. Tokens choose in the same rounds, each for itself."""
+        picks, backend, m = self.picks(tokens), self.backend, len(own)
+        used = levels[-len(picks) :]
+        of_each = [self.compare(queries[:, i::m] if m > 1 else queries, q, used) for i, q in enumerate(own)]
+        scores = [backend.concatenate(level, 0) if m > 1 else level[0] for level in zip(*of_each, strict=True)]
         stages: list[Stage] = []
         for candidates, (size, k) in zip(scores, picks, strict=True):
             for stage in stages:  # only the children of what was picked so far
@@ -242,7 +276,13 @@ class ClusterPolicy(Policy):
                 rows = candidates.reshape(heads, -1, stage.size // size)
                 candidates = backend.pick(stage, rows).reshape(heads, -1)
             stages.append(backend.choose(candidates, self.settings.stripes(candidates.shape[1], k), size))
-        return stages
+        if m == 1:
+            return [stages]
+        self._forget(stages)
+        return [[stage.part(i, m) for stage in stages] for i in range(m)]
+
+    def _forget(self, *choices: Sequence[Stage]) -> None:
+        self.backend.forget(*[masked for stages in choices for stage in stages for masked in stage.masked])
 
 
 @lru_cache(maxsize=1 << 10)

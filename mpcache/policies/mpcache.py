@@ -9,6 +9,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from mpcache.model.config import ModelConfig
+from mpcache.policies.blocks import chosen_block
 from mpcache.policies.clusters import ClusterPolicy, ClusterSettings
 from mpcache.policies.eviction import keep_top_k_per_head, keep_top_k_together
 from mpcache.policies.full import Full
@@ -36,6 +37,7 @@ class MPCacheSettings(ClusterSettings):
     'mean'. share_layers: neighbouring layers that share a selection; unshared_layers: first ones, after the skipped,
     which select each for itself; skip_layers: first layers that keep and attend to everything; share_heads: all heads
     of a layer pick the same clusters, by the sum of their scores, so that ranks cost as if there were one.
+    cluster_answer: new tokens join clusters; else they are all attended to, beyond the budget, and drafts are possible.
     evict_if_cheap: evict only where that takes a fiftieth of what reading the prompt takes, at most; see pays.py.
     """
 
@@ -56,6 +58,7 @@ class MPCacheSettings(ClusterSettings):
     unshared_layers: int = setting(1, least=0, most=MOST_LAYERS)
     share_heads: bool = True
     skip_layers: int = setting(0, least=0, most=MOST_LAYERS)
+    cluster_answer: bool = True
 
     def kept_tokens(self, prompt_tokens: int) -> int:
         """How many of the prompt's tokens survive: never fewer than the budget attends to."""
@@ -74,6 +77,9 @@ class MPCacheSettings(ClusterSettings):
 
     def next_level(self, picked: int) -> int:
         return math.ceil(self.widening * picked)
+
+    def clusters_grow(self) -> bool:
+        return self.cluster_answer
 
     def layer_pattern(self) -> tuple[int, int]:
         return self.skip_layers + self.unshared_layers, self.share_layers
@@ -216,6 +222,7 @@ def _eviction_is_cheap(settings: MPCacheSettings, config: ModelConfig, prompt_to
         once,
         config,
         prompt_tokens,
+        chosen_block(settings, config, prompt_tokens, round_bytes),
         policy.observed_queries(),
         lambda few, backend: MPCache(settings, few, backend, prompt_tokens),
         lambda few, backend: Full(PolicySettings("full"), few, backend, prompt_tokens),

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from mpcache.model.config import ModelConfig
-from mpcache.model.decoder import PREFILL_BLOCK, Decoder
+from mpcache.model.decoder import Decoder
 from mpcache.policies.base import Policy
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.plan import PlanSession, ShapeArithmetic
@@ -80,15 +80,22 @@ def attention_to_all(config: ModelConfig, tokens: int, round_bytes: int) -> Cost
 
 
 def pays_once(
-    once: Cost, config: ModelConfig, prompt_tokens: int, observes: int, make: Make, full: Make, round_bytes: int
+    once: Cost,
+    config: ModelConfig,
+    prompt_tokens: int,
+    block: int,
+    observes: int,
+    make: Make,
+    full: Make,
+    round_bytes: int,
 ) -> bool:
     """Whether what is done once after a prompt, `once`, and what observing its last queries adds, is a small part of
-    reading it.
+    reading it in blocks of so many tokens.
 
     Blocks of the prompt are planned at a few lengths: each stands for those up to the next, so that reading is not
     overrated, and observing, which happens at the end, not underrated.
     """
-    size = min(PREFILL_BLOCK, prompt_tokens)
+    size = min(block, prompt_tokens)
     first = (prompt_tokens - observes) // size * size if observes else prompt_tokens
     last = (prompt_tokens - 1) // size * size
     dearest = _block(config, last, size, full, round_bytes).times(-(-prompt_tokens // size) * config.layers)

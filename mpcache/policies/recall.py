@@ -20,6 +20,7 @@ from functools import lru_cache
 
 from mpcache.model.config import ModelConfig
 from mpcache.policies.base import Policy
+from mpcache.policies.blocks import chosen_block
 from mpcache.policies.full import Full
 from mpcache.policies.pays import Planned, cheaper, pays_once
 from mpcache.policies.settings import MOST_LAYERS, MOST_TOKENS, PolicySettings, SinkSettings, setting
@@ -133,6 +134,10 @@ class Recall(Policy):
         if _pays(decided, config, prompt_tokens, round_bytes):
             return decided
         return replace(decided, budget=float(max(prompt_tokens, sum(decided.always().values()))))
+
+    @classmethod
+    def refuses_drafts(cls, settings: PolicySettings) -> str:
+        return "each token calls clusters of its own, and attends to no other's"
 
     def group(self, layer: int) -> range:
         """The layers that share what is kept and called."""
@@ -255,6 +260,7 @@ def _pays(settings: RecallSettings, config: ModelConfig, prompt_tokens: int, rou
         once,
         config,
         prompt_tokens,
+        chosen_block(settings, config, prompt_tokens, round_bytes),
         policy.observed_queries(),
         lambda few, backend: Recall(settings, few, backend, prompt_tokens),
         lambda few, backend: Full(PolicySettings("full"), few, backend, prompt_tokens),

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
 import torch
 
 from mpcache.files import write_json
+from mpcache.generation.batch import MOST_PROMPTS
 from mpcache.parties.command.demo import run_demo
 from mpcache.parties.command.options import (
     Extended,
     backend,
     chosen_policy,
     config,
+    draft_options,
     insecure,
     policy_options,
+    prefill_block_option,
     prompt_options,
     read_prompt,
 )
+from mpcache.parties.command.prompts import answer_all, batches_to_dict, read_prompts, show_batches
 from mpcache.parties.command.report import bytes_bar, run_generation, show_result
 from mpcache.parties.data_owner import data_owner_of
 from mpcache.parties.settings import ClientSettings, load_settings
 from mpcache.policies import policy_settings
+from mpcache.protocols.errors import ConfigError
 
 temperature_option = click.option(
     "--temperature",
@@ -46,6 +52,8 @@ network_option = click.option(
 @click.option("--sessions", type=click.IntRange(1), default=1, show_default=True, help="How many to prepare.")
 @temperature_option
 @network_option
+@prefill_block_option
+@draft_options
 def prepare(
     path: Path,
     insecure: bool,
@@ -57,6 +65,9 @@ def prepare(
     sessions: int,
     temperature: float | None,
     network: str | None,
+    prefill_block: int | None,
+    draft: int | None,
+    max_passes: int | None,
 ) -> None:
     """Prepare sessions ahead of time; no prompt is needed yet.
 
@@ -74,6 +85,9 @@ def prepare(
         policy=chosen_policy(settings.policy, policy, budget),
         backend=backend,
         network=network or settings.network,
+        prefill_block=settings.prefill_block if prefill_block is None else prefill_block,
+        draft=settings.draft if draft is None else draft,
+        max_passes=settings.max_passes if max_passes is None else max_passes,
     )
     facts.check_values()
     for i in range(sessions):
@@ -95,6 +109,22 @@ def prepare(
 @backend
 @temperature_option
 @network_option
+@prefill_block_option
+@click.option(
+    "--prompts",
+    "prompts_file",
+    type=click.Path(path_type=Path),
+    help='File of private prompts, one a line, or in a .jsonl file one "prompt" of a JSON object a line. They are '
+    "answered in batches, whose prompts share their rounds.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=MOST_PROMPTS,
+    show_default=True,
+    help="How many of --prompts share their rounds at most. Each takes the memory of a session.",
+)
+@draft_options
 def client(
     path: Path,
     insecure: bool,
@@ -107,29 +137,48 @@ def client(
     backend: str,
     temperature: float | None,
     network: str | None,
+    prefill_block: int | None,
+    prompts_file: Path | None,
+    batch: int,
+    draft: int | None,
+    max_passes: int | None,
 ) -> None:
-    """Generate from a private prompt, as the data owner.
+    """Generate from a private prompt, or from many, as the data owner.
 
     The prompt comes from a file or from standard input.
     """
     torch.set_num_threads(1)
     settings = load_settings(path, ClientSettings)
-    if prompt_file is None and sys.stdin.isatty():
+    if prompts_file is not None and prompt_file is not None:
+        raise ConfigError("--prompt-file names one prompt and --prompts many: give one of them")
+    if prompts_file is None and prompt_file is None and sys.stdin.isatty():
         click.echo("Type the prompt, then Ctrl-D:", err=True)
+    texts = [read_prompt(prompt_file or Path("-"))] if prompts_file is None else read_prompts(prompts_file)
     me = data_owner_of(settings, insecure)
-    request = me.request(
-        read_prompt(prompt_file or Path("-")),
+    request = partial(
+        me.request,
         fixed_length=fixed_length or settings.fixed_length,
         max_new_tokens=max_new_tokens or settings.max_new_tokens,
         temperature=settings.temperature if temperature is None else temperature,
         policy=chosen_policy(settings.policy, policy, budget),
         backend=backend,
         network=network or settings.network,
+        prefill_block=settings.prefill_block if prefill_block is None else prefill_block,
+        draft=settings.draft if draft is None else draft,
+        max_passes=settings.max_passes if max_passes is None else max_passes,
     )
-    result = run_generation(lambda on_block: me.start(request, on_block), me.tokenizer, request.public)
-    show_result(result)
+    requests = [request(text) for text in texts]
+    requests[0].public.check_values()
+    if prompts_file is not None:
+        results = answer_all(me, requests, batch)
+        show_batches(results)
+        written = batches_to_dict(results)
+    else:
+        result = run_generation(lambda on_block: me.start(requests[0], on_block), me.tokenizer, requests[0].public)
+        show_result(result)
+        written = result.to_dict()
     if json_path:
-        write_json(json_path, result.to_dict(), "the result", private=True)
+        write_json(json_path, written, "the result", private=True)
 
 
 @click.command()

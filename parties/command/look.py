@@ -10,11 +10,18 @@ import torch
 from mpcache.demo import DEMO_MODEL, DEMO_PROMPT
 from mpcache.files import write_json
 from mpcache.generation.network import parse_network
-from mpcache.generation.request import GenerationRequest
+from mpcache.generation.request import AUTOMATIC, GenerationRequest
 from mpcache.inspection.inspect import inspect_model
 from mpcache.model.shapes import model_shape
 from mpcache.parties.command.inspect_report import show_inspection
-from mpcache.parties.command.options import chosen_policy, policy_options, read_prompt, refuse_prompt
+from mpcache.parties.command.options import (
+    chosen_policy,
+    draft_options,
+    policy_options,
+    prefill_block_option,
+    read_prompt,
+    refuse_prompt,
+)
 from mpcache.parties.command.plan_report import plan_policies, show_plan
 from mpcache.parties.command.report import prefill_bar
 from mpcache.policies import PRESETS, available_policies, parse_policies, policy_settings, spelled
@@ -103,6 +110,11 @@ def list_policies() -> None:
     help="Policies, joined by commas, or 'all'. Settings follow a name: mpcache:keep_ratio=1.",
 )
 @click.option("--network", default="loopback", show_default=True, help="loopback, lan, wan, or e.g. 5ms,100mbit.")
+@prefill_block_option
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="How many such prompts share their rounds."
+)
+@draft_options
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the plan as JSON.")
 def plan(
     shape: str,
@@ -111,17 +123,29 @@ def plan(
     max_new_tokens: int,
     policy: str,
     network: str,
+    prefill_block: int | None,
+    batch: int,
+    draft: int | None,
+    max_passes: int | None,
     json_path: Path | None,
 ) -> None:
     """Plan what a private generation will take.
 
     Nothing runs. Bytes and rounds are exact, seconds are estimates. A model of any size is planned within seconds. The
-    first new token comes with the prefill.
+    first new token comes with the prefill. With --draft, a pass gives between 1 and 1 + DRAFT tokens: which texts give
+    how many, see `mpcache bench drafts`.
     """
 
-    request = GenerationRequest(prompt_tokens=tokens, max_new_tokens=max_new_tokens, network=network)
+    request = GenerationRequest(
+        prompt_tokens=tokens,
+        max_new_tokens=max_new_tokens,
+        network=network,
+        prefill_block=prefill_block or AUTOMATIC,
+        draft=draft or 0,
+        max_passes=max_passes or 0,
+    )
     where, policies = parse_network(network), [(p.label, p.settings) for p in parse_policies(policy)]
-    records = plan_policies(model_shape(model or shape, positions=request.tokens), request, policies)
+    records = plan_policies(model_shape(model or shape, positions=request.tokens), request, policies, batch)
     show_plan(records, where)
     if json_path is not None:
         write_json(json_path, records, "the plan")

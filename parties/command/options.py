@@ -10,9 +10,16 @@ from typing import Any
 
 import click
 
+from mpcache.generation.request import MOST_DRAFTS
 from mpcache.policies import PolicySettings, check_policy, policy_settings
 from mpcache.protocols.errors import ConfigError
 
+prefill_block_option = click.option(
+    "--prefill-block",
+    type=click.IntRange(0),
+    help="How many of the prompt's tokens go through the model at once: more take fewer rounds, and more memory. 0: a "
+    "number that follows from the network.",
+)
 config = click.option(
     "--config", "path", type=click.Path(path_type=Path), required=True, help="The TOML file of this role."
 )
@@ -81,6 +88,23 @@ def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
             "json_path",
             type=click.Path(path_type=Path),
             help="Also write the result as JSON, readable by you alone.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def draft_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option(
+            "--max-passes",
+            type=click.IntRange(0),
+            help="With drafts: end after so many passes. 0: as many as --max-new-tokens may need.",
+        ),
+        click.option(
+            "--draft",
+            type=click.IntRange(0, MOST_DRAFTS),
+            help="Try so many tokens ahead in each pass, guessed from the text. Gives the same answer in fewer passes.",
         ),
     ):
         command = option(command)

@@ -71,6 +71,9 @@ def show_result(result: Result) -> None:
         _line(f"  full cache, {full.kind}", full.prefill)
     if result.new_tokens > 1:
         _line("each token after it", decode, result.new_tokens - 1)
+        if request.draft:
+            passes = len(result.meter.steps)
+            click.echo(f"    in {passes} passes of {1 + request.draft} tokens, of which {request.draft} were drafts")
         if full is not None and full.tokens > 1:
             _line(f"  full cache, {full.kind}", full.decode, full.tokens - 1)
     if result.setup_bytes:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from mpcache.parties.generated import purpose_pb2 as purpose__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0bowner.proto\x12\nmpcache.v1\x1a\rpurpose.proto\"\xa7\x01\n\x05\x46rame\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.mpcache.v1.HelloH\x00\x12&\n\x07welcome\x18\x02 \x01(\x0b\x32\x13.mpcache.v1.WelcomeH\x00\x12&\n\x07message\x18\x03 \x01(\x0b\x32\x13.mpcache.v1.MessageH\x00\x12\"\n\x05\x61\x62ort\x18\x04 \x01(\x0b\x32\x11.mpcache.v1.AbortH\x00\x42\x06\n\x04kind\"\x7f\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07session\x18\x02 \x01(\x0c\x12\x0f\n\x07request\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12$\n\x07purpose\x18\x05 \x01(\x0e\x32\x13.mpcache.v1.Purpose\"\x87\x01\n\x07Welcome\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bplan_digest\x18\x02 \x01(\t\x12\x16\n\x0emasked_weights\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x18\n\x10\x63onstants_digest\x18\x05 \x01(\t\x12\x10\n\x08prepared\x18\x06 \x01(\x08\"M\n\x07Message\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"%\n\x05\x41\x62ort\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t2=\n\x05Owner\x12\x34\n\x08\x43onverse\x12\x11.mpcache.v1.Frame\x1a\x11.mpcache.v1.Frame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0bowner.proto\x12\nmpcache.v1\x1a\rpurpose.proto\"\xa7\x01\n\x05\x46rame\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.mpcache.v1.HelloH\x00\x12&\n\x07welcome\x18\x02 \x01(\x0b\x32\x13.mpcache.v1.WelcomeH\x00\x12&\n\x07message\x18\x03 \x01(\x0b\x32\x13.mpcache.v1.MessageH\x00\x12\"\n\x05\x61\x62ort\x18\x04 \x01(\x0b\x32\x11.mpcache.v1.AbortH\x00\x42\x06\n\x04kind\"\x9e\x01\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07session\x18\x02 \x01(\x0c\x12\x0f\n\x07request\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12$\n\x07purpose\x18\x05 \x01(\x0e\x32\x13.mpcache.v1.Purpose\x12\x1d\n\x15\x66urther_prompt_tokens\x18\x06 \x03(\r\"\x87\x01\n\x07Welcome\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bplan_digest\x18\x02 \x01(\t\x12\x16\n\x0emasked_weights\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x18\n\x10\x63onstants_digest\x18\x05 \x01(\t\x12\x10\n\x08prepared\x18\x06 \x01(\x08\"M\n\x07Message\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"%\n\x05\x41\x62ort\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t2=\n\x05Owner\x12\x34\n\x08\x43onverse\x12\x11.mpcache.v1.Frame\x1a\x11.mpcache.v1.Frame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,14 +34,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FRAME']._serialized_start=43
   _globals['_FRAME']._serialized_end=210
-  _globals['_HELLO']._serialized_start=212
-  _globals['_HELLO']._serialized_end=339
-  _globals['_WELCOME']._serialized_start=342
-  _globals['_WELCOME']._serialized_end=477
-  _globals['_MESSAGE']._serialized_start=479
-  _globals['_MESSAGE']._serialized_end=556
-  _globals['_ABORT']._serialized_start=558
-  _globals['_ABORT']._serialized_end=595
-  _globals['_OWNER']._serialized_start=597
-  _globals['_OWNER']._serialized_end=658
+  _globals['_HELLO']._serialized_start=213
+  _globals['_HELLO']._serialized_end=371
+  _globals['_WELCOME']._serialized_start=374
+  _globals['_WELCOME']._serialized_end=509
+  _globals['_MESSAGE']._serialized_start=511
+  _globals['_MESSAGE']._serialized_end=588
+  _globals['_ABORT']._serialized_start=590
+  _globals['_ABORT']._serialized_end=627
+  _globals['_OWNER']._serialized_start=629
+  _globals['_OWNER']._serialized_end=690
 # @@protoc_insertion_point(module_scope)

@@ -53,6 +53,7 @@ _crypten = import_crypten()
 HIDDEN_SCORE = -128.0
 """Added to a score that must not be seen: CrypTen's exp is (1 + x/256)^256, so 128 below the maximum gives 2^-256, and
 stays below 2^-16 up to another 360 further down. A number nearer to -512 would bring it close to where exp explodes."""
+NO_DRAFTS = "requests that ask for drafts are refused: the baseline has none"
 
 
 class CryptenBackend:
@@ -151,7 +152,23 @@ class CryptenBackend:
     def visible(self, seen: Causal) -> torch.Tensor:
         return seen.mask()
 
-    def attend(self, queries: Secret, cached: KeyValues[Secret], visible: torch.Tensor | None = None) -> Secret:
+    def known_to_client(self, x: torch.Tensor | None, shape: Sequence[int]) -> Secret:
+        raise NotImplementedError(NO_DRAFTS)
+
+    def secret_tables(self, tables: torch.Tensor | None, shape: Sequence[int]) -> tuple[Secret, Secret]:
+        raise NotImplementedError(NO_DRAFTS)
+
+    def rotate_masked(self, x: Secret, cos: Secret, sin: Secret) -> Secret:
+        raise NotImplementedError(NO_DRAFTS)
+
+    def attend(
+        self,
+        queries: Secret,
+        cached: KeyValues[Secret],
+        visible: torch.Tensor | None = None,
+        hidden: Secret | None = None,
+    ) -> Secret:
+        assert hidden is None, NO_DRAFTS
         probabilities = self.softmax(self.product(queries, cached.keys, "matmul_transposed"), visible)
         return self.product(probabilities, cached.values, "matmul")
 
@@ -163,21 +180,29 @@ class CryptenBackend:
         return self.product(probabilities, cached.values, "matmul"), probabilities[:, observed].sum(1)
 
     def attend_selected(
-        self, queries: Secret, cached: KeyValues[Secret], start: int, end: int, stages: Sequence[Stage[Secret]]
+        self,
+        queries: Sequence[Secret],
+        cached: KeyValues[Secret],
+        start: int,
+        end: int,
+        stages: Sequence[Sequence[Stage[Secret]]],
+        hidden: Secret | None = None,
     ) -> Secret:
         """The picked runs' scores, softmax, and the probabilities put back in place; each stage two products.
 
         Every product opens its one-hot matrices again, and all cached keys and values, under new masks.
         """
-        shape = (queries.shape[0], queries.shape[1])
-        scores = self.product(queries, cached.keys, "matmul_transposed")
+        assert hidden is None and len(queries) == 1, NO_DRAFTS
+        (own,), (choice,) = queries, stages
+        shape = (own.shape[0], own.shape[1])
+        scores = self.product(own, cached.keys, "matmul_transposed")
         picked = scores[:, :, start:end]
-        for stage in stages:
+        for stage in choice:
             picked = self._share_of(to_tokens(self.pick(stage, self._runs(stage, picked)).share, stage.size, shape))
         count = picked.shape[2]
         probabilities = self.softmax(cat([scores[:, :, :start], picked, scores[:, :, end:]], 2))
         placed = probabilities[:, :, start : start + count]
-        for stage in reversed(stages):
+        for stage in reversed(choice):
             placed = self._share_of(to_tokens(self._place(stage, self._runs(stage, placed)).share, stage.size, shape))
         everywhere = cat([probabilities[:, :, :start], placed, probabilities[:, :, start + count :]], 2)
         return self.product(everywhere, cached.values, "matmul")
@@ -339,10 +364,10 @@ class CryptenBackend:
 
     # ------------------------------------------------------------ the next token
 
-    def next_token(
+    def next_tokens(
         self, x: Secret, head: Secret, bias: torch.Tensor | None, vocabulary: int, temperature: float
-    ) -> int | None:
-        """Only party 1 learns the token: party 0 sends its share of the arg max, and nothing else is opened.
+    ) -> list[int] | None:
+        """Only party 1 learns the tokens: party 0 sends its shares of the arg max, and nothing else is opened.
 
         What CrypTen finds may be no position: it is folded into the vocabulary, which nobody but party 1 can see.
         """
@@ -350,8 +375,8 @@ class CryptenBackend:
         if temperature > 0:
             noise = self.session.take(GumbelNoise(tuple(logits.shape), temperature, FRACTION_BITS)).noise
             logits = Secret(logits.share + noise, self.session.party)
-        token = self._run(lambda a: a.argmax(-1, one_hot=False).get_plain_text(dst=1), logits)
-        return None if token is None else int(token) % vocabulary
+        found = self._run(lambda a: a.argmax(-1, one_hot=False).get_plain_text(dst=1), logits)
+        return None if found is None else [int(token) % vocabulary for token in found.flatten()]
 
     def announce(self, goes_on: bool | None) -> bool:
         """Party 1 says whether it wants another token: the answer's length is public."""

@@ -73,6 +73,15 @@ class Stage(Generic[M]):
     stripes: Stripes
     masked: list[M] = field(default_factory=list)
 
+    def part(self, number: int, of: int) -> Stage[M]:
+        """The number-th choice of `of` that were made at once, one below the other."""
+
+        def rows(choice: Any) -> Any:
+            heads = choice.shape[0] // of
+            return choice[number * heads : (number + 1) * heads]
+
+        return Stage([None if choice is None else rows(choice) for choice in self.choice], self.size, self.stripes)
+
 
 class Backend(Protocol[V, W, M]):
     """One computation, seen by one process. m is the number of tokens at hand, h the hidden size.
@@ -107,6 +116,15 @@ class Backend(Protocol[V, W, M]):
         """Rotary positions on (heads, m, d) with public tables (m, d), halves rotated (Su et al., 2021). Tables are
         `mpcache.protocols.public`'s: multiples of 2^-30, the same on every machine."""
 
+    def known_to_client(self, x: torch.Tensor | None, shape: Sequence[int]) -> V:
+        """A value that party 1 alone knows; `x` is None elsewhere."""
+
+    def secret_tables(self, tables: torch.Tensor | None, shape: Sequence[int]) -> tuple[M, M]:
+        """cos and sin, (2, m, d) as in `rotate`, which party 1 alone knows, for `rotate_masked`. To be forgotten."""
+
+    def rotate_masked(self, x: V, cos: M, sin: M) -> V:
+        """`rotate` with secret tables."""
+
     def activation(self, x: V, kind: str) -> V:
         """'silu', 'gelu' or 'gelu_tanh', element by element. The result is for `multiply` and `linear` alone."""
 
@@ -132,8 +150,11 @@ class Backend(Protocol[V, W, M]):
     def visible(self, seen: Causal) -> Any:
         """What `attend` is told of who sees what: the mask, or while planning its description."""
 
-    def attend(self, queries: M, cached: KeyValues[M], visible: torch.Tensor | None = None) -> V:
-        """Attention of (key/value heads, queries, d); `visible`: public (queries, tokens), or all."""
+    def attend(
+        self, queries: M, cached: KeyValues[M], visible: torch.Tensor | None = None, hidden: V | None = None
+    ) -> V:
+        """Attention of (key/value heads, queries, d); `visible`: public (queries, tokens), or all. hidden: (tokens,),
+        added to every query's scores: far below them, where a token is hidden from the other party as well."""
 
     def attend_observed(
         self, queries: M, cached: KeyValues[M], visible: torch.Tensor | None, observed: torch.Tensor
@@ -141,9 +162,18 @@ class Backend(Protocol[V, W, M]):
         """(attention, attention received): the second is the sum of the probabilities that the `observed` queries
         (their public numbers) give to each token, (key/value heads, tokens)."""
 
-    def attend_selected(self, queries: M, cached: KeyValues[M], start: int, end: int, stages: Sequence[Stage[M]]) -> V:
-        """Attention of (key/value heads, queries, d) to the tokens before `start` and from `end` on, and to the runs
-        between them that the stages pick, each from what the stage before it left."""
+    def attend_selected(
+        self,
+        queries: Sequence[M],
+        cached: KeyValues[M],
+        start: int,
+        end: int,
+        stages: Sequence[Sequence[Stage[M]]],
+        hidden: V | None = None,
+    ) -> V:
+        """Attention of the last m tokens, (key/value heads, queries of one * m, d), to the tokens before `start`, those
+        from `end` up to themselves, and the runs between them that the stages pick, each from what the stage before it
+        left. queries, stages: of each of the m tokens, (key/value heads, queries of one, d). hidden: as `attend`."""
 
     # ------------------------------------------------------------ what a sparse prefill is built from
 
@@ -220,8 +250,10 @@ class Backend(Protocol[V, W, M]):
 
     # ------------------------------------------------------------ the next token
 
-    def next_token(self, x: V, head: W, bias: torch.Tensor | None, vocabulary: int, temperature: float) -> int | None:
-        """The next token for (1, h); None where the process must not learn it."""
+    def next_tokens(
+        self, x: V, head: W, bias: torch.Tensor | None, vocabulary: int, temperature: float
+    ) -> list[int] | None:
+        """The token after each of (m, h); None where the process must not learn them."""
 
     def announce(self, goes_on: bool | None) -> bool:
         """Whether another token is wanted: said by who learns the tokens, heard by the others (None before)."""

@@ -54,6 +54,9 @@ what costs."""
 WEIGHTED_BITS = 56
 """Ring of exponentials times values: sums of up to 2^14 of them, not yet divided."""
 
+LOOKED_UP = ("embedding", "position_embedding")
+"""Weights of which party 1 looks up columns, by one-hots of its own."""
+
 AFTER_NORMS = (".queries_keys_values", ".feed_forward_in")
 """Weights whose inputs are norms: masked for products with what is not yet divided (`stream.normed_linear`)."""
 
@@ -166,6 +169,33 @@ class MpcBackend:
 
         return self._run(rotated())
 
+    def known_to_client(self, x: torch.Tensor | None, shape: Sequence[int]) -> Secret:
+        """Its share is the value; the owner's is zero. Nothing is sent."""
+        if self.session.party == 0 or x is None:
+            return self.zeros(shape)
+        return self._secret(encode(x))
+
+    def secret_tables(self, tables: torch.Tensor | None, shape: Sequence[int]) -> tuple[Masked, Masked]:
+        """Opened: both under one mask of their size. Rounds: 1."""
+        _, m, d = shape
+        both = self.known_to_client(tables, shape).share.reshape(1, 2 * m, d)
+        masked = self.session.run(mask(self.session, both))
+        cos, sin = (rows(self.session, [(masked, start, start + m)]) for start in (0, m))
+        forget(self.session, masked)
+        return cos, sin
+
+    @planned_once
+    def rotate_masked(self, x: Secret, cos: Masked, sin: Masked) -> Secret:
+        """Opened: x under a fresh mask, once for both products; what a truncation opens. Rounds: 2."""
+
+        async def rotated() -> torch.Tensor:
+            masked = await mask(self.session, x.share)
+            first, second = multiply_masked(self.session, masked, sin).chunk(2, -1)  # a table's halves are the same
+            z = multiply_masked(self.session, masked, cos, forget=(masked,)) + torch.cat([-second, first], -1)
+            return await truncate(self.session, z)
+
+        return self._run(rotated())
+
     @planned_once
     def activation(self, x: Secret, kind: str) -> Secret:
         if isinstance(x, Product) and not x.made:
@@ -230,9 +260,13 @@ class MpcBackend:
 
     @planned_once
     def attend(
-        self, queries: Masked, cached: KeyValues[Masked], visible: torch.Tensor | Causal | None = None
+        self,
+        queries: Masked,
+        cached: KeyValues[Masked],
+        visible: torch.Tensor | Causal | None = None,
+        hidden: Secret | None = None,
     ) -> Secret:
-        return self._run(self._attend(queries, cached, visible), "attention")
+        return self._run(self._attend(queries, cached, visible, hidden), "attention")
 
     @planned_once
     def attend_observed(
@@ -247,18 +281,33 @@ class MpcBackend:
 
     @planned_once
     def attend_selected(
-        self, queries: Masked, cached: KeyValues[Masked], start: int, end: int, stages: Sequence[Stage[Masked]]
+        self,
+        queries: Sequence[Masked],
+        cached: KeyValues[Masked],
+        start: int,
+        end: int,
+        stages: Sequence[Sequence[Stage[Masked]]],
+        hidden: Secret | None = None,
     ) -> Secret:
-        return self._run(self._attend_selected(queries, cached, start, end, stages), "attention")
+        """Tokens share their rounds."""
+
+        async def attended() -> torch.Tensor:
+            later = reversed(range(len(queries)))
+            each = zip(queries, stages, later, strict=True)
+            return torch.stack(
+                await together(*[self._attend_selected(q, cached, start, end, s, n, hidden) for q, s, n in each]), 2
+            ).flatten(1, 2)
+
+        return self._run(attended(), "attention")
 
     def _scores(self, queries: Masked, keys: Masked) -> torch.Tensor:
         scores = multiply_masked(self.session, queries, keys, "matmul_transposed", forget=(queries,))
         return drop_low_bits(scores, FRACTION_BITS, PRODUCT_BITS)
 
     async def _attend(
-        self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | Causal | None
+        self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | Causal | None, hidden: Secret | None
     ) -> torch.Tensor:
-        masked_e, weighed, inverse = await self._weighed(q, cached, visible)
+        masked_e, weighed, inverse = await self._weighed(q, cached, visible, hidden)
         forget(self.session, *masked_e)
         return await self._divide(weighed, inverse)
 
@@ -274,11 +323,16 @@ class MpcBackend:
         return out[0], out[1]
 
     async def _weighed(
-        self, q: Masked, cached: KeyValues[Masked], visible: torch.Tensor | Causal | None
+        self,
+        q: Masked,
+        cached: KeyValues[Masked],
+        visible: torch.Tensor | Causal | None,
+        hidden: Secret | None = None,
     ) -> tuple[list[Masked], Rows, torch.Tensor]:
         """(exponentials, masked, RECEIVED_QUERIES at a time; their sums of values, inverses of their sums)."""
-        session = self.session
-        e, total = await exponentials(session, self._scores(q, cached.keys), visible, WEIGHTED_BITS)
+        session, scores = self.session, self._scores(q, cached.keys)
+        scores = scores if hidden is None else scores + hidden.share
+        e, total = await exponentials(session, scores, visible, WEIGHTED_BITS)
 
         async def weighed() -> tuple[list[Masked], Rows]:
             masked_e = await together(*[mask(session, part, WEIGHTED_BITS) for part in e.split(RECEIVED_QUERIES, 1)])
@@ -303,24 +357,34 @@ class MpcBackend:
         return (await truncate(session, z, RECEIVED_INVERSE_BITS, WEIGHTED_BITS))[:, 0]
 
     async def _attend_selected(
-        self, q: Masked, cached: KeyValues[Masked], start: int, end: int, stages: Sequence[Stage[Masked]]
+        self,
+        q: Masked,
+        cached: KeyValues[Masked],
+        start: int,
+        end: int,
+        stages: Sequence[Stage[Masked]],
+        later: int,
+        hidden: Secret | None,
     ) -> torch.Tensor:
         """The picked runs' scores, softmax, and the exponentials put back in place: keys and values never move.
 
+        later: how many tokens at the end of the cache the queries do not see: their exponentials are 0.
         Opened: the choice, if this is its first use, scores of runs, and exponentials picked and in place, all under
         fresh masks (see picking.py).
         """
-        session = self.session
+        session, seen = self.session, cached.tokens - later
         scores = self._scores(q, cached.keys)
-        before, picked, after = scores[..., :start], scores[..., start:end], scores[..., end:]
+        scores = scores if hidden is None else scores + hidden.share
+        before, picked, after = scores[..., :start], scores[..., start:end], scores[..., end:seen]
         for stage in stages:
             runs = await self._picked(stage, to_runs(picked, stage.size, _heads(stage, picked)))
             picked = to_tokens(runs, stage.size, picked.shape[:2])
         count = picked.shape[-1]
         scores = torch.cat([before, picked, after], -1)
         e, total = await exponentials(session, scores, out_bits=WEIGHTED_BITS)
+        unseen = torch.zeros((*e.shape[:-1], later), dtype=torch.int64, device=session.device)
         weighed, inverse = await together(
-            self._weigh_picked(e, cached.values, start, count, stages),
+            self._weigh_picked(torch.cat([e, unseen], -1), cached.values, start, count, stages),
             inverse_of_sum(session, total, e.shape[-1]),
         )
         return await self._divide(weighed, inverse)
@@ -538,23 +602,25 @@ class MpcBackend:
     # ------------------------------------------------------------ the next token
 
     @planned_once
-    def next_token(
+    def next_tokens(
         self,
         x: Secret,
         head: MaskedWeight,
         bias: torch.Tensor | None,
         vocabulary: int,
         temperature: float,
-    ) -> int | None:
-        """Only party 1 learns the token: party 0 sends its share of the arg max, and nothing else is opened.
+    ) -> list[int] | None:
+        """Only party 1 learns the tokens: party 0 sends its shares of the arg max, and nothing else is opened.
 
-        A peer that deviates makes any number of it: that is folded into the vocabulary, as an error would show.
+        A peer that deviates makes any numbers of them: they are folded into the vocabulary, as an error would show.
         """
         session = self.session
-        token = session.run(self._next_token(x.share, head, bias, temperature), "head")
-        return None if token is None or session.device.type == "meta" else int(token) % vocabulary
+        found = session.run(self._next_tokens(x.share, head, bias, temperature), "head")
+        if found is None or session.device.type == "meta":
+            return None
+        return [token % vocabulary for token in found.tolist()]
 
-    async def _next_token(
+    async def _next_tokens(
         self, x: torch.Tensor, head: MaskedWeight, bias: torch.Tensor | None, temperature: float
     ) -> torch.Tensor | None:
         session = self.session
@@ -625,6 +691,6 @@ def encoded_weight(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def weight_bits(name: str) -> int:
     """Ring of a weight's products, in which it is masked."""
-    if name == "embedding":
+    if name in LOOKED_UP:
         return EMBED_BITS
     return WIDE_BITS if name.endswith(AFTER_NORMS) else PRODUCT_BITS

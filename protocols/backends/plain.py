@@ -50,6 +50,18 @@ class PlainBackend:
         first, second = x.chunk(2, -1)
         return x * cos + torch.cat([-second, first], -1) * sin
 
+    def known_to_client(self, x: torch.Tensor | None, shape: Sequence[int]) -> torch.Tensor:
+        if x is None:
+            raise ValueError("the plain backend needs what the client knows")
+        return x.float()
+
+    def secret_tables(self, tables: torch.Tensor | None, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = self.known_to_client(tables, shape)[:, None]
+        return cos, sin
+
+    def rotate_masked(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        return self.rotate(x, cos, sin)
+
     def activation(self, x: torch.Tensor, kind: str) -> torch.Tensor:
         if kind == "silu":
             return F.silu(x)
@@ -83,9 +95,13 @@ class PlainBackend:
         return seen.mask()
 
     def attend(
-        self, queries: torch.Tensor, cached: KeyValues[torch.Tensor], visible: torch.Tensor | None = None
+        self,
+        queries: torch.Tensor,
+        cached: KeyValues[torch.Tensor],
+        visible: torch.Tensor | None = None,
+        hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return self._attention(queries, cached.keys, cached.values, visible)[0]
+        return self._attention(queries, cached.keys, cached.values, visible, hidden)[0]
 
     def attend_observed(
         self,
@@ -99,26 +115,37 @@ class PlainBackend:
 
     def attend_selected(
         self,
-        queries: torch.Tensor,
+        queries: Sequence[torch.Tensor],
         cached: KeyValues[torch.Tensor],
         start: int,
         end: int,
-        stages: Sequence[Stage[torch.Tensor]],
+        stages: Sequence[Sequence[Stage[torch.Tensor]]],
+        hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        heads = torch.arange(queries.shape[0])[:, None]
-        picked = torch.arange(start, end).expand(len(heads), -1)  # (heads, tokens)
-        for stage in stages:
-            runs = picked.unflatten(1, (-1, stage.size))
-            picked = runs[heads, chosen_runs(stage)].flatten(1)
-        outside = torch.cat([torch.arange(start), torch.arange(end, cached.tokens)]).expand(len(heads), -1)
-        places = torch.cat([picked, outside], 1)
-        return self._attention(queries, cached.keys[heads, places], cached.values[heads, places])[0]
+        heads, out = torch.arange(cached.keys.shape[0])[:, None], list[torch.Tensor]()
+        for later, (own, choice) in enumerate(zip(reversed(queries), reversed(stages), strict=True)):
+            picked = torch.arange(start, end).expand(len(heads), -1)  # (heads, tokens)
+            for stage in choice:
+                runs = picked.unflatten(1, (-1, stage.size))
+                picked = runs[heads, chosen_runs(stage)].flatten(1)
+            outside = torch.cat([torch.arange(start), torch.arange(end, cached.tokens - later)])
+            places = torch.cat([picked, outside.expand(len(heads), -1)], 1)
+            keys, values = cached.keys[heads, places], cached.values[heads, places]
+            below = None if hidden is None else hidden[places][:, None]
+            out.insert(0, self._attention(own, keys, values, None, below)[0])
+        return torch.stack(out, 2).flatten(1, 2)
 
     def _attention(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor | None = None
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        visible: torch.Tensor | None = None,
+        hidden: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(attention, probabilities)."""
-        probabilities = self._softmax(queries @ keys.transpose(-1, -2), visible)
+        scores = queries @ keys.transpose(-1, -2)
+        probabilities = self._softmax(scores if hidden is None else scores + hidden, visible)
         return probabilities @ values, probabilities
 
     def _softmax(self, scores: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
@@ -208,16 +235,17 @@ class PlainBackend:
 
     # ------------------------------------------------------------ the next token
 
-    def next_token(
+    def next_tokens(
         self,
         x: torch.Tensor,
         head: torch.Tensor,
         bias: torch.Tensor | None,
         vocabulary: int,
         temperature: float,
-    ) -> int:
-        logits = self.last_logits = F.linear(x, head, bias)[0]
-        return int(self._noisy(logits, temperature).argmax())
+    ) -> list[int]:
+        logits = F.linear(x, head, bias)
+        self.last_logits = logits[-1]
+        return [int(self._noisy(row, temperature).argmax()) for row in logits]
 
     def _noisy(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
         if temperature > 0:

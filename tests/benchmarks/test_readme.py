@@ -41,7 +41,8 @@ def peer(what: str, tokens: int, share: float, repeat: int = 7) -> Record:
 def test_the_readmes_figures_are_those_of_the_report() -> None:
     text = (ROOT / "README.md").read_text()
     assert re.findall("<!-- figures: (.*) -->", text) == list(SECTIONS)
-    assert render(text, read_records(ROOT / "docs" / "report")) == text, "run: mpcache bench readme docs/report"
+    wide, avx2 = (read_records(ROOT / "docs" / folder) for folder in ("report", "report-avx2"))
+    assert render(text, wide, avx2) == text, "run: mpcache bench readme docs/report --beside docs/report-avx2"
 
 
 def test_the_readmes_plots_are_there() -> None:
@@ -67,6 +68,15 @@ def test_a_section_is_made_anew_and_nothing_else_is_touched() -> None:
     assert "`mpcache bench decode --shape gpt2 --layers 1 --tokens 512 --policy full,mpcache --repeat 21`" in text
     assert "--what block --tokens 512 --system spu-aby3 --repeat 7" in text.replace("\n", " ")
     assert render(text, records) == text
+
+
+def test_another_processors_seconds_stand_below() -> None:
+    here, there = decoded("full", 512, 2.0, shape="gpt2"), decoded("full", 512, 3.0, shape="gpt2")
+    there["machine"] = {**there["machine"], "processor": "Another", "model": "family 6", "vector_width": "AVX2"}
+    text = render(section("block"), [here], [there])
+    first, second = text.split("The same on Another (family 6), AVX2, ")
+    assert [row[2] for part in (first, second) for row in rows(part)[2:]] == ["0.20 (0.18)", "0.30 (0.27)"]
+    assert "Another" not in render(section("quality"), [here], [there]), "answers are the same on all"
 
 
 def test_whole_models_and_generations_have_tables_of_their_own() -> None:

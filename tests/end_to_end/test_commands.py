@@ -144,7 +144,7 @@ def test_no_sample_puts_a_prompt_on_a_command_line() -> None:
     root = Path(__file__).resolve().parents[2]
     samples = [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("docs/**/*.toml"), *root.glob("scripts/*")]
     assert len(samples) > 10
-    assert not [path for path in samples if re.search(r"--prompt(?!-)", path.read_text())]
+    assert not [path for path in samples if re.search(r"--prompt(?!-|s\b)", path.read_text())]
 
 
 def test_the_demo_needs_a_prompt_for_another_model(tmp_path: Path) -> None:
@@ -232,6 +232,19 @@ def test_a_plan_says_what_a_prepared_session_takes(tmp_path: Path) -> None:
     assert record["prepared"]["disk_bytes"] == bytes_ + OVERHEAD_BYTES
     assert record["prepared"]["seconds"] > 0
     assert f"{record['prepared']['disk_bytes'] / 1e6:,.2f} MB on the dealer's disk" in shown.stdout
+
+
+def test_a_plan_with_drafts_says_what_a_pass_takes(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    options = ("--model", DEMO_MODEL, "--tokens", 5, "--max-new-tokens", 9, "--draft", 3, "--network", "wan")
+    shown = here("plan", *options, "--json", out)
+    assert shown.exit_code == 0
+    [record] = json.loads(out.read_text())
+    one = record["phases"]["first pass"]["seconds"]
+    assert (record["draft"], record["passes"]) == (3, 8)
+    assert f"a pass gives 1 to 4 tokens: {one:,.2f} to {one / 4:,.2f} s a token" in shown.stdout
+    refused = here("plan", *options, "--policy", "mpcache")
+    assert refused.exit_code == 1 and "takes no drafts" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_the_gateway_answers_an_application() -> None:

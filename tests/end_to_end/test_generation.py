@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mpcache.generation.loop import Phase
-from mpcache.generation.plan import phase_costs
+from mpcache.generation.plan import phase_costs, plan_parts
 from mpcache.generation.request import FULL, PRECISION, ClientRequest, GenerationRequest
 from mpcache.inspection.watched import plain_answer
 from mpcache.model.config_file import read_model_config
@@ -56,6 +56,21 @@ def test_the_answer_equals_plaintext_and_its_cost_the_plan(
     assert list(generation) == plain_answer(model, prompt, 3, policy)
     planned = planned_cost(model, request.public)
     assert generation.meter is not None
+    measured = totals(generation.meter.prefill, generation.meter.decode)
+    assert measured == (planned.online_bytes, planned.correction_bytes, planned.rounds)
+
+
+@pytest.mark.parametrize("policy", [FULL, replace(SMALL, cluster_answer=False)], ids=["full", "mpcache"])
+def test_drafts_give_the_answer_of_plaintext_in_passes_that_cost_what_is_planned(
+    connection: Connection, model: Path, policy: PolicySettings
+) -> None:
+    request = asking(LONG_PROMPT, 6, policy=policy, draft=3)
+    generation = Generation(connection, request)
+    assert list(generation) == plain_answer(model, LONG_PROMPT, 6, policy)
+    assert generation.meter is not None and 2 <= len(generation.meter.steps) <= 5
+    blocks, passes = len(request.public.blocks()), len(generation.meter.steps)
+    parts = list(plan_parts(read_model_config(model), request.public))[: blocks + 1 + passes]
+    planned = sum((part.cost() for part in parts), Cost())
     measured = totals(generation.meter.prefill, generation.meter.decode)
     assert measured == (planned.online_bytes, planned.correction_bytes, planned.rounds)
 
@@ -122,6 +137,8 @@ def test_an_answer_ends_with_the_clients_end_token(connection: Connection, model
         (asking(PROMPT, 5, policy=MPCacheSettings(budget=20)), "a budget of 20 tokens is below the 27"),
         (asking(PROMPT, 5, network="moon"), "the network 'moon' is none of"),
         (asking(PROMPT, 500), "allows 256 new tokens"),
+        (asking(PROMPT, 100, draft=4), "100 with 4 drafts each are up to 496"),
+        (asking(PROMPT, 5, policy=policy_settings("tova"), draft=1), "'tova' takes no drafts"),
         (asking([1] * 125, 5), "do not fit the model's 128 positions"),
         (asking([1] * 3000, 5), "allows 2048 prompt tokens"),
         (asking([500], 1), "beyond its vocabulary"),
@@ -135,8 +152,8 @@ def test_a_disagreement_is_refused_in_words(connection: Connection, request_: Cl
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.setattr(handshake, "PROTOCOL_VERSION", 99), "speaks protocol version 5, the client 99"),
-        (lambda m: m.setattr(handshake, "plan_digest", lambda *p: "x"), "plan differs from the owner's"),
+        (lambda m: m.setattr(handshake, "PROTOCOL_VERSION", 99), "speaks protocol version 6, the client 99"),
+        (lambda m: m.setattr(handshake, "batch_digest", lambda *p: ("x", ["x"])), "plan differs from the owner's"),
     ],
 )
 def test_another_program_is_refused_before_any_secret_moves(

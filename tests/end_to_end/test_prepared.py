@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,7 +140,12 @@ def dealer(certificates: Path, tmp_path: Path) -> Iterator[DealerServer]:
 REMOVE = "mpcache.parties.seeds:remove_for_good"
 
 
-@pytest.mark.parametrize("dies", [f"before {REMOVE} 1", f"after {REMOVE} 1", "after mpcache.parties.owner:steps 1"])
+SECOND_TOKEN = "before mpcache.model.decoder:Decoder.next_token 2"
+
+
+@pytest.mark.parametrize(
+    "dies", [f"before {REMOVE} 1", f"after {REMOVE} 1", "after mpcache.parties.owner:steps 1", SECOND_TOKEN]
+)
 def test_an_owner_that_is_killed_uses_no_seed_twice(
     dealer: DealerServer,
     certificates: Path,
@@ -169,6 +176,46 @@ def test_an_owner_that_is_killed_uses_no_seed_twice(
         generations = [Generation(there(owner), asking(PROMPT, 2)) for _ in range(2)]
         assert len({tuple(generation) for generation in generations}) == 1
         assert [generation.prepared for generation in generations] == [not used, False]
+
+
+@pytest.mark.parametrize("dies", [f"before {REMOVE} 1", f"after {REMOVE} 1", SECOND_TOKEN])
+def test_a_client_that_is_killed_uses_no_seed_twice(
+    dealer: DealerServer,
+    certificates: Path,
+    stories: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dies: str,
+) -> None:
+    """The command, which comes again with the files that the killed one left, or with a copy of those it began with."""
+    address = f"127.0.0.1:{dealer.port}"
+    with running("owner", tmp_path, monkeypatch, model=stories, dealer=address) as owner:
+        values = {
+            "owner": owner.address,
+            "dealer": address,
+            "tokenizer": stories,
+            "certificates": certificates,
+            "state": tmp_path / "client-state",
+            "max_new_tokens": 2,
+        }
+        settings = write_settings(tmp_path / "client.toml", values)
+        prompt = "Once upon a time"
+        count = len(load_tokenizer(stories).encode(prompt).ids)
+        assert mpcache("client", "prepare", "--config", settings, "--prompt-tokens", count).returncode == 0
+        shutil.copytree(tmp_path / "client-state", tmp_path / "copy")
+
+        def answered(where: str = "") -> subprocess.CompletedProcess[str]:
+            monkeypatch.setenv(WHERE, where)
+            command = [sys.executable, "-m", "tests.end_to_end.dying", "client", "--config", str(settings)]
+            return subprocess.run(command, input=prompt, capture_output=True, text=True, timeout=600)
+
+        assert answered(dies).returncode == -signal.SIGKILL
+        left = len(list((tmp_path / "client-state" / "prepared").glob("*.json")))
+        assert left == dies.startswith(f"before {REMOVE}")
+        shutil.copytree(tmp_path / "copy", tmp_path / "client-state", dirs_exist_ok=True)
+        again = [answered() for _ in range(2)]
+    assert [run.returncode for run in again] == [0, 0], again[0].stderr
+    assert not any("prepared: the dealer had" in run.stdout for run in again), "the owner's seed was gone"
 
 
 def test_two_dealers_do_not_share_a_folder(dealer: DealerServer, certificates: Path, tmp_path: Path) -> None:

@@ -161,7 +161,11 @@ REQUESTS: dict[str, tuple[Callable[[str], dealer_pb2.DealRequest], str]] = {
     ),
     "4 billion prompt tokens": (lambda role: wanting(role, prompt_tokens=2**32), "allows 4096 prompt tokens"),
     "4 billion new tokens": (lambda role: wanting(role, max_new_tokens=2**32), "allows 1024 new tokens"),
-    "a block of no tokens": (lambda role: wanting(role, block=0), "in blocks of 64"),
+    "a block of -1 tokens": (lambda role: wanting(role, prefill_block=-1), "prefill_block is a number of tokens"),
+    "a block beyond the dealer's bound": (
+        lambda role: wanting(role, prefill_block=10**9),
+        "the dealer allows blocks of 512 prompt tokens, not 1000000000",
+    ),
     "another precision": (lambda role: wanting(role, precision="x"), "computes with"),
     "the baseline, which it does not allow": (lambda role: wanting(role, backend="crypten"), "does not allow"),
     "another backend": (lambda role: wanting(role, backend="os"), "unknown backend 'os'"),

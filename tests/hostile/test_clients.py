@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from mpcache.parties.batch import Batch
 from mpcache.parties.certificates import host_name
 from mpcache.parties.client import Generation
 from mpcache.parties.link import AHEAD, Link
@@ -184,6 +185,13 @@ def test_what_comes_early_waits_at_its_sender(servers: Servers) -> None:
     assert client.taken < 200, "the sender is held back"
     assert _memory() - before < 200 << 20
     client.leave()
+
+
+def test_an_owner_allows_as_many_prompts_as_its_settings_say(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, {"max_batch": 2}) as servers:
+        with pytest.raises(PeerLost, match="the owner allows 2 prompts in a batch, not 3"):
+            list(Batch(servers.connection, [asking(PROMPT, 1)] * 3))
+        assert len(list(Batch(servers.connection, [asking(PROMPT, 1)] * 2))) == 2
 
 
 def _memory() -> int:

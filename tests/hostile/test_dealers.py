@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mpcache.parties import dealer as dealing
+from mpcache.parties.batch import Batch
 from mpcache.parties.chunks import BoundedChunks
 from mpcache.parties.client import Generation
 from mpcache.parties.generated import dealer_pb2
@@ -97,10 +98,10 @@ def test_half_sessions_of_one_certificate_keep_nobody_waiting(
         def half(i: int) -> HostileParty:
             return HostileParty(servers.connection.dealer, identity, request("client", session=bytes([i] * 16)))
 
-        waiting = [half(i) for i in range(8)]
-        until(lambda: caplog.text.count("has come") == 8, "they wait")
-        one_more = half(9)
-        assert "allows 8 calls at a time for one certificate" in one_more.hear()
+        waiting = [half(i) for i in range(16)]
+        until(lambda: caplog.text.count("has come") == 16, "they wait")
+        one_more = half(17)
+        assert "allows 16 calls at a time for one certificate" in one_more.hear()
         assert "refused client" in caplog.text
         assert len(list(servers.client())) == 2, "an honest pair is dealt to"
         for party in (*waiting, one_more):
@@ -114,6 +115,28 @@ def test_a_full_dealer_says_so(model: Path, tmp_path: Path) -> None:
         with pytest.raises(MpcacheError, match="the dealer serves 1 sessions already: try again later"):
             list(servers.client(1))
         first.close()  # type: ignore[attr-defined]
+
+
+def test_a_dealer_bounds_how_many_prompts_share_rounds(model: Path, tmp_path: Path) -> None:
+    """For the dealer, each prompt of a batch is a session."""
+    with serving(model, tmp_path, None, {"max_sessions": 2}) as servers:
+        with pytest.raises(MpcacheError, match="the dealer serves 2 sessions already: try again later"):
+            list(Batch(servers.connection, [asking(PROMPT, 2)] * 3))
+        until(lambda: _answered(servers, 2), "the places are free again")
+
+
+def test_a_dealer_bounds_the_calls_of_a_batch(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, None, {"max_calls_per_certificate": 2}) as servers:
+        with pytest.raises(MpcacheError, match="allows 2 calls at a time for one certificate"):
+            list(Batch(servers.connection, [asking(PROMPT, 2)] * 3))
+        until(lambda: _answered(servers, 2), "the places are free again")
+
+
+def _answered(servers: Servers, prompts: int) -> bool:
+    try:
+        return len(list(Batch(servers.connection, [asking(PROMPT, 2)] * prompts))) == 2 * prompts
+    except MpcacheError:
+        return False
 
 
 def test_a_dealer_restricts_policies(model: Path, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def gated_case(b: Any, share: Any, weight: Any, size: float) -> Any:
 
 def logits_case(b: Any, share: Any, weight: Any, size: float) -> Any:
     logits = torch.linspace(-0.5, 0.5, 16) * size
-    return b.next_token(share(torch.ones(1, 1)), weight("head", logits[:, None]), None, 16, 0.0)
+    return b.next_tokens(share(torch.ones(1, 1)), weight("head", logits[:, None]), None, 16, 0.0)
 
 
 def received_case(b: Any, share: Any, weight: Any, size: float) -> Any:

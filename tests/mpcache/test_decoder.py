@@ -39,7 +39,7 @@ def test_plain_logits_equal_transformers(model: tuple[Path, torch.nn.Module], bl
     backend = PlainBackend()
     decoder = Decoder(checkpoint.config, backend, checkpoint.tensors)
     tokens = list(PROMPT)
-    for token in steps(decoder, asked(len(PROMPT), 6, block=block), PROMPT):
+    for token in steps(decoder, asked(len(PROMPT), 6, prefill_block=block), PROMPT):
         with torch.no_grad():
             expected = reference(torch.tensor([tokens])).logits[0, -1]
         assert (backend.last_logits - expected).abs().max() < 1e-4
@@ -63,7 +63,7 @@ def run_privately(folder: Path, prompt: list[int], plan: GenerationRequest) -> t
 def test_private_generation_equals_plaintext_and_its_plan(model: tuple[Path, torch.nn.Module]) -> None:
     folder, _ = model
     checkpoint = load_checkpoint(folder)
-    plan = asked(len(PROMPT), 5, block=4)
+    plan = asked(len(PROMPT), 5, prefill_block=4)
     backend = PlainBackend()
     plain: list[int | None] = []
     margins = []

@@ -218,6 +218,26 @@ def test_a_plan_is_what_a_run_takes_to_the_byte(
     assert facts(answer.decode.cost) == facts(prices.decoding.cost) and len(prices.decode) == NEW - 1
 
 
+@pytest.mark.parametrize("policy", ["full", f"{POLICY}:cluster_answer=false:only_if_cheaper=false"])
+def test_drafts_change_no_answer_and_take_what_their_plan_says(
+    model: mpcache.Model, parties: mpcache.InProcess, policy: str
+) -> None:
+    new = 2 * NEW
+    single = mpcache.generate(model, PROMPT, max_new_tokens=new, policy=policy)
+    plain = mpcache.generate(model, PROMPT, max_new_tokens=new, policy=policy, draft=2)
+    answer = parties.generate(PROMPT, max_new_tokens=new, policy=policy, draft=2)
+    assert answer.tokens == plain.tokens == single.tokens
+    assert answer.passes == plain.passes <= single.passes == len(single.tokens) - 1
+    prices = mpcache.plan(model, prompt_tokens=len(PROMPT), max_new_tokens=new, policy=policy, draft=2)
+    assert facts(answer.decode.cost) == facts(sum((p.cost for p in prices.decode[: answer.passes]), mpcache.Cost()))
+
+
+def test_where_drafts_cannot_be_taken_nothing_begins(model: mpcache.Model, parties: mpcache.InProcess) -> None:
+    for ask in (parties.generate, lambda *p, **o: mpcache.generate(model, *p, **o)):
+        with pytest.raises(mpcache.ConfigError, match="the cache policy 'h2o' takes no drafts"):
+            ask(PROMPT, max_new_tokens=NEW, policy="h2o:budget=8", draft=2)
+
+
 def facts(cost: mpcache.Cost) -> tuple[int, int, int]:
     return cost.online_bytes, cost.correction_bytes, cost.rounds
 

@@ -23,7 +23,7 @@ def whole(prices: Prices) -> Cost:
 
 def asked(prompt: int, new: int, policy: PolicySettings = FULL) -> GenerationRequest:
     """new: tokens after the first."""
-    return GenerationRequest(prompt_tokens=prompt, max_new_tokens=new + 1, policy=policy, block=16)
+    return GenerationRequest(prompt_tokens=prompt, max_new_tokens=new + 1, policy=policy, prefill_block=16)
 
 
 def planned(model: ModelConfig, request: GenerationRequest) -> Cost:

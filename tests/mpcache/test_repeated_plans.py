@@ -21,7 +21,7 @@ from mpcache.protocols.plan import Passages, Plan, PlanSession, ShapeArithmetic
 from mpcache.protocols.public import Constants
 from mpcache.protocols.session import Session
 from mpcache.protocols.shares import Secret
-from tests.mpcache.policies.matrix import SETTINGS
+from tests.mpcache.policies.matrix import SETTINGS, TAKING_DRAFTS
 
 FAMILIES = {
     "llama": replace(SHAPES["tiny"], layers=5),
@@ -40,8 +40,15 @@ def in_full(model: ModelConfig, request: GenerationRequest) -> list[Plan]:
 @given(prompt=st.integers(17, 60), new=st.integers(2, 7), temperature=st.sampled_from([0.0, 0.7]))
 def test_a_repeated_plan_is_the_plan_in_full(name: str, family: str, prompt: int, new: int, temperature: float) -> None:
     request = GenerationRequest(
-        prompt_tokens=prompt, max_new_tokens=new, temperature=temperature, policy=SETTINGS[name], block=16
+        prompt_tokens=prompt, max_new_tokens=new, temperature=temperature, policy=SETTINGS[name], prefill_block=16
     )
+    assert list(plan_parts(FAMILIES[family], request)) == in_full(FAMILIES[family], request)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", TAKING_DRAFTS)
+def test_a_repeated_plan_of_passes_with_drafts_is_the_plan_in_full(name: str, family: str) -> None:
+    request = GenerationRequest(prompt_tokens=40, max_new_tokens=5, policy=SETTINGS[name], block=16, draft=2)
     assert list(plan_parts(FAMILIES[family], request)) == in_full(FAMILIES[family], request)
 
 

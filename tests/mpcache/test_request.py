@@ -9,6 +9,7 @@ import pytest
 from mpcache.generation.request import ClientRequest, GenerationRequest
 from mpcache.generation.text import TextStream
 from mpcache.model.decoder import PREFILL_BLOCK
+from mpcache.model.shapes import SHAPES
 from mpcache.policies import policy_settings
 from mpcache.protocols.errors import ConfigError
 from tests.asking import asked, asking
@@ -28,8 +29,9 @@ def test_equal_requests_give_equal_text_which_reads_as_the_same_request() -> Non
 
 
 def test_a_prompt_is_read_in_blocks() -> None:
-    assert asked(2 * PREFILL_BLOCK + 1, 1).blocks() == [(0, 64), (64, 128), (128, 129)]
-    assert asked(10, 1, block=5).blocks() == [(0, 5), (5, 10)]
+    model = SHAPES["tiny"]
+    assert asked(2 * PREFILL_BLOCK + 1, 1).blocks(model) == [(0, 64), (64, 128), (128, 129)]
+    assert asked(10, 1, prefill_block=5).blocks(model) == [(0, 5), (5, 10)]
 
 
 def test_a_prompt_is_as_long_as_its_request_says() -> None:
@@ -44,8 +46,9 @@ def test_a_prompt_shows_in_no_log() -> None:
 
 
 def test_an_answer_of_fixed_length_stops_at_no_token() -> None:
-    assert asking([1], 4, end_tokens=(2, 3)).stop_tokens == (2, 3)
-    assert asking([1], 4, end_tokens=(2, 3), fixed_length=True).stop_tokens == ()
+    stop = asking([1], 4, end_tokens=(2, 3)).stop
+    assert stop is not None and [stop(token) for token in (1, 2, 3)] == [False, True, True]
+    assert asking([1], 4, end_tokens=(2, 3), fixed_length=True).stop is None
 
 
 class Bytes:

@@ -85,12 +85,13 @@ def test_whatever_stands_in_a_field_is_taken_as_it_is_or_refused(data: st.DataOb
 
 def test_a_request_is_checked_before_anything_is_planned() -> None:
     model = SHAPES["tiny"]
-    REQUEST.check("dealer", model, 60, 4)
+    REQUEST.check("dealer", model, 60, 4, 60)
     for changes, words in [
         ({"prompt_tokens": 61}, "the dealer allows 60 prompt tokens, not 61"),
         ({"max_new_tokens": 5}, "the dealer allows 4 new tokens, not 5"),
         ({"prompt_tokens": 0}, "needs a prompt"),
-        ({"block": 0}, "in blocks of 64 tokens, not 0"),
+        ({"prefill_block": -1}, "prefill_block is a number of tokens, or 0"),
+        ({"prefill_block": 61}, "the dealer allows blocks of 60 prompt tokens, not 61"),
         ({"precision": "none"}, f"computes with {PRECISION}"),
         ({"temperature": float("nan")}, "between 0 and 100"),
         ({"temperature": -1.0}, "between 0 and 100"),
@@ -99,4 +100,4 @@ def test_a_request_is_checked_before_anything_is_planned() -> None:
         ({"policy": PolicySettings("magic")}, "unknown cache policy"),
     ]:
         with pytest.raises(HandshakeError, match=words):
-            replace(REQUEST, **changes).check("dealer", model, 60, 4)  # type: ignore[arg-type]
+            replace(REQUEST, **changes).check("dealer", model, 60, 4, 60)  # type: ignore[arg-type]

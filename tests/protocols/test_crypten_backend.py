@@ -151,16 +151,16 @@ def choose(temperature: float) -> tuple[int | None, int | None]:
     x, head, bias = normal(1, 8), normal(23, 8), normal(23)
     expected = int((x @ head.t() + bias).argmax())
 
-    def program(session: Session) -> int | None:
+    def program(session: Session) -> list[int] | None:
         backend = CryptenBackend(session)
         owner = session.party == 0
         secret = backend.input(x if owner else None, x.shape, 0)
         weight = backend.weight("head", (23, 8), head if owner else None)
-        return backend.next_token(secret, weight, bias if owner else None, 23, temperature)
+        return backend.next_tokens(secret, weight, bias if owner else None, 23, temperature)
 
     at_owner, at_client = run_parties(program)
     assert at_owner is None, "the owner must not learn a token"
-    return at_client, expected
+    return at_client and at_client[0], expected
 
 
 def test_the_client_alone_learns_the_best_token() -> None:
@@ -178,7 +178,7 @@ def test_what_is_no_token_is_made_one_in_silence(monkeypatch: pytest.MonkeyPatch
     """Else the client would fail on it, which its owner, who may have chosen weights for it, would see."""
     monkeypatch.setattr(CryptenBackend, "linear", lambda backend, *_: None)
     monkeypatch.setattr(CryptenBackend, "_run", lambda backend, *_: torch.tensor([found]))
-    assert run_parties(lambda s: CryptenBackend(s).next_token(None, None, None, 23, 0.0))[1] == token  # type: ignore[arg-type]
+    assert run_parties(lambda s: CryptenBackend(s).next_tokens(None, None, None, 23, 0.0))[1] == [token]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("goes_on", [True, False])
@@ -257,7 +257,7 @@ def random_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("family", MODELS)
 def test_a_model_runs_as_planned_and_near_plaintext(family: str) -> None:
-    config, plan = MODELS[family], asked(len(PROMPT), 2, block=3)
+    config, plan = MODELS[family], asked(len(PROMPT), 2, prefill_block=3)
     tensors = random_tensors(config)
     plain = Decoder(config, PLAIN, tensors)
     expected = plain.forward(PROMPT, len(PROMPT), new_cache(FULL, plain, len(PROMPT)))

@@ -13,7 +13,7 @@ from mpcache.protocols.correlation import Correlation, Dealer, corrections
 from mpcache.protocols.errors import TooLarge
 from mpcache.protocols.sampling import GumbelNoise
 from mpcache.protocols.truncation import TruncationMask
-from tests.mpcache.policies.matrix import SETTINGS
+from tests.mpcache.policies.matrix import SETTINGS, TAKING_DRAFTS
 
 SEEDS, KEY = (bytes(16), bytes(range(16))), bytes(range(1, 17))
 
@@ -34,8 +34,15 @@ def one_by_one(plan: list[Correlation]) -> str:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_plans_corrections_are_those_of_one_by_one(name: str, temperature: float) -> None:
     request = GenerationRequest(
-        prompt_tokens=21, max_new_tokens=4, temperature=temperature, policy=SETTINGS[name], block=12
+        prompt_tokens=21, max_new_tokens=4, temperature=temperature, policy=SETTINGS[name], prefill_block=12
     )
+    plan = list(correlations(model_shape("tiny", 3), request))
+    assert digest(corrections(Dealer(SEEDS, KEY), plan)) == one_by_one(plan)
+
+
+@pytest.mark.parametrize("name", TAKING_DRAFTS)
+def test_corrections_of_passes_with_drafts_are_those_of_one_by_one(name: str) -> None:
+    request = GenerationRequest(prompt_tokens=21, max_new_tokens=4, policy=SETTINGS[name], block=12, draft=2)
     plan = list(correlations(model_shape("tiny", 3), request))
     assert digest(corrections(Dealer(SEEDS, KEY), plan)) == one_by_one(plan)
 

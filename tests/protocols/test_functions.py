@@ -7,10 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from mpcache.protocols.activation import activation
+from mpcache.protocols.causal import Causal
 from mpcache.protocols.local import run_parties
 from mpcache.protocols.normalisation import rms_norm
+from mpcache.protocols.plan import plan_of
 from mpcache.protocols.reciprocal import reciprocal, rsqrt
 from mpcache.protocols.ring import decode, encode
+from mpcache.protocols.session import Cost
 from mpcache.protocols.softmax import exponentials, softmax
 from tests.protocols.sharing import run_real, run_ring
 
@@ -96,6 +99,26 @@ def test_publicly_masked_scores_get_exactly_nothing() -> None:
     result = run_real(softmax, x, visible=visible)
     assert (result[~visible] == 0).all()
     assert (result - x.masked_fill(~visible, float("-inf")).softmax(-1)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("seen", [Causal(130, 0, 1), Causal(65, 30, 2), Causal(64, 5, 2)])
+def test_a_long_block_is_computed_in_groups_of_queries(seen: Causal) -> None:
+    x, mask = rounded(torch.randn(2, *seen.shape) * 4), seen.mask()
+    result = run_real(softmax, x, visible=seen)
+    assert (result[:, ~mask] == 0).all()
+    assert (result - x.masked_fill(~mask, float("-inf")).softmax(-1)).abs().max() < 1e-3
+
+
+def test_a_long_block_takes_the_bytes_of_short_ones_and_the_rounds_of_one() -> None:
+    def cost(visible: Causal | torch.Tensor) -> Cost:
+        x = torch.empty((4, *visible.shape), dtype=torch.int64, device="meta")
+        return plan_of(lambda session, x: exponentials(session, x, visible, 56), x.shape).cost()
+
+    long, parts = Causal(256, 64, 2), [Causal(64, past, 2) for past in (64, 128, 192, 256)]
+    apart = sum(map(cost, parts), Cost())
+    assert cost(long).online_bytes + cost(long).correction_bytes <= apart.online_bytes + apart.correction_bytes
+    assert cost(long).rounds < apart.rounds / 3
+    assert cost(long).online_bytes < cost(long.mask()).online_bytes, "what is hidden from a group costs nothing"
 
 
 def test_exponentials_are_not_larger_than_their_bound() -> None:

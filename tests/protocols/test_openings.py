@@ -27,6 +27,7 @@ from mpcache.protocols.backends.mpc import (
     masked_weight,
 )
 from mpcache.protocols.beaver import extend, mask, multiply
+from mpcache.protocols.causal import Causal
 from mpcache.protocols.comparison import is_negative, less_than, negative_part
 from mpcache.protocols.correlation import weight_mask
 from mpcache.protocols.gate import gate
@@ -250,17 +251,22 @@ def uses_of_a_cache(session: Session, values: torch.Tensor) -> list[Seen]:
     backend.gather(backend.top_k(scores, 1), secret(2, 3))
     stage = backend.choose(scores, Stripes(2, 1), 2)
     backend.pick(stage, secret(2, 3))
-    backend.attend_selected(queries, cached, 0, 4, [stage])
+    backend.attend_selected([queries], cached, 0, 4, [[stage]])
     for stripes in (Stripes(4, 3), Stripes(4, 3, 2)):  # exactly, and one of two and all of two
         stage = backend.choose(secret(4, 1)[..., 0], stripes, 1)
         cached, queries = backend.enter(None, secret(2, 1), secret(4, 1), secret(4, 1))
-        backend.attend_selected(queries, cached, 0, 4, [stage])
+        backend.attend_selected([queries], cached, 0, 4, [[stage]])
     stages = [backend.choose(secret(n, 1)[..., 0], Stripes(n, n - 1), 1) for n in (4, 3)]  # three, and two of them
     cached, queries = backend.enter(None, secret(2, 1), secret(4, 1), secret(4, 1))
-    backend.attend_selected(queries, cached, 0, 4, stages)
+    backend.attend_selected([queries], cached, 0, 4, [stages])
     backend.multiply(secret(2, 1), secret(2, 1))
     cached, queries = backend.enter(None, secret(1, 1), secret(4, 1), secret(4, 1))
     backend.attend_observed(queries, cached, None, torch.tensor([0]))
+    cached, queries = backend.enter(cached, secret(2, 1), secret(2, 1), secret(2, 1))  # one token, and a draft after it
+    hidden = backend.known_to_client(torch.tensor([0.0, -8192.0, 0.0, 0.0, 0.0, 0.0]), (6,))
+    backend.attend(queries, cached, Causal(2, 4, 1).mask(), hidden)
+    tables = backend.secret_tables(torch.tensor([0.6, 0.8])[:, None, None].expand(2, 2, 2), (2, 2, 2))
+    backend.rotate_masked(secret(2, 2), *tables)
     backend.extremes(secret(4, 1))
     place = backend.argmin(secret(4, 1)[..., 0], 100.0)
     for _ in range(2):
@@ -400,24 +406,25 @@ def test_eviction_of_scores_out_of_bounds_reveals_a_permutation(scores: list[flo
 
 @pytest.mark.parametrize("vocabulary", [3, 300])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_client_alone_sees_a_token_of_the_vocabulary_where_no_logit_is_the_largest(
-    vocabulary: int, temperature: float
+@pytest.mark.parametrize("places", [1, 3])
+def test_the_client_alone_sees_tokens_of_the_vocabulary_where_no_logit_is_the_largest(
+    vocabulary: int, temperature: float, places: int
 ) -> None:
     """Logits on the circle of 2^13 that their comparison has. Nothing else is seen as it is."""
     head = (cyclic(vocabulary, LOGIT_WIDTH) % 2**LOGIT_WIDTH / 2**LOGIT_FRACTION_BITS)[:, None]
     masked = masked_weight(KEY, "head", head)
 
-    def program(session: Session) -> tuple[int | None, list[Seen]]:
+    def program(session: Session) -> tuple[list[int] | None, list[Seen]]:
         owner, seen = session.party == 0, watch(session)
         backend = MpcBackend(session, KEY if owner else None, {"head": masked})
-        x = Secret(session.constant(torch.full((1, 1), 1 << FRACTION_BITS)), session.party)
+        x = Secret(session.constant(torch.full((places, 1), 1 << FRACTION_BITS)), session.party)
         weight = backend.weight("head", (vocabulary, 1), head if owner else None)
-        return backend.next_token(x, weight, None, vocabulary, temperature), seen
+        return backend.next_tokens(x, weight, None, vocabulary, temperature), seen
 
-    (at_owner, owner_saw), (token, client_saw) = run_parties(program, weight_key=KEY)
-    assert at_owner is None and token is not None and 0 <= token < vocabulary
+    (at_owner, owner_saw), (tokens, client_saw) = run_parties(program, weight_key=KEY)
+    assert at_owner is None and tokens is not None and all(0 <= token < vocabulary for token in tokens)
     assert not [s for s in owner_saw if s.revealed]
-    assert [s.views[0].tolist() for s in client_saw if s.revealed] == [[[token]]]
+    assert [s.views[0].flatten().tolist() for s in client_saw if s.revealed] == [tokens]
     for seen in (owner_saw, client_saw):
         assert_noise(seen)
 
@@ -521,7 +528,7 @@ def test_what_is_revealed_is_what_the_threat_model_says() -> None:
     revealing = set().union(*(calls(("reveal",), folder) for folder in folders))
     assert revealing == {
         ("shuffle.py", "compact"),  # destinations
-        ("mpc.py", "_next_token"),  # the next token, to the client
+        ("mpc.py", "_next_tokens"),  # the next token, or those of a pass with drafts, to the client
         ("mpc.py", "announce"),  # whether it wants another, to the owner
     }
 

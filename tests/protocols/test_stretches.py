@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mpcache.generation.plan import correlations
 from mpcache.model.config import ModelConfig
-from mpcache.policies import available_policies
+from mpcache.policies import available_policies, policy_class
 from mpcache.protocols.beaver import Forget, Mask, MaskProduct, MaskRows, MaskRuns, SquareSum
 from mpcache.protocols.correlation import (
     Corrected,
@@ -46,8 +46,12 @@ CASES = [
 
 @cache
 def plan(family: str, policy: str, backend: str) -> list[Correlation]:
-    """A prompt of three blocks and four tokens, drawn with a temperature: every policy evicts, selects and goes on."""
-    request = asked(37, 4, policy=SETTINGS[policy], backend=backend, temperature=0.5 if backend == "mpc" else 0.0)
+    """A prompt of three blocks and four tokens, drawn with a temperature, or as many passes with drafts where a policy
+    takes them: every policy evicts, selects and goes on."""
+    settings = SETTINGS[policy]
+    draft = 2 if backend == "mpc" and not policy_class(settings.name).refuses_drafts(settings) else 0
+    temperature = 0.5 if backend == "mpc" else 0.0
+    request = asked(37, 4, policy=settings, backend=backend, temperature=temperature, draft=draft)
     return list(correlations(MODELS[family], request))
 
 
@@ -148,7 +152,7 @@ def test_every_cut_of_a_sparse_prefill_gives_the_same_bytes(places: int, cheap: 
 def sparse() -> list[Correlation]:
     """Two blocks of the prompt pick of what is cached, and another one follows."""
     model = replace(MODELS["llama"], layers=1, max_positions=512)
-    request = asked(448, 1, block=64, policy=small("snapkv", prefill_budget=200))
+    request = asked(448, 1, prefill_block=64, policy=small("snapkv", prefill_budget=200))
     found = list(correlations(model, request))
     assert sum(isinstance(correlation, MaskRuns) for correlation in found) >= 4
     return found

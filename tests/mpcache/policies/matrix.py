@@ -61,6 +61,10 @@ SETTINGS: dict[str, PolicySettings] = {name: small(name) for name in available_p
     "quest, in stripes": small("quest", picks=1),
     "infllm, in stripes": small("infllm", picks=1),
     "mpcache, few kept": small("mpcache", keep_ratio=0.9, most_kept=1.5),
+    "mpcache, answer beside clusters": small("mpcache", cluster_answer=False, keep_ratio=0.8),
+    "mpcache, answer beside clusters in stripes": small(
+        "mpcache", cluster_answer=False, keep_ratio=1.0, picks=1, share_heads=True, clusters=(2,), share_layers=1
+    ),
     "mpcache, fraction": small("mpcache", budget=0.3),
     "recall, clusters of two": small("recall", budget=26, cluster=2, unshared_layers=1),
     "recall, one is called, none kept": small("recall", cluster=2, called=1, budget=14),
@@ -72,3 +76,4 @@ SETTINGS: dict[str, PolicySettings] = {name: small(name) for name in available_p
     "tova, least": small("tova", budget=1),
     "quest, fraction": small("quest", budget=0.4),
 }
+TAKING_DRAFTS = {name: s for name, s in SETTINGS.items() if not policy_class(s.name).refuses_drafts(s)}

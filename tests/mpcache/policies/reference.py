@@ -247,9 +247,11 @@ def select(case: Case, selector: Selector, caches: list[list[Cache]], sharing: C
                 if source < 0 or not sizes:
                     put(case, step, layer, head, token, cache)
                     continue
-                inside = max(0, (len(cache) - s.sinks - s.recent) // sizes[0] * sizes[0])
+                counted = len(cache) if s.clusters_grow() else len(cache) - (token - case.n + 1)
+                inside = max(0, (counted - s.sinks - s.recent) // sizes[0] * sizes[0])
                 if source == layer:
-                    picked[layer, head] = pick(case, selector, layer, head, token, cache, inside, budget)
+                    left = budget - (counted - inside)
+                    picked[layer, head] = pick(case, selector, layer, head, token, cache, inside, left)
                 slots = [*range(s.sinks), *picked[source, head], *range(s.sinks + inside, len(cache))]
                 slots = slots if inside else list(range(len(cache)))
                 put(case, step, layer, head, token, [cache[i] for i in slots])
@@ -258,11 +260,11 @@ def select(case: Case, selector: Selector, caches: list[list[Cache]], sharing: C
 
 
 def pick(
-    case: Case, selector: Selector, layer: int, head: int, token: int, cache: Cache, inside: int, budget: int
+    case: Case, selector: Selector, layer: int, head: int, token: int, cache: Cache, inside: int, left: int
 ) -> list[int]:
-    """Slots of the picked tokens."""
+    """Slots of the picked tokens. left: of the budget, for them."""
     sizes, start = selector.sizes, case.settings.sinks
-    counts = [(budget - (len(cache) - inside)) // sizes[-1]]
+    counts = [left // sizes[-1]]
     for coarse, fine in zip(sizes[-2::-1], sizes[:0:-1], strict=True):
         counts.append(math.ceil(math.ceil(case.settings.widening * counts[-1] * fine) / coarse))
     candidates = list(range(start, start + inside))

@@ -91,7 +91,7 @@ def meta(x: torch.Tensor) -> Secret:
 
 @pytest.mark.parametrize("name", available_policies())
 def test_a_generation_equals_plaintext_and_its_plan(name: str) -> None:
-    checkpoint, plan = random_checkpoint(), asked(22, 4, block=16, policy=small(name))
+    checkpoint, plan = random_checkpoint(), asked(22, 4, prefill_block=16, policy=small(name))
     prompt = [10, 4, 12, 1, 2, 3, 11, 1, 6, 1, 2, 13, 13, 2, 7, 2, 13, 1, 3, 7, 1, 12]
     session = planning_in_full()
     planned = watch(session)

@@ -106,7 +106,7 @@ def random_checkpoint() -> Checkpoint:
 @pytest.mark.parametrize("name", ["snapkv", "mpcache", "h2o"])
 def test_a_private_run_equals_plaintext_and_its_plan(name: str, budget: int) -> None:
     policy: PolicySettings = small(name, prefill_budget=budget)
-    checkpoint, plan = random_checkpoint(), asked(N, 3, block=BLOCK, policy=policy)
+    checkpoint, plan = random_checkpoint(), asked(N, 3, prefill_block=BLOCK, policy=policy)
     session = PlanSession()
     list(steps(Decoder(checkpoint.config, MpcBackend(session)), plan, None))
     private = generate_privately(checkpoint, plan, prompt(0), record=False)
@@ -133,7 +133,7 @@ def test_a_large_budget_changes_nothing() -> None:
     checkpoint = random_checkpoint()
     margins = [
         generate_plain(
-            checkpoint, asked(N, 2, block=BLOCK, policy=small("mpcache", prefill_budget=b)), prompt(0)
+            checkpoint, asked(N, 2, prefill_block=BLOCK, policy=small("mpcache", prefill_budget=b)), prompt(0)
         ).margins
         for b in (0, 1000)
     ]
