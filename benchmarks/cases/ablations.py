@@ -7,7 +7,7 @@ from mpcache.policies import LabelledPolicy, parse_policies
 ABLATIONS = {
     "mpcache-static": "mpcache:clusters=",
     "mpcache-dynamic": "mpcache:keep_ratio=1",
-    "mpcache-half": "mpcache:keep_ratio=0.5",
+    "mpcache-half": "mpcache:keep_ratio=0.5:most_kept=7",
     "mpcache-two-levels": "mpcache:clusters=8+4:widening=3",
     "mpcache-coarse": "mpcache:clusters=8",
     "mpcache-extremes": "mpcache:representative=extremes",
@@ -15,14 +15,11 @@ ABLATIONS = {
     "mpcache-shared-first": "mpcache:unshared_layers=0",
     "mpcache-by-head": "mpcache:share_heads=false",
     "mpcache-evict-by-head": "mpcache:per_head=true",
-    "mpcache-paper": (
-        "mpcache:clusters=32+16:keep_ratio=0.5:representative=extremes:unshared_layers=0:share_heads=false"
-    ),
 }
-"""What differs from mpcache's defaults. mpcache-paper: the clusters, representative and sharing of arXiv 2501.06807."""
+"""What differs from mpcache's defaults."""
 
 
 def compared_policies(text: str) -> list[LabelledPolicy]:
     """From spellings joined by commas; also an ablation's name, after which settings may follow; `all`: every policy;
-    `ablations`: mpcache and its ablations. Raises ConfigError that says what to change."""
-    return parse_policies(text, ABLATIONS, {"ablations": ["mpcache", *ABLATIONS]})
+    `ablations`: mpcache, its ablations, and the paper's settings. Raises ConfigError that says what to change."""
+    return parse_policies(text, ABLATIONS, {"ablations": ["mpcache", *ABLATIONS, "mpcache-paper"]})

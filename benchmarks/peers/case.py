@@ -98,7 +98,7 @@ def selection_layout(policy: str, tokens: int) -> dict[str, Any]:
         sinks, wanted = 0, math.ceil(BUDGET * tokens)
         sizes: tuple[int, ...] = (CLUSTER,)
     else:
-        cached = math.ceil(s.keep_ratio * tokens)
+        cached = s.kept_tokens(tokens)
         present = cached + 1  # with the new token
         inside = max(0, (present - s.sinks - s.recent) // s.clusters[0]) * s.clusters[0]
         sinks, sizes, wanted = s.sinks, s.clusters, budget - (present - inside)

@@ -17,6 +17,7 @@ from mpcache.generation.request import GenerationRequest
 from mpcache.model.config import ModelConfig
 from mpcache.model.decoder import Decoder
 from mpcache.policies import Policy, new_cache, policy_class
+from mpcache.policies.reading import ALONE, SHARED
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.errors import ConfigError
 from mpcache.protocols.plan import Passages, PlanSession, ShapeArithmetic
@@ -87,7 +88,7 @@ def price(model: ModelConfig, request: GenerationRequest) -> Prices:
     request = settled(model, request)
     offset, period = request.policy.layer_pattern()
     return Prices(
-        _scaled(model, request, 0, 1, _prefill)[0],
+        _scaled(model, request, *_reading_pattern(request), _prefill)[0],
         _planned(model, request, _eviction)[0],
         _scaled(model, request, offset, period, _decode) if request.max_new_tokens > 1 else [],
     )
@@ -97,6 +98,11 @@ def settled(model: ModelConfig, request: GenerationRequest) -> GenerationRequest
     """With what the policy decides for the whole model, see `Policy.settled`."""
     policy, n = request.policy, request.prompt_tokens
     return replace(request, policy=policy_class(policy.name).settled(policy, model, n, request.round_bytes))
+
+
+def _reading_pattern(request: GenerationRequest) -> tuple[int, int]:
+    """As `PolicySettings.layer_pattern`, of the prompt's blocks."""
+    return (ALONE, SHARED) if request.policy.prefill_budget else (0, 1)
 
 
 _Phase = Callable[[GenerationRequest, Decoder, "_Counter"], Iterator[Price]]

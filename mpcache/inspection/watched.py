@@ -153,6 +153,10 @@ class WatchedBackend(PlainBackend):
         self._note(bounds.SELECTION, float((scores.amax(-1) - scores.amin(-1)).max()))
         return super().choose(scores, stripes, size)
 
+    def choose_largest(self, scores: torch.Tensor, stripes: int) -> torch.Tensor:
+        self._note(bounds.SELECTION, float((scores.amax(-1) - scores.amin(-1)).max()))
+        return super().choose_largest(scores, stripes)
+
     def argmin(self, scores: torch.Tensor, largest: float) -> torch.Tensor:
         self._note(bounds.RECEIVED, _size(scores) / largest)
         return super().argmin(scores, largest)

@@ -3,6 +3,7 @@
 from mpcache.policies.base import Policy
 from mpcache.policies.clusters import ClusterPolicy, ClusterSettings
 from mpcache.policies.eviction import keep_top_k_per_head, keep_top_k_together
+from mpcache.policies.presets import PRESETS
 from mpcache.policies.received import AnySettings
 from mpcache.policies.registry import (
     available_policies,
@@ -23,6 +24,7 @@ from mpcache.policies.spelling import (
 )
 
 __all__ = [
+    "PRESETS",
     "AnySettings",
     "ClusterPolicy",
     "ClusterSettings",

@@ -27,6 +27,8 @@ from mpcache.protocols.stripes import Stripes
 MOST_LENGTHS = 8
 ENOUGH = 16
 """Stripes: with fewer, they are made half as many. What belongs together more often shares a stripe then."""
+PLENTY = 32
+"""Stripes: with so many, they are made twice as many, as what belongs together seldom shares a stripe even then."""
 
 
 @dataclass
@@ -41,9 +43,9 @@ class _Clusters:
 class ClusterSettings(SinkSettings, ABC):
     """What all that select have. A subclass says how many tokens its clusters have.
 
-    picks: how many clusters are picked in each stripe (see `mpcache.protocols.stripes`), and twice as many where that
-    makes few stripes. Fewer make shorter stripes: a choice costs less, and what a stripe has too many of is lost. 0:
-    one stripe, an exact choice.
+    picks: how many clusters are picked in each stripe (see `mpcache.protocols.stripes`), twice as many where that makes
+    few stripes, and half as many, but one, where it makes plenty. Fewer make shorter stripes: a choice costs less, and
+    what a stripe has too many of is lost. 0: one stripe, an exact choice.
     only_if_cheaper: where a step that selects would take more bytes and rounds, weighed as the network wants it, than
     one that attends to all that is cached, steps attend to all; the budget is then exceeded. Decided after the prompt,
     see pays.py.
@@ -57,7 +59,11 @@ class ClusterSettings(SinkSettings, ABC):
         if not self.picks:
             return Stripes(candidates, picked)
         count = picked // self.picks
-        return Stripes(candidates, picked, max(1, count if count >= ENOUGH else count // 2))
+        if count < ENOUGH:
+            count //= 2
+        elif count >= PLENTY:
+            count = picked // max(1, self.picks // 2)
+        return Stripes(candidates, picked, max(1, count))
 
     @abstractmethod
     def sizes(self) -> tuple[int, ...]:

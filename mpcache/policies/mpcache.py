@@ -43,7 +43,7 @@ class MPCacheSettings(ClusterSettings):
 
     name: str = "mpcache"
     keep_ratio: float = setting(0.25, above=0, most=1)
-    most_kept: float = setting(7.0, least=1, most=WIDEST)
+    most_kept: float = setting(3.0, least=1, most=WIDEST)
     observed_share: float = setting(0.2, least=0, most=1)
     window: int = setting(32, least=1, most=MOST_TOKENS)
     per_head: bool = False
@@ -59,6 +59,14 @@ class MPCacheSettings(ClusterSettings):
     share_heads: bool = True
     skip_layers: int = setting(0, least=0, most=MOST_LAYERS)
     cluster_answer: bool = True
+
+    def kept_tokens(self, prompt_tokens: int) -> int:
+        """How many of the prompt's tokens survive: never fewer than the budget attends to."""
+        budget = self.budget_tokens(prompt_tokens)
+        share = math.ceil(self.keep_ratio * prompt_tokens) if self.clusters else 0
+        if self.keep_ratio < 1:
+            share = min(share, math.ceil(self.most_kept * budget))
+        return min(prompt_tokens, max(share, budget))
 
     def contradictions(self) -> list[str]:
         uneven = [(a, b) for a, b in itertools.pairwise(self.clusters) if a % b or a == b]
@@ -111,12 +119,8 @@ class MPCache(ClusterPolicy):
     # ------------------------------------------------------------ static eviction
 
     def keep(self) -> int:
-        """How many of the prompt's tokens survive: never fewer than the budget attends to."""
-        s, n = self.settings, self.prompt_tokens
-        share = math.ceil(s.keep_ratio * n) if s.clusters else 0
-        if s.keep_ratio < 1:
-            share = min(share, math.ceil(s.most_kept * self.budget))
-        return min(n, max(share, self.budget))
+        """How many of the prompt's tokens survive."""
+        return self.settings.kept_tokens(self.prompt_tokens)
 
     def prepare(self) -> None:
         settings = self.settled(self.settings, self.config, self.prompt_tokens, self.backend.round_bytes)

@@ -1,9 +1,9 @@
 """Reading a prompt without looking at all of it: what a block of its queries attends to, under any policy.
 
 A block sees the first tokens, those just before it, itself, and of the tokens between as many clusters as the budget
-pays for: those whose mean key any of the block's queries gives the largest score, one choice for all heads of a layer.
-The prompt's last block, where a question stands, sees everything. Nothing leaves the cache: what a later block needs is
-still there. Which clusters are picked is secret; how many, and
+pays for: those whose mean key any of the block's queries gives the largest score, one choice for all heads of a layer
+and, but for the first layers, of a neighbouring one. The prompt's last block, where a question stands, sees everything.
+Nothing leaves the cache: what a later block needs is still there. Which clusters are picked is secret; how many, and
 where they could be, follows from lengths. benchmarks/QUALITY.md has what this and other designs cost in answers: the
 mean of a block's queries finds little of what a single token needs.
 """
@@ -20,13 +20,15 @@ from mpcache.protocols.backends.interface import Backend, Choice, KeyValues, Mas
 SINKS = 4
 RECENT = 64
 """Tokens before a block that it always sees, at least so many."""
-CLUSTER = 4
-STRIPES = 16
+CLUSTER = 8
+STRIPES = 8
 """Clusters are picked in stripes, equally many in each: cluster i is in stripe i mod STRIPES."""
 SPAN = CLUSTER * STRIPES
 """Clusters are made of so many tokens at once, so that every stripe has equally many."""
 LEAST = SINKS + RECENT + SPAN
 """Budgets pay for what is always seen, with what waits to become clusters."""
+ALONE, SHARED = 1, 2
+"""First layers that choose each for itself, and how many neighbouring ones share a choice after these."""
 
 
 @dataclass(frozen=True)
@@ -41,33 +43,43 @@ class Seen:
 class Reading:
     """Of one generation's prompt.
 
-    MPC cost, each block and layer: a maximum over the block's queries for each cluster, ranks within stripes, a masking
-    of the choice and of the picked keys and values; attention to the budget, in the place of all tokens.
+    MPC cost, each block and group of layers: a maximum over the block's queries for each cluster, ranks within stripes;
+    each layer, a masking of the choice and of the picked keys and values; attention to the budget, in the place of all
+    tokens.
     """
 
     def __init__(self, budget: int, config: ModelConfig, backend: Backend) -> None:
         self._budget, self._backend = budget, backend
         self._means: list[Masked | None] = [None] * config.layers
         self._inside = [0] * config.layers
+        self._choice: Choice | None = None
 
     def seen(self, layer: int, queries: Masked, cached: KeyValues, past: int) -> Seen | None:
-        """For the masked queries of a block whose tokens are cached already, after `past` others; None: all of them."""
+        """For the masked queries of a block whose tokens are cached already, after `past` others; None: all of them.
+
+        Layers come in their order: the first one of a group chooses for the others.
+        """
         inside = max(0, past - SINKS - RECENT) // SPAN * SPAN
         if not inside:
             return None
-        self._close(layer, cached, inside)
+        chooses = layer < ALONE or (layer - ALONE) % SHARED == 0
+        if chooses:
+            self._close(layer, cached, inside)
         start, end, runs = SINKS, SINKS + inside, inside // CLUSTER
         picks = max(0, self._budget - (past - inside)) // SPAN
         if picks >= runs // STRIPES:
             return None
-        means = self._means[layer]
-        assert means is not None
         if not picks:
             keys, values = (
                 self._backend.rows([(x, 0, start), (x, end, cached.tokens)]) for x in (cached.keys, cached.values)
             )
             return Seen(KeyValues(keys, values, cached.tokens - inside), self._spread(start, inside, None))
-        choice = self._backend.choose_runs(queries, means, STRIPES, picks)
+        if chooses:
+            means = self._means[layer]
+            assert means is not None
+            self._choice = self._backend.choose_runs(queries, means, STRIPES, picks)
+        choice = self._choice
+        assert choice is not None
         return Seen(self._backend.gather_runs(cached, start, end, choice), self._spread(start, inside, choice))
 
     def _close(self, layer: int, cached: KeyValues, inside: int) -> None:

@@ -24,6 +24,7 @@ from typing import TypeVar
 
 from mpcache.model.decoder import Decoder
 from mpcache.policies.base import Policy
+from mpcache.policies.presets import PRESETS
 from mpcache.policies.settings import LONGEST_NAME, PolicySettings, bounds_of
 from mpcache.protocols.errors import ConfigError
 from mpcache.suggest import suggestion
@@ -43,7 +44,7 @@ def register_policy(policy: P) -> P:
     Both parties and the dealer must know a policy that they run.
     """
     _check_class(policy)
-    if policy.name in _ours() or _registered.get(policy.name, policy) is not policy:
+    if policy.name in (_ours() | PRESETS) or _registered.get(policy.name, policy) is not policy:
         raise ConfigError(f"there is a cache policy {policy.name!r} already: take another name")
     _registered[policy.name] = policy
     return policy
@@ -66,7 +67,7 @@ def policy_class(name: str) -> type[Policy]:
         return found
     path = tuple(sys.path)
     if name not in _offered(path):
-        raise _unknown(name, policy_names())
+        raise _unknown(name, [*policy_names(), *PRESETS])
     _asked_for[name] = _loaded(name, path)
     return _asked_for[name]
 
@@ -113,8 +114,9 @@ def _ours() -> dict[str, type[Policy]]:
 
 @cache
 def _offered(path: tuple[str, ...]) -> dict[str, importlib.metadata.EntryPoint]:
-    """Entry points of the distributions on `path`; a name of ours stays ours."""
-    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP) if point.name not in _ours()}
+    """Entry points of the distributions on `path`; a name of ours stays ours, and a preset's, too."""
+    ours = _ours() | PRESETS
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP) if point.name not in ours}
 
 
 @cache

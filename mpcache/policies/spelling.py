@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from mpcache.policies.presets import PRESETS
 from mpcache.policies.registry import policy_class, policy_names
 from mpcache.policies.settings import PolicySettings
 from mpcache.protocols.errors import ConfigError
@@ -20,22 +21,27 @@ DEFAULT = "mpcache"
 def policy_settings(policy: str | PolicySettings = DEFAULT, /, **changes: Any) -> PolicySettings:
     """The settings of a policy, by its name or spelling, with changes: `policy_settings("quest", page=32)`.
 
-    policy: settings already are what they are. Raises ConfigError that says what to change.
+    policy: a preset's name stands for what it sets; settings already are what they are.
+    Raises ConfigError that says what to change.
     """
     if isinstance(policy, PolicySettings):
         same = {one.name: getattr(policy, one.name) for one in fields(policy) if one.name != "name"}
         return _settings(policy.name, {**same, **changes}) if changes else policy
     if not isinstance(policy, str):
         raise ConfigError(f"a policy is named in quotes, as 'mpcache:budget=0.25', or by its settings: not {policy!r}")
-    name, *said = policy.strip().split(":")
+    word, *said = policy.strip().split(":")
+    name, *preset = PRESETS[word].policy.split(":") if word in PRESETS else [word]
     kind = policy_class(name).settings_class
-    with _errors_of(name):
-        table = {**_read(kind, said), **changes}
+    with _errors_of(word):
+        table = {**_read(kind, preset), **_read(kind, said), **changes}
     return _settings(name, table)
 
 
 def policy_from_table(raw: Any) -> PolicySettings:
-    """From TOML: a spelling, or a table of a name (default: mpcache) and settings. Raises ConfigError."""
+    """From TOML: a spelling, or a table of a name (default: mpcache; a preset's, too) and settings.
+
+    Raises ConfigError.
+    """
     if isinstance(raw, str):
         return policy_settings(raw)
     if not isinstance(raw, dict):
@@ -43,7 +49,8 @@ def policy_from_table(raw: Any) -> PolicySettings:
     name = raw.get("name", DEFAULT)
     if not isinstance(name, str):
         raise ConfigError(f"a cache policy's name is text in quotes, not {str(name)[:60]!r}")
-    return _settings(name, {key: value for key, value in raw.items() if key != "name"})
+    changes = {key: value for key, value in raw.items() if key != "name"}
+    return policy_settings(name, **changes) if name in PRESETS else _settings(name, changes)
 
 
 def spelled(settings: PolicySettings) -> str:
@@ -99,9 +106,11 @@ def parse_policies(
 ) -> list[LabelledPolicy]:
     """From spellings joined by commas, or `all` for every policy with its defaults. Raises ConfigError.
 
-    short_forms: further names, each for a spelling, after which settings may follow as well. groups: words like `all`.
+    short_forms: further names, each for a spelling, after which settings may follow, as after a preset's. groups: words
+    like `all`.
     """
-    forms, words = short_forms or {}, {"all": policy_names(), **(groups or {})}
+    forms = {**{name: name for name in PRESETS}, **(short_forms or {})}
+    words = {"all": policy_names(), **(groups or {})}
     out: list[LabelledPolicy] = []
     for item in filter(None, (part.strip() for part in text.split(","))):
         out += [_labelled(one, forms) for one in words.get(item, [item])]

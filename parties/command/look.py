@@ -24,7 +24,7 @@ from mpcache.parties.command.options import (
 )
 from mpcache.parties.command.plan_report import plan_policies, show_plan
 from mpcache.parties.command.report import prefill_bar
-from mpcache.policies import available_policies, parse_policies, policy_settings, spelled
+from mpcache.policies import PRESETS, available_policies, parse_policies, policy_settings, spelled
 from mpcache.protocols.errors import ModelError
 
 
@@ -85,6 +85,9 @@ def list_policies() -> None:
     for name, policy in available_policies().items():
         click.echo(f"{name:10} {policy.summary}\n{'':10} MPC cost: {policy.mpc_cost}")
         click.echo(f"{'':10} default: {spelled(policy_settings(name))}")
+    click.echo("\nPresets, written where a policy's name is:")
+    for name, preset in PRESETS.items():
+        click.echo(f"{name:13}  {preset.summary}\n{'':13}  {preset.policy}")
 
 
 @click.command()

@@ -237,6 +237,24 @@ class CryptenBackend:
         tokens = cached.tokens - (n - k) * stripes * size
         return KeyValues(joined(cached.keys), joined(cached.values), tokens)
 
+    # ------------------------------------------------------------ what is laid by and called back
+
+    def runs(self, cached: KeyValues[Secret], start: int, end: int, stripes: int, size: int) -> KeyValues[Secret]:
+        keys, values = (
+            self._share_of(runs_in_stripes(x.share[:, start:end], stripes, size)) for x in (cached.keys, cached.values)
+        )
+        return KeyValues(keys, values, keys.shape[1])
+
+    def choose_largest(self, scores: Secret, stripes: int) -> Secret:
+        return self.top_k(scores.reshape(-1, stripes).transpose(0, 1), 1)
+
+    def recall(self, stored: KeyValues[Secret], choice: Secret, heads: int, size: int) -> KeyValues[Secret]:
+        keys, values = (
+            self._share_of(rows_of_runs(self.gather(choice, x).share, heads, size))
+            for x in (stored.keys, stored.values)
+        )
+        return KeyValues(keys, values, keys.shape[1])
+
     # ------------------------------------------------------------ what cache policies are built from
 
     def mask(self, x: Secret, after: Secret | None = None) -> Secret:

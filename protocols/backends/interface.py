@@ -186,6 +186,22 @@ class Backend(Protocol[V, W, M]):
         """The tokens before `start`, those of the chosen runs between, and those from `end` on. Runs are of equally
         many tokens, and chosen as `choose_runs` does. To be forgotten after use."""
 
+    # ------------------------------------------------------------ what is laid by and called back
+
+    def runs(self, cached: KeyValues[M], start: int, end: int, stripes: int, size: int) -> KeyValues[M]:
+        """The tokens [start, end) as runs of `size`, each in one row of all heads: (stripes, n, heads * size * d), as
+        they are masked already. Run i is the (i // stripes)-th of stripe i mod stripes."""
+
+    def choose_largest(self, scores: V, stripes: int) -> M:
+        """Of scores (1, n) one-hot rows (stripes, 1, n / stripes), masked: in each stripe the largest, ties by
+        position. Candidate i is the (i // stripes)-th of stripe i mod stripes."""
+
+    def recall(self, stored: KeyValues[M], choice: M, heads: int, size: int) -> KeyValues[M]:
+        """Keys and values (heads, stripes * size, d) of the chosen runs, stripe by stripe. To be forgotten after use.
+
+        stored: what `runs` gives. choice: what `choose_largest` gives, of as many stripes; both stay.
+        """
+
     # ------------------------------------------------------------ what cache policies are built from
 
     def mask(self, x: V, after: M | None = None) -> M:

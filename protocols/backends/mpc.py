@@ -423,19 +423,21 @@ class MpcBackend:
 
     # ------------------------------------------------------------ what a sparse prefill is built from
 
+    @planned_once
     def choose_runs(self, queries: Masked, masked: Masked, stripes: int, k: int) -> Secret:
         """Scores are a local product; then a maximum over all queries for each row, and ranks within each stripe. All
         of it is opened under fresh masks only, by `maximum` and `top_k`."""
-        scores = multiply_masked(self.session, queries, masked, "matmul_transposed")  # scale 2^32, modulo 2^48
-        compared = drop_low_bits(scores, 2 * FRACTION_BITS - SELECT_FRACTION_BITS, PRODUCT_BITS)
 
         async def choice() -> torch.Tensor:
+            scores = multiply_masked(self.session, queries, masked, "matmul_transposed")  # scale 2^32, modulo 2^48
+            compared = drop_low_bits(scores, 2 * FRACTION_BITS - SELECT_FRACTION_BITS, PRODUCT_BITS)
             rows = compared.flatten(0, 1).t()  # (n, heads * queries)
             largest = (await maximum(self.session, rows, SELECT_WIDTH))[:, 0]
             return await top_k(self.session, largest.reshape(-1, stripes).t(), k, SELECT_WIDTH)
 
         return self._run(choice(), "selection")
 
+    @planned_once
     def gather_runs(self, cached: KeyValues[Masked], start: int, end: int, choice: Secret) -> KeyValues[Masked]:
         """Keys and values of the chosen runs, products with what is masked already, under fresh masks. Rounds: 2.
 
@@ -459,6 +461,45 @@ class MpcBackend:
             joined.append(rows(session, [(old, 0, start), (one, 0, one.shape[1]), (old, end, cached.tokens)]))
         forget(session, *picked)
         return KeyValues(joined[0], joined[1], joined[0].shape[1])
+
+    # ------------------------------------------------------------ what is laid by and called back
+
+    @planned_once
+    def runs(self, cached: KeyValues[Masked], start: int, end: int, stripes: int, size: int) -> KeyValues[Masked]:
+        keys, values = (masked_runs(self.session, x, start, end, stripes, size) for x in (cached.keys, cached.values))
+        return KeyValues(keys, values, keys.shape[1])
+
+    @planned_once
+    def choose_largest(self, scores: Secret, stripes: int) -> Masked:
+        """All of it is opened under fresh masks only, by `argmax` and `one_hot`; the choice is masked for all layers
+        that use it."""
+        session = self.session
+        compared = drop_low_bits(scores.share, FRACTION_BITS - SELECT_FRACTION_BITS, SCORE_BITS)
+
+        async def chosen() -> Masked:
+            rows = compared.reshape(-1, stripes).t()
+            place = await argmax(session, rows, SELECT_WIDTH)
+            return await mask(
+                session, (await one_hot(session, place, rows.shape[-1], WEIGHTED_BITS))[:, None], WEIGHTED_BITS
+            )
+
+        return session.run(chosen(), "selection")
+
+    @planned_once
+    def recall(self, stored: KeyValues[Masked], choice: Masked, heads: int, size: int) -> KeyValues[Masked]:
+        """Products of what is masked already, under fresh masks. Rounds: 1.
+
+        Opened: the chosen rows, each under a mask of its own, used for this layer's and step's products alone.
+        """
+        session = self.session
+
+        async def recalled() -> tuple[Masked, Masked]:
+            found = [multiply_masked(session, choice, x, "matmul") for x in (stored.keys, stored.values)]
+            keys, values = (rows_of_runs(x, heads, size) for x in found)
+            return await together(mask(session, keys), mask(session, values, WEIGHTED_BITS))
+
+        keys, values = session.run(recalled(), "selection")
+        return KeyValues(keys, values, keys.shape[1])
 
     # ------------------------------------------------------------ what cache policies are built from
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mpcache.protocols.backends.interface import KeyValues, Stage
+from mpcache.protocols.beaver import rows_of_runs, runs_in_stripes
 from mpcache.protocols.causal import Causal
 from mpcache.protocols.public import Factor
 from mpcache.protocols.session import ROUND_BYTES
@@ -167,6 +168,24 @@ class PlainBackend:
         picked = (start + runs.flatten()[:, None] * size + torch.arange(size)).flatten()
         places = torch.cat([torch.arange(start), picked, torch.arange(end, cached.tokens)])
         return KeyValues(cached.keys[:, places], cached.values[:, places], len(places))
+
+    # ------------------------------------------------------------ what is laid by and called back
+
+    def runs(
+        self, cached: KeyValues[torch.Tensor], start: int, end: int, stripes: int, size: int
+    ) -> KeyValues[torch.Tensor]:
+        keys, values = (runs_in_stripes(x[:, start:end], stripes, size) for x in (cached.keys, cached.values))
+        return KeyValues(keys, values, keys.shape[1])
+
+    def choose_largest(self, scores: torch.Tensor, stripes: int) -> torch.Tensor:
+        return _choice(scores.reshape(-1, stripes).t(), 1)
+
+    def recall(
+        self, stored: KeyValues[torch.Tensor], choice: torch.Tensor, heads: int, size: int
+    ) -> KeyValues[torch.Tensor]:
+        stripes, places = torch.arange(len(choice))[:, None], choice.argmax(-1)
+        keys, values = (rows_of_runs(x[stripes, places], heads, size) for x in (stored.keys, stored.values))
+        return KeyValues(keys, values, keys.shape[1])
 
     # ------------------------------------------------------------ what cache policies are built from
 

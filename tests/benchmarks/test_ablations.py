@@ -7,7 +7,7 @@ from mpcache.protocols.errors import ConfigError
 
 def test_every_policy_and_every_ablation_can_be_named() -> None:
     assert [c.settings.name for c in compared_policies("all")] == list(available_policies())
-    assert [c.label for c in compared_policies("ablations")] == ["mpcache", *ABLATIONS]
+    assert [c.label for c in compared_policies("ablations")] == ["mpcache", *ABLATIONS, "mpcache-paper"]
     for label, spelling in ABLATIONS.items():
         (ablated,) = compared_policies(label)
         assert ablated.settings == policy_settings(spelling) != policy_settings("mpcache")
@@ -21,7 +21,7 @@ def test_settings_follow_the_name() -> None:
     assert policy.with_budget(0.25).settings.budget == 0.25
     (half,) = compared_policies("mpcache-half:recent=8")
     assert half.label == "mpcache-half:recent=8"
-    assert half.settings == policy_settings("mpcache", keep_ratio=0.5, recent=8)
+    assert half.settings == policy_settings("mpcache", keep_ratio=0.5, most_kept=7, recent=8)
     (static,) = compared_policies("mpcache:clusters=")
     assert static.settings.clusters == ()
 

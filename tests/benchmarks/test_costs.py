@@ -29,7 +29,7 @@ from mpcache.protocols.transport import channel_pair
 from tests.asking import asked
 from tests.mpcache.policies.matrix import fitting
 
-FEW = dict(budget=24, sinks=2, recent=8, page=4, clusters=(8, 4), window=8)
+FEW = dict(budget=24, sinks=2, recent=8, page=4, clusters=(8, 4), window=8, cluster=2, called=1)
 TOKENS = 60
 
 

@@ -26,7 +26,7 @@ from tests.asking import asked
 from tests.mpcache.policies.matrix import fitting
 
 TOKENIZER = load_tokenizer(DEMO_MODEL)
-SMALL = dict(budget=40, sinks=2, recent=8, page=4, clusters=(8, 4), window=8)
+SMALL = dict(budget=40, sinks=2, recent=8, page=4, clusters=(8, 4), window=8, cluster=2, called=4)
 
 
 @pytest.fixture(autouse=True)

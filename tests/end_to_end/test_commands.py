@@ -23,7 +23,7 @@ from mpcache.parties.gateway import GatewayServer
 from mpcache.parties.generated import client_pb2, client_pb2_grpc
 from mpcache.parties.launcher import local_parties, role_process
 from mpcache.parties.prepared import OVERHEAD_BYTES
-from mpcache.policies import available_policies, policy_settings, spelled
+from mpcache.policies import PRESETS, available_policies, policy_settings, spelled
 from mpcache.protocols.errors import PeerLost
 from tests.asking import asking
 
@@ -173,6 +173,8 @@ def test_policies_are_listed_with_what_they_cost() -> None:
     for name, policy in available_policies().items():
         assert name in result.stdout and policy.summary in result.stdout and policy.mpc_cost in result.stdout
         assert f"default: {spelled(policy_settings(name))}\n" in result.stdout
+    for name, preset in PRESETS.items():
+        assert f"{name} " in result.stdout and preset.summary in result.stdout and preset.policy in result.stdout
 
 
 @pytest.mark.slow

@@ -255,7 +255,7 @@ class Random:
         return self._channel.receive(expected)
 
 
-SMALL: dict[str, Any] = dict(budget=24, sinks=2, recent=4, clusters=(8, 4), page=4, window=8)
+SMALL: dict[str, Any] = dict(budget=24, sinks=2, recent=4, clusters=(8, 4), page=4, window=8, cluster=2, called=1)
 
 
 @pytest.mark.parametrize("name", available_policies())

@@ -63,4 +63,5 @@ FACTORS: dict[str, tuple[PolicySettings, Tamper]] = {
     "mpcache, extremes": (small("mpcache", representative="extremes"), fractions("mpcache")),
     "keydiff": (small("keydiff"), fractions("keydiff")),
     "infllm": (small("infllm"), _reciprocals),
+    "recall": (small("recall"), fractions("recall")),
 }

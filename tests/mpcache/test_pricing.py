@@ -14,7 +14,7 @@ from mpcache.protocols.session import Cost
 from tests.mpcache.policies.matrix import fitting
 
 SMALL = replace(SHAPES["tiny"], layers=7)
-FEW = dict(budget=24, sinks=2, recent=8, page=4, clusters=(8, 4), window=8)
+FEW = dict(budget=24, sinks=2, recent=8, page=4, clusters=(8, 4), window=8, cluster=2, called=1)
 
 
 def whole(prices: Prices) -> Cost:
@@ -60,6 +60,13 @@ def test_mpcaches_layers_repeat_as_its_settings_say(changes: dict[str, object]) 
     policy = fitting("mpcache", **{**FEW, **changes})
     request = asked(70, 3, policy)
     assert whole(price(SMALL, request)) == planned(SMALL, request)
+
+
+@pytest.mark.parametrize("layers", [3, 7, 8])
+def test_layers_that_share_what_a_block_of_the_prompt_reads(layers: int) -> None:
+    model, policy = replace(SMALL, layers=layers), fitting("snapkv", **FEW, prefill_budget=140)
+    request = asked(250, 2, policy)
+    assert whole(price(model, request)) == planned(model, request)
 
 
 def test_a_gpt2_shape_and_a_prompt_of_one_block() -> None:

@@ -202,6 +202,8 @@ def test_watching_changes_no_answer_under_any_policy(policy: str, tmp_path: Path
         page=4,
         window=4,
         representatives=2,
+        cluster=1,
+        called=1,
         only_if_cheaper=False,
         evict_if_cheap=False,
     )
@@ -219,6 +221,7 @@ def test_watching_changes_no_answer_under_any_policy(policy: str, tmp_path: Path
         "keydiff": {bounds.RECEIVED, bounds.SCALED, bounds.POLICY_PRODUCT},
         "quest": {bounds.SELECTION, bounds.EXTREME, bounds.POLICY_PRODUCT},
         "infllm": {bounds.SELECTION, bounds.SCALED, bounds.POLICY_PRODUCT},
+        "recall": {bounds.SELECTION, bounds.SCALED},
     }
     assert seen - set(bounds.BOUNDS[: bounds.BOUNDS.index(bounds.LOGITS) + 1]) == expected.get(policy, set())
 

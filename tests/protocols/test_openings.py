@@ -348,6 +348,46 @@ def test_what_a_party_sees_of_a_sparse_prefill_is_noise_where_no_cluster_is_the_
     assert_that_a_sparse_prefill_is_noise(cyclic(CLUSTERS, min(bits + dropped, RING_BITS - 1)))
 
 
+def recalling_of(session: Session, scores: torch.Tensor, stripes: int, heads: int) -> list[Seen]:
+    """Of each stripe's clusters, whose scores (CLUSTERS,) and elements are given, one is recalled, for two layers.
+
+    Of stripes and heads, as many as there are rows show what is opened for each.
+    """
+    seen, backend = watch(session, max(stripes, heads)), MpcBackend(session)
+
+    def secret(x: torch.Tensor) -> Secret:
+        return Secret(session.constant(x), session.party)
+
+    choice = backend.choose_largest(secret(scores.repeat_interleave(stripes)[None]), stripes)
+    rows = secret(scores.repeat_interleave(stripes * CLUSTER)[None, :, None].expand(heads, -1, 1))
+    for _ in range(2):
+        stored = backend.runs(backend.append(None, rows, rows), 0, rows.shape[1], stripes, CLUSTER)
+        found = backend.recall(stored, choice, heads, CLUSTER)
+        assert found.keys.shape == (heads, stripes * CLUSTER, 1)
+    return seen
+
+
+def assert_that_recalling_is_noise(scores: torch.Tensor) -> None:
+    for stripes, heads in ((FEWER_ROWS, 1), (1, FEWER_ROWS)):
+        for seen in run_parties(partial(recalling_of, scores=scores, stripes=stripes, heads=heads)):
+            assert_noise([s for s in seen if s.shape[0] in (stripes, heads)] if heads > 1 else seen)
+            assert not [s for s in seen if s.revealed]
+
+
+def test_what_a_party_sees_of_recalled_clusters_is_noise() -> None:
+    assert_that_recalling_is_noise(torch.tensor([3, 1, 2]) << FRACTION_BITS)
+
+
+@pytest.mark.parametrize("value", FAR_OUT_CASES)
+def test_what_a_party_sees_of_recalled_clusters_is_noise_beyond_all_bounds(value: int) -> None:
+    assert_that_recalling_is_noise(torch.full((CLUSTERS,), value))
+
+
+@pytest.mark.parametrize("bits", CIRCLES.values(), ids=CIRCLES)
+def test_what_a_party_sees_of_recalled_clusters_is_noise_where_none_is_the_largest(bits: int) -> None:
+    assert_that_recalling_is_noise(cyclic(CLUSTERS, min(bits + FRACTION_BITS - SELECT_FRACTION_BITS, RING_BITS - 1)))
+
+
 @pytest.mark.parametrize("largest", [1.0, 60.0])
 @pytest.mark.parametrize("scores", [[1, 0.5, 0, -0.01, -2, -2], [61.5, 62, 63, 64, 9000, -9000]], ids=str)
 def test_eviction_of_scores_out_of_bounds_reveals_a_permutation(scores: list[float], largest: float) -> None:

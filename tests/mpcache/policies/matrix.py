@@ -34,6 +34,8 @@ def small(name: str, **changes: object) -> PolicySettings:
         representatives=2,
         window=6,
         kernel=3,
+        cluster=1,
+        called=2,
     )
     return replace(settings, **changes)  # type: ignore[arg-type]
 
@@ -64,6 +66,11 @@ SETTINGS: dict[str, PolicySettings] = {name: small(name) for name in available_p
         "mpcache", cluster_answer=False, keep_ratio=1.0, picks=1, share_heads=True, clusters=(2,), share_layers=1
     ),
     "mpcache, fraction": small("mpcache", budget=0.3),
+    "recall, clusters of two": small("recall", budget=26, cluster=2, unshared_layers=1),
+    "recall, one is called, none kept": small("recall", cluster=2, called=1, budget=14),
+    "recall, eight are called": small("recall", share_layers=1, called=8, budget=30),
+    "recall, no sharing": small("recall", share_layers=1, called=4, budget=20),
+    "recall, window": small("recall", observed_share=0.0, window=5, share_layers=3, sinks=0, recent=1),
     "streaming, no sinks": small("streaming", sinks=0, recent=1, budget=3),
     "h2o, least": small("h2o", budget=2),
     "tova, least": small("tova", budget=1),

@@ -57,6 +57,12 @@ class Recording:
         self._note("retain", self.reveal(kept[:, :, -1]), scores)
         return kept[:, :, :-1]
 
+    def choose_largest(self, scores: Any, stripes: int) -> Any:
+        choice, plain = self.backend.choose_largest(scores, stripes), isinstance(scores, torch.Tensor)
+        rows = choice if plain else self.reveal(self.backend.unmask(choice)) % 2
+        self._note("top_k", rows.argmax(-1), scores.reshape(-1, stripes).t() if plain else None)
+        return choice
+
     def top_k(self, scores: Any, k: int) -> Any:
         choice = self.backend.top_k(scores, k)
         self._note("top_k", self.reveal(choice).argmax(-1), scores)

@@ -280,6 +280,8 @@ def pick(
 def striped_top_k(scores: list[float], k: int, picks: int) -> list[int]:
     """Of every stripe of candidates its largest, `picks` or one more; the stripes' in turn."""
     stripes = k // picks if picks else 1
+    if picks and stripes >= 32:
+        stripes = k // max(1, picks // 2)
     stripes = max(1, stripes if stripes >= 16 else stripes // 2)
     out: list[int] = []
     for stripe in range(stripes):
@@ -359,6 +361,56 @@ def mpcache(case: Case) -> list[Array]:
     return select(case, Selector(sizes, similarity), caches, sharing)
 
 
+def recall(case: Case) -> list[Array]:
+    s, n, stripes = case.settings, case.n, max(4, case.settings.called)
+
+    def sharing(layer: int) -> int:
+        return layer if layer < s.unshared_layers else layer - (layer - s.unshared_layers) % s.share_layers
+
+    span, called = stripes * s.cluster, s.called * s.cluster
+    budget = case.budget(s.sinks + s.recent + span - 1 + called)
+    inside = max(0, n - s.sinks - s.recent) // span * span
+    many = max(0, budget - (n - inside) - called) // span
+    if budget >= n or many * span >= inside:
+        return growing(case, everything(case))
+    observed = max(1, math.ceil(s.observed_share * n)) if s.observed_share else min(s.window, n)
+    clusters = [list(range(i, i + s.cluster)) for i in range(s.sinks, s.sinks + inside, s.cluster)]
+    kept: dict[int, list[int]] = {}
+    for first in {sharing(layer) for layer in range(case.layers)}:
+        group = [layer for layer in range(case.layers) if sharing(layer) == first]
+        received = sum(case.received(layer, head, observed) for layer in group for head in range(case.groups))
+        kept[first] = []
+        for stripe in range(stripes):
+            mine = range(stripe, len(clusters), stripes)
+            best = top_k(np.array([np.asarray(received)[clusters[i]].sum() for i in mine]), many)
+            kept[first] += [mine[i] for i in best]
+
+    def called_by(layer: int, token: int) -> list[int]:
+        """Of every stripe the cluster whose mean key fits all heads best, of those that are not kept."""
+        found = []
+        for stripe in range(s.called):
+            others = [i for i in range(stripe, len(clusters), s.called) if i not in kept[layer]]
+            fits = [sum(fit(layer, head, token, clusters[i]) for head in range(case.groups)) for i in others]
+            found.append(others[int(np.argmax(fits))])
+        return found
+
+    def fit(layer: int, head: int, token: int, run: Cache) -> float:
+        return float(case.queries_of(layer, head)[:, token].sum(0) @ case.keys[layer, head, run].mean(0))
+
+    out = []
+    for token in range(n, case.total):
+        step = blank(case)
+        for layer in range(case.layers):
+            first = sharing(layer)
+            runs = [*kept[first], *called_by(first, token)]
+            inner = [position for i in runs for position in clusters[i]]
+            positions = [*range(s.sinks), *inner, *range(s.sinks + inside, token + 1)]
+            for head in range(case.groups):
+                put(case, step, layer, head, token, positions)
+        out.append(step)
+    return out
+
+
 POLICIES: dict[str, Callable[[Case], list[Array]]] = {
     "full": full,
     "random": chosen_at_random,
@@ -370,4 +422,5 @@ POLICIES: dict[str, Callable[[Case], list[Array]]] = {
     "quest": quest,
     "infllm": infllm,
     "mpcache": mpcache,
+    "recall": recall,
 }

@@ -49,6 +49,8 @@ SETTINGS: dict[str, Any] = dict(
     representatives=1,
     window=2,
     kernel=1,
+    cluster=1,
+    called=1,
 )
 ONE_BLOCK = 175_000
 """What a round is worth, so that all scores are compared at once: in a tree of smaller blocks one always wins."""

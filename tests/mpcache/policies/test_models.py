@@ -38,7 +38,17 @@ def generate_both_ways(folder: Path, prompt: list[int], new_tokens: int, policy:
 def test_a_story_goes_on_as_in_plaintext(stories: Path, name: str) -> None:
     case = json.loads((stories / "reference.json").read_text())["prompts"][2]
     settings = fitting(
-        name, **ALWAYS, budget=24, sinks=2, recent=4, clusters=(8, 4), page=4, representatives=2, window=8
+        name,
+        **ALWAYS,
+        budget=24,
+        sinks=2,
+        recent=4,
+        clusters=(8, 4),
+        page=4,
+        representatives=2,
+        window=8,
+        cluster=2,
+        called=1,
     )
     tokens = generate_both_ways(stories, case["ids"], 12, settings)
     assert name != "full" or tokens == case["next_ids"][:12]

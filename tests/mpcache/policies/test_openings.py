@@ -40,6 +40,8 @@ SMALL: dict[str, Any] = dict(
     representatives=1,
     window=2,
     kernel=3,
+    cluster=1,
+    called=1,
 )
 SETTINGS = {name: fitting(name, **SMALL) for name in available_policies()} | {
     "mpcache, per head": fitting("mpcache", **SMALL, per_head=True),
@@ -96,8 +98,21 @@ def test_what_a_party_sees_is_noise_whatever_the_values(settings: PolicySettings
         assert bool(destinations(seen)) == (settings.name in RETAINING)
 
 
-READING = dict(SINKS=1, RECENT=1, CLUSTER=2, STRIPES=2, SPAN=4, LEAST=6)
-"""Sizes of a sparse prefill: of the 11 tokens before its third block, four clusters of two are picked from."""
+@pytest.mark.parametrize(
+    "what", [*list(TOKENS)[:2], *(pytest.param(w, marks=pytest.mark.slow) for w in list(TOKENS)[2:])]
+)
+def test_what_a_party_sees_of_clusters_that_are_kept_and_called_is_noise(what: str) -> None:
+    """Of twelve clusters of a token each stripe keeps one of three, and a step calls one of the eight others."""
+    settings = fitting("recall", **{**SMALL, "budget": 8})
+    tokens = TOKENS[what].repeat(2)[: 15 + NEW]
+    for seen in run_parties(lambda session: drive(session, settings, tokens)):
+        assert_noise(seen)
+        assert not destinations(seen)
+
+
+READING = dict(SINKS=1, RECENT=1, CLUSTER=2, STRIPES=2, SPAN=4, LEAST=6, ALONE=0)
+"""Sizes of a sparse prefill: of the 11 tokens before its third block, four clusters of two are picked from, by one
+choice for both layers."""
 READ = [
     pytest.param(
         name, tokens, id=f"{name}: {what}", marks=[] if number < 2 and name == "snapkv" else [pytest.mark.slow]

@@ -36,7 +36,7 @@ from tests.mpcache.policies.private import (
 from tests.mpcache.policies.reference import Case
 
 pytestmark = pytest.mark.slow  # minutes; test_models.py and test_openings.py run every policy privately as well
-DECIDING = ("h2o", "tova", "snapkv", "keydiff", "quest", "infllm", "mpcache")
+DECIDING = ("h2o", "tova", "snapkv", "keydiff", "quest", "infllm", "mpcache", "recall")
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)

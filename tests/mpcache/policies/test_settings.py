@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 import pytest
 
 from mpcache.policies import (
+    PRESETS,
+    LabelledPolicy,
     PolicySettings,
     SinkSettings,
     available_policies,
@@ -40,7 +42,6 @@ from tests.mpcache.policies.received import received
         ("mpcache", {"recent": 0}, "recent must be at least 1"),
         ("quest", {"page": 0}, "page must be at least 1"),
         ("quest", {"picks": -1}, "picks must be at least 0"),
-        ("mpcache", {"most_kept": 0.5}, "most_kept must be at least 1"),
         ("snapkv", {"kernel": 0}, "kernel must be at least 1"),
         ("mpcache", {"share_layers": 0}, "share_layers must be at least 1"),
         ("mpcache", {"sinks": -1}, "sinks must be at least 0"),
@@ -48,6 +49,7 @@ from tests.mpcache.policies.received import received
         ("mpcache", {"unshared_layers": -1}, "unshared_layers must be at least 0"),
         ("mpcache", {"keep_ratio": 0.0}, "keep_ratio must be above 0 and at most 1"),
         ("mpcache", {"keep_ratio": 1.5}, "keep_ratio must be above 0 and at most 1"),
+        ("mpcache", {"most_kept": 0.5}, "most_kept must be at least 1"),
         ("mpcache", {"observed_share": 1.5}, "at least 0 and at most 1"),
         ("mpcache", {"clusters": (0,)}, "clusters must be at least 1"),
         ("mpcache", {"clusters": (10**30,)}, "clusters must be .* at most 1,048,576"),
@@ -56,6 +58,8 @@ from tests.mpcache.policies.received import received
         ("mpcache", {"clusters": (16, 32)}, "whole clusters of the next"),
         ("mpcache", {"clusters": (16, 16)}, "whole clusters of the next"),
         ("mpcache", {"clusters": (1,) * 9}, "clusters must have at most 8 items"),
+        ("recall", {"called": 3}, "called is a power of two: not 3"),
+        ("recall", {"cluster": 0}, "cluster must be at least 1"),
         ("mpcache", {"widening": 0.5}, "widening must be at least 1"),
         ("mpcache", {"representative": "median"}, "representative must be one of extremes, mean, not median"),
         ("mpcache", {"alpha": 1.1}, "alpha must be at least 0 and at most 1"),
@@ -90,6 +94,7 @@ def test_a_contradiction_is_refused_with_its_reason(name: str, changes: dict[str
         ("mpcache", "share_layers", MOST_LAYERS),
         ("mpcache", "unshared_layers", MOST_LAYERS),
         ("mpcache", "skip_layers", MOST_LAYERS),
+        ("recall", "called", 64),
         ("random", "seed", 1 << 63),
     ],
 )
@@ -149,6 +154,7 @@ def test_every_number_of_the_settings_has_a_bound(name: str, setting: str) -> No
         (MPCacheSettings(budget=19, clusters=()), "below the 20"),
         (PageSettings("quest", budget=50), "below the 51"),
         (policy_settings("infllm", budget=50), "below the 51"),
+        (policy_settings("recall", budget=50), r"below the 51 .*15 waiting to fill clusters \+ 16 called"),
     ],
     ids=lambda value: value.name if isinstance(value, PolicySettings) else "",
 )
@@ -190,6 +196,59 @@ def test_json_toml_and_spelling_carry_every_setting(settings: PolicySettings) ->
 def test_a_name_alone_has_the_defaults() -> None:
     assert policy_settings("quest") == PageSettings("quest") == policy_from_table("quest")
     assert policy_from_table({}) == MPCacheSettings() == policy_settings()
+
+
+def test_a_preset_is_a_policy_with_settings_and_takes_others() -> None:
+    later = policy_settings("mpcache-later:budget=0.05")
+    assert later == MPCacheSettings(budget=0.05, keep_ratio=1.0)
+    assert later == policy_settings("mpcache-later", budget=0.05)
+    assert later == policy_from_table({"name": "mpcache-later", "budget": 0.05})
+    assert parse_policies("mpcache-later:budget=0.05") == [LabelledPolicy("mpcache-later:budget=0.05", later)]
+    paper = policy_settings("mpcache-paper:picks=3")
+    assert isinstance(paper, MPCacheSettings)
+    assert (paper.clusters, paper.keep_ratio, paper.picks) == ((32, 16), 0.5, 3)
+    assert not paper.only_if_cheaper and not paper.evict_if_cheap
+    with pytest.raises(ConfigError, match=r"'mpcache-later': 'budget=0.2' is given twice"):
+        policy_settings("mpcache-later:budget=0.1:budget=0.2")
+    with pytest.raises(ConfigError, match="did you mean 'mpcache-later'"):
+        policy_settings("mpcache-latr")
+    with pytest.raises(ConfigError, match="did you mean 'mpcache-paper'"):
+        parse_policies("mpcache-papr")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_of_a_policy_and_can_be_spelled(name: str) -> None:
+    settings = policy_settings(name)
+    assert settings == policy_settings(PRESETS[name].policy) == policy_settings(spelled(settings))
+    assert name not in available_policies()
+
+
+def test_a_preset_s_name_is_no_new_policy_s() -> None:
+    class Later(Full):
+        name = "mpcache-later"
+
+    with pytest.raises(ConfigError, match="there is a cache policy 'mpcache-later' already"):
+        register_policy(Later)
+
+
+def test_a_quarter_survives_but_three_times_the_budget_at_most() -> None:
+    assert MPCacheSettings(budget=0.125).kept_tokens(2000) == 500
+    assert MPCacheSettings(budget=0.05).kept_tokens(2000) == 300
+    assert MPCacheSettings(budget=512).kept_tokens(8192) == 1536
+    assert MPCacheSettings(budget=512).kept_tokens(700) == 512
+    assert MPCacheSettings(budget=0.05, most_kept=7.0).kept_tokens(2000) == 500
+    assert MPCacheSettings(budget=0.5, keep_ratio=0.25).kept_tokens(2000) == 1000, "what a step attends to is kept"
+    assert MPCacheSettings(budget=0.5, clusters=()).kept_tokens(2000) == 1000
+    assert MPCacheSettings(keep_ratio=1.0).kept_tokens(2000) == 2000
+
+
+@pytest.mark.parametrize(
+    ("picks", "picked", "stripes"),
+    [(0, 500, 1), (2, 8, 2), (2, 31, 7), (2, 32, 16), (2, 63, 31), (2, 64, 64), (1, 64, 64), (1, 9, 4), (5, 160, 80)],
+)
+def test_how_many_stripes_there_are_follows_from_what_is_picked(picks: int, picked: int, stripes: int) -> None:
+    """Few are made fewer, as what belongs together must not meet in one; plenty are made more, as that costs less."""
+    assert MPCacheSettings(picks=picks).stripes(1000, picked).count == stripes
 
 
 def test_settings_follow_a_name_or_are_keywords() -> None:
@@ -295,6 +354,6 @@ def test_an_unknown_policy_is_named_with_a_suggestion() -> None:
 
 def test_the_registry_has_every_policy_with_a_summary() -> None:
     assert set(available_policies()) >= {
-        "full", "random", "streaming", "h2o", "tova", "snapkv", "keydiff", "quest", "infllm", "mpcache",
+        "full", "random", "streaming", "h2o", "tova", "snapkv", "keydiff", "quest", "infllm", "mpcache", "recall",
     }  # fmt: skip
     assert all(policy.summary and policy.name == name for name, policy in available_policies().items())

@@ -29,6 +29,8 @@ from tests.mpcache.policies.private import (
 )
 
 SINKS, RECENT, CLUSTER, STRIPES, BLOCK, N = 2, 3, 2, 2, 8, 45
+CHOOSERS = (0, 1, 1)
+"""The layer whose choice each layer reads by: the first for itself, then two share one."""
 SPAN = CLUSTER * STRIPES
 BUDGET = SINKS + RECENT + SPAN + 2 * SPAN
 SPARSE = [name for name in available_policies() if name != "full"]
@@ -58,40 +60,43 @@ def seen_by(queries: torch.Tensor, keys: torch.Tensor, past: int) -> set[int]:
 @pytest.mark.parametrize("name", SPARSE)
 def test_blocks_see_what_is_always_seen_and_what_they_pick(name: str) -> None:
     settings = small(name, prefill_budget=BUDGET)
-    config = small_config(1, 4, 2, 64)
-    cache = policy_class(name)(settings, config, PlainBackend(), N)
+    layers = len(CHOOSERS)
+    cache = policy_class(name)(settings, small_config(layers, 4, 2, 64), PlainBackend(), N)
     generator = torch.Generator().manual_seed(3)
-    queries, keys = torch.randn(2, 2, N, 64, generator=generator) / 4, torch.randn(2, N, 64, generator=generator)
+    queries = torch.randn(layers, 2, 2, N, 64, generator=generator) / 4
+    keys = torch.randn(layers, 2, N, 64, generator=generator)
     values = torch.eye(N, 64).expand(2, N, 64)
-    received = torch.zeros(2, N)
+    received = torch.zeros(layers, 2, N)
     evict, last = cache.evict, cache.observed_queries()
 
     def check_received() -> None:
-        if last:
-            assert torch.allclose(cache.received(0), received, atol=1e-5)
+        for layer in range(layers if last else 0):
+            assert torch.allclose(cache.received(layer), received[layer], atol=1e-5)
         evict()
 
     cache.evict = check_received  # type: ignore[method-assign]
     sparse = 0
     for start in range(0, N, BLOCK):
         m = len(range(N)[start : start + BLOCK])
-        asking = queries[:, :, start : start + m]
-        out: Any = cache.attend(0, asking.reshape(2, -1, 64), keys[:, start : start + m], values[:, start : start + m])
-        seen = set(range(start)) if start + m == N else seen_by(asking, keys, start)
-        sparse += len(seen) < start
-        scores = asking @ keys[:, None].transpose(-1, -2)
-        for i in range(m):
-            hidden = [j for j in range(N) if j not in seen and not start <= j <= start + i]
-            scores[:, :, i, hidden] = float("-inf")
-        weights = scores.softmax(-1)
-        assert torch.allclose(out.reshape(2, 2, m, 64)[..., :N], weights, atol=1e-5)
-        received += weights[:, :, max(0, N - last - start) :].sum((1, 2))
+        block = slice(start, start + m)
+        for layer, chooser in enumerate(CHOOSERS):
+            asking = queries[layer, :, :, block]
+            out: Any = cache.attend(layer, asking.reshape(2, -1, 64), keys[layer, :, block], values[:, block])
+            seen = set(range(start)) if start + m == N else seen_by(queries[chooser, :, :, block], keys[chooser], start)
+            sparse += len(seen) < start
+            scores = asking @ keys[layer, :, None].transpose(-1, -2)
+            for i in range(m):
+                hidden = [j for j in range(N) if j not in seen and not start <= j <= start + i]
+                scores[:, :, i, hidden] = float("-inf")
+            weights = scores.softmax(-1)
+            assert torch.allclose(out.reshape(2, 2, m, 64)[..., :N], weights, atol=1e-5)
+            received[layer] += weights[:, :, max(0, N - last - start) :].sum((1, 2))
         cache.advance(m)
-    assert sparse > 1
+    assert sparse > layers
 
 
 def random_checkpoint() -> Checkpoint:
-    config = small_config(2, 4, 2, 8)
+    config = small_config(len(CHOOSERS), 4, 2, 8)
     generator = torch.Generator().manual_seed(17)
     tensors = {n: torch.randn(s, generator=generator) / s[1] ** 0.5 for n, s in weight_shapes(config).items()}
     return Checkpoint(config, tensors, "")
