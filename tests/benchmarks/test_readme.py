@@ -41,8 +41,13 @@ def peer(what: str, tokens: int, share: float, repeat: int = 7) -> Record:
 def test_the_readmes_figures_are_those_of_the_report() -> None:
     text = (ROOT / "README.md").read_text()
     assert re.findall("<!-- figures: (.*) -->", text) == list(SECTIONS)
-    wide, avx2 = (read_records(ROOT / "docs" / folder) for folder in ("report", "report-avx2"))
-    assert render(text, wide, avx2) == text, "run: mpcache bench readme docs/report --beside docs/report-avx2"
+    assert render(text, read_records(ROOT / "docs" / "report")) == text, "run: mpcache bench readme docs/report"
+
+
+def test_the_page_of_two_processors_has_the_figures_of_their_records() -> None:
+    wide, avx2 = (read_records(ROOT / "docs" / "processors" / name) for name in ("avx512", "avx2"))
+    text = (ROOT / "docs" / "processors.md").read_text()
+    assert render(text, wide, avx2) == text, "run the page's second command"
 
 
 def test_the_readmes_plots_are_there() -> None:
