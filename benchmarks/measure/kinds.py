@@ -57,7 +57,7 @@ def _dealt_part(arguments: Arguments, named: Named) -> str:
 _P, _PARTIES = "mpcache.protocols", "mpcache.parties"
 WORK = (
     Work(f"{_PARTIES}.owner", "OwnerService._serve", PYTHON),
-    Work(f"{_PARTIES}.client", "Generation._work", PYTHON),
+    Work(f"{_PARTIES}.running", "Running._work", PYTHON),
     Work(f"{_PARTIES}.dealer", "DealerService._make", PYTHON),
     Work(f"{_PARTIES}.dealer", "DealerService._deal", PLANNING),  # which asks the plan for its correlations
     Work(f"{_P}.session", "Session.run", _run_kind, _run_part),

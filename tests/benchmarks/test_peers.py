@@ -141,7 +141,7 @@ def test_peers_select_as_our_policy_does(tokens: int) -> None:
 
 def test_too_few_tokens_to_select_from_are_refused() -> None:
     with pytest.raises(ConfigError, match="nothing can be selected"):
-        selection_layout("mpcache", 64)
+        selection_layout("mpcache", 24)
 
 
 def test_only_cases_that_exist_are_made_and_the_head_once() -> None:

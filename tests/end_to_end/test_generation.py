@@ -68,7 +68,7 @@ def test_drafts_give_the_answer_of_plaintext_in_passes_that_cost_what_is_planned
     generation = Generation(connection, request)
     assert list(generation) == plain_answer(model, LONG_PROMPT, 6, policy)
     assert generation.meter is not None and 2 <= len(generation.meter.steps) <= 5
-    blocks, passes = len(request.public.blocks()), len(generation.meter.steps)
+    blocks, passes = len(request.public.blocks(read_model_config(model))), len(generation.meter.steps)
     parts = list(plan_parts(read_model_config(model), request.public))[: blocks + 1 + passes]
     planned = sum((part.cost() for part in parts), Cost())
     measured = totals(generation.meter.prefill, generation.meter.decode)

@@ -362,17 +362,17 @@ def test_what_a_peer_asks_for_is_bounded(facts: dict[str, Any], message: str) ->
     with pytest.raises(ConfigError, match=message):
         asked(4, 5, **facts).check_values()
     with pytest.raises(HandshakeError, match=message):
-        asked(4, 5, **facts).check("owner", LLAMA, 10, 100)
+        asked(4, 5, **facts).check("owner", LLAMA, 10, 100, 64)
 
 
 def test_a_party_bounds_the_places_that_are_answered_for() -> None:
     """As a client learns the next token after wrong drafts, too."""
     request = asked(4, 5, draft=3)
     assert (request.passes, request.answered, request.cached) == (4, 17, 21)
-    request.check("owner", LLAMA, 10, 17)
+    request.check("owner", LLAMA, 10, 17, 64)
     with pytest.raises(HandshakeError, match="allows 16 new tokens, and 5 with 3 drafts each are up to 17"):
-        request.check("owner", LLAMA, 10, 16)
-    replace(request, max_passes=2).check("owner", LLAMA, 10, 9)
+        request.check("owner", LLAMA, 10, 16, 64)
+    replace(request, max_passes=2).check("owner", LLAMA, 10, 9, 64)
 
 
 def test_without_drafts_each_token_is_a_pass_and_a_place() -> None:

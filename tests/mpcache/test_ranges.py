@@ -145,7 +145,7 @@ def set_to(name: str, value: float, *index: int) -> Change:
         ("llama", {}, set_to("model.norm.weight", 3e38), r"weight: .*e\+3\d, beyond 1,073,741,824"),
         ("llama", {"attention_bias": True}, set_to(f"{LAYER}self_attn.v_proj.bias", 1_500), "layer 1, attention's out"),
         ("gpt2", {}, set_to("transformer.h.1.attn.c_attn.bias", 20_000), "layer 1, queries, keys and values: 20,00"),
-        ("gpt2", {}, set_to("transformer.wpe.weight", 40_000, 100, 5), "layer 0, residual stream: 39,3"),
+        ("gpt2", {}, set_to("transformer.wpe.weight", 40_000, 100, 5), "embedding's element: 38,750, beyond 16,384"),
     ],
 )
 def test_a_weight_that_no_prompt_can_make_good_is_refused(

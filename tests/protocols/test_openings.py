@@ -515,6 +515,7 @@ def test_every_function_that_masks_something_to_keep_it_is_tried_here() -> None:
                 session.run(protocol(session, session.constant(torch.full((2, columns), 5))))
             uses_of_a_cache(session, torch.full((2, 4), 5))
             reading_of(session, torch.full((CLUSTERS,), 5), 2, 2, wide=False)
+            recalling_of(session, torch.full((CLUSTERS,), 5), 2, 2)
         finally:
             sys.setprofile(None)
 
