@@ -253,7 +253,7 @@ def _compute(party: int, case: Case, folder: Path, identity: Identity, link: Lin
 
 def _error(backend: CryptenBackend, case: Case, result: Any, party: int) -> float | None:
     """The client's: the largest error against plaintext, for a token 0 or 1."""
-    if not isinstance(result, int | None):
+    if not isinstance(result, list | None):
         result = backend.reveal(result, to=1)
     if party == 0:
         return None
