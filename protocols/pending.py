@@ -7,6 +7,7 @@ Whoever asks for `share` gets the value as usual, for a round. What is summed be
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from mpcache.protocols.stream import stream_norm
 from mpcache.protocols.truncation import truncate
 
 
-class Pending(Secret):
+class Pending(Secret, ABC):
     """A secret that is made when its share is asked for, once."""
 
     __slots__ = ("_made", "_session", "_shape")
@@ -28,8 +29,9 @@ class Pending(Secret):
         self._session, self._shape = session, shape
         self._made: torch.Tensor | None = None
 
+    @abstractmethod
     def _make(self) -> torch.Tensor:
-        raise NotImplementedError
+        """The share. Rounds: what the subclass says; once."""
 
     @property
     def share(self) -> torch.Tensor:  # type: ignore[override]

@@ -9,10 +9,8 @@ from fractions import Fraction
 from functools import lru_cache
 
 from mpcache.model.config import ModelConfig
-from mpcache.policies.blocks import chosen_block
 from mpcache.policies.clusters import ClusterPolicy, ClusterSettings
 from mpcache.policies.eviction import keep_top_k_per_head, keep_top_k_together
-from mpcache.policies.full import Full
 from mpcache.policies.pays import Planned, pays_once
 from mpcache.policies.settings import MOST_LAYERS, MOST_TOKENS, PolicySettings, setting
 from mpcache.protocols.backends.interface import Masked, Scores, Value
@@ -218,13 +216,4 @@ def _eviction_is_cheap(settings: MPCacheSettings, config: ModelConfig, prompt_to
         planned.spent()
         policy.evict()
         once = planned.spent()
-    return pays_once(
-        once,
-        config,
-        prompt_tokens,
-        chosen_block(settings, config, prompt_tokens, round_bytes),
-        policy.observed_queries(),
-        lambda few, backend: MPCache(settings, few, backend, prompt_tokens),
-        lambda few, backend: Full(PolicySettings("full"), few, backend, prompt_tokens),
-        round_bytes,
-    )
+    return pays_once(once, policy, round_bytes)

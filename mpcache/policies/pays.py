@@ -15,6 +15,9 @@ from functools import lru_cache
 from mpcache.model.config import ModelConfig
 from mpcache.model.decoder import Decoder
 from mpcache.policies.base import Policy
+from mpcache.policies.blocks import chosen_block
+from mpcache.policies.full import Full
+from mpcache.policies.settings import PolicySettings
 from mpcache.protocols.backends.mpc import MpcBackend
 from mpcache.protocols.plan import PlanSession, ShapeArithmetic
 from mpcache.protocols.session import Cost
@@ -79,23 +82,22 @@ def attention_to_all(config: ModelConfig, tokens: int, round_bytes: int) -> Cost
         return planned.spent()
 
 
-def pays_once(
-    once: Cost,
-    config: ModelConfig,
-    prompt_tokens: int,
-    block: int,
-    observes: int,
-    make: Make,
-    full: Make,
-    round_bytes: int,
-) -> bool:
-    """Whether what is done once after a prompt, `once`, and what observing its last queries adds, is a small part of
-    reading it in blocks of so many tokens.
+def pays_once(once: Cost, policy: Policy, round_bytes: int) -> bool:
+    """Whether what the policy does once after a prompt, `once`, and what observing its last queries adds, is a small
+    part of reading it in the blocks that are chosen for it.
 
     Blocks of the prompt are planned at a few lengths: each stands for those up to the next, so that reading is not
     overrated, and observing, which happens at the end, not underrated.
     """
-    size = min(block, prompt_tokens)
+    config, prompt_tokens, observes = policy.config, policy.prompt_tokens, policy.observed_queries()
+
+    def make(few: ModelConfig, backend: MpcBackend) -> Policy:
+        return type(policy)(policy.settings, few, backend, prompt_tokens)
+
+    def full(few: ModelConfig, backend: MpcBackend) -> Policy:
+        return Full(PolicySettings("full"), few, backend, prompt_tokens)
+
+    size = min(chosen_block(policy.settings, config, prompt_tokens, round_bytes), prompt_tokens)
     first = (prompt_tokens - observes) // size * size if observes else prompt_tokens
     last = (prompt_tokens - 1) // size * size
     dearest = _block(config, last, size, full, round_bytes).times(-(-prompt_tokens // size) * config.layers)

@@ -20,7 +20,6 @@ from functools import lru_cache
 
 from mpcache.model.config import ModelConfig
 from mpcache.policies.base import Policy
-from mpcache.policies.blocks import chosen_block
 from mpcache.policies.full import Full
 from mpcache.policies.pays import Planned, cheaper, pays_once
 from mpcache.policies.settings import MOST_LAYERS, MOST_TOKENS, PolicySettings, SinkSettings, setting
@@ -256,16 +255,7 @@ def _pays(settings: RecallSettings, config: ModelConfig, prompt_tokens: int, rou
         ours, theirs = (_step(cache, layers, one) for cache, one in ((policy, planned), (full, whole)))
     if not cheaper(ours, theirs, round_bytes):
         return False
-    return pays_once(
-        once,
-        config,
-        prompt_tokens,
-        chosen_block(settings, config, prompt_tokens, round_bytes),
-        policy.observed_queries(),
-        lambda few, backend: Recall(settings, few, backend, prompt_tokens),
-        lambda few, backend: Full(PolicySettings("full"), few, backend, prompt_tokens),
-        round_bytes,
-    )
+    return pays_once(once, policy, round_bytes)
 
 
 def _step(cache: Policy, layers: range, planned: Planned) -> Cost:

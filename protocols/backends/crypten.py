@@ -40,7 +40,7 @@ from mpcache.protocols.causal import Causal
 from mpcache.protocols.crypten.importing import import_crypten
 from mpcache.protocols.crypten.session import CryptenSession, active
 from mpcache.protocols.crypten.shares import ArithmeticSharedTensor, from_crypten, to_mpc_tensor
-from mpcache.protocols.errors import PlanError
+from mpcache.protocols.errors import ConfigError, PlanError
 from mpcache.protocols.public import Factor
 from mpcache.protocols.ring import FRACTION_BITS, decode, encode
 from mpcache.protocols.sampling import GumbelNoise
@@ -53,7 +53,7 @@ _crypten = import_crypten()
 HIDDEN_SCORE = -128.0
 """Added to a score that must not be seen: CrypTen's exp is (1 + x/256)^256, so 128 below the maximum gives 2^-256, and
 stays below 2^-16 up to another 360 further down. A number nearer to -512 would bring it close to where exp explodes."""
-NO_DRAFTS = "requests that ask for drafts are refused: the baseline has none"
+NO_DRAFTS = "the backend 'crypten' takes no drafts: leave out draft"
 
 
 class CryptenBackend:
@@ -153,13 +153,13 @@ class CryptenBackend:
         return seen.mask()
 
     def known_to_client(self, x: torch.Tensor | None, shape: Sequence[int]) -> Secret:
-        raise NotImplementedError(NO_DRAFTS)
+        raise ConfigError(NO_DRAFTS)
 
     def secret_tables(self, tables: torch.Tensor | None, shape: Sequence[int]) -> tuple[Secret, Secret]:
-        raise NotImplementedError(NO_DRAFTS)
+        raise ConfigError(NO_DRAFTS)
 
     def rotate_masked(self, x: Secret, cos: Secret, sin: Secret) -> Secret:
-        raise NotImplementedError(NO_DRAFTS)
+        raise ConfigError(NO_DRAFTS)
 
     def attend(
         self,
