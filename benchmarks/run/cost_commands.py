@@ -31,6 +31,7 @@ from mpcache.benchmarks.run.options import (
     words,
 )
 from mpcache.generation.network import parse_network
+from mpcache.generation.request import MOST_DRAFTS
 from mpcache.protocols.errors import ConfigError
 
 
@@ -40,7 +41,9 @@ from mpcache.protocols.errors import ConfigError
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=MAX_NEW_TOKENS, show_default=True, help="Tokens to generate."
 )
-@click.option("--draft", type=click.IntRange(0), default=0, show_default=True, help="Tokens that a pass tries ahead.")
+@click.option(
+    "--draft", type=click.IntRange(0, MOST_DRAFTS), default=0, show_default=True, help="Tokens that a pass tries ahead."
+)
 @repeat_option(3, "Generations measured.")
 @out_option
 @json_option

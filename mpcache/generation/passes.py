@@ -34,7 +34,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Block:
+class Drafted:
     """What the client alone knows of the next pass: its tokens, where the first of them stands in the text, and what
     is added to the scores of each token since the prompt."""
 
@@ -43,7 +43,7 @@ class Block:
     hidden: torch.Tensor | None = None
 
 
-UNKNOWN = Block()
+UNKNOWN = Drafted()
 
 
 class Drafting:
@@ -62,10 +62,10 @@ class Drafting:
         """Whether another pass is wanted: if their number is fixed, all are."""
         return self._stop is None or not self._ended
 
-    def block(self) -> Block:
+    def block(self) -> Drafted:
         self._block = [self._last, *self._lookup.draft(self._request.draft)]
         hidden = torch.tensor([HIDDEN if wrong else 0.0 for wrong in self._wrong])
-        return Block(self._block, self._request.prompt_tokens + self._found - 1, hidden)
+        return Drafted(self._block, self._request.prompt_tokens + self._found - 1, hidden)
 
     def take(self, said: Sequence[int]) -> tuple[int, ...]:
         """The answer's next tokens, given what the model says after each of the block."""

@@ -17,8 +17,8 @@ from mpcache.model.rotary import rotary_tables
 from mpcache.protocols.backends.interface import AnyBackend, Backend, Value
 
 PREFILL_BLOCK = 64
-"""Prompt tokens that go through the model at once, at least (policies/blocks.py): bounds the memory of a prefill,
-whatever the prompt's length."""
+"""Prompt tokens that go through the model at once where nothing longer pays (policies/blocks.py) and nobody asks
+otherwise."""
 
 
 @dataclass(frozen=True)

@@ -120,9 +120,7 @@ def prepare(
 @click.option(
     "--batch",
     type=click.IntRange(1),
-    default=MOST_PROMPTS,
-    show_default=True,
-    help="How many of --prompts share their rounds at most. Each takes the memory of a session.",
+    help=f"How many of --prompts share their rounds at most: {MOST_PROMPTS}, or so many. Each takes a session's room.",
 )
 @draft_options
 def client(
@@ -139,18 +137,20 @@ def client(
     network: str | None,
     prefill_block: int | None,
     prompts_file: Path | None,
-    batch: int,
+    batch: int | None,
     draft: int | None,
     max_passes: int | None,
 ) -> None:
     """Generate from a private prompt, or from many, as the data owner.
 
-    The prompt comes from a file or from standard input.
+    The prompt comes from a file or from standard input; many come from --prompts.
     """
     torch.set_num_threads(1)
     settings = load_settings(path, ClientSettings)
     if prompts_file is not None and prompt_file is not None:
         raise ConfigError("--prompt-file names one prompt and --prompts many: give one of them")
+    if batch is not None and prompts_file is None:
+        raise ConfigError("--batch is for the prompts of --prompts: name their file, or leave it out")
     if prompts_file is None and prompt_file is None and sys.stdin.isatty():
         click.echo("Type the prompt, then Ctrl-D:", err=True)
     texts = [read_prompt(prompt_file or Path("-"))] if prompts_file is None else read_prompts(prompts_file)
@@ -170,7 +170,7 @@ def client(
     requests = [request(text) for text in texts]
     requests[0].public.check_values()
     if prompts_file is not None:
-        results = answer_all(me, requests, batch)
+        results = answer_all(me, requests, batch or MOST_PROMPTS)
         show_batches(results)
         written = batches_to_dict(results)
     else:

@@ -104,7 +104,8 @@ def draft_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--draft",
             type=click.IntRange(0, MOST_DRAFTS),
-            help="Try so many tokens ahead in each pass, guessed from the text. Gives the same answer in fewer passes.",
+            help="Try so many tokens ahead in each pass, guessed from the text. Gives the same answer in fewer passes, "
+            "under a policy that takes drafts, such as full.",
         ),
     ):
         command = option(command)

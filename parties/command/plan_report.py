@@ -95,7 +95,7 @@ def show_plan(records: list[Any], network: Network) -> None:
             most, taken = record["draft"] + 1, record["phases"][PASS]["seconds"]
             click.echo(
                 f"  a pass gives 1 to {most} tokens: {taken:,.2f} to {taken / most:,.2f} s a token. Decode is for "
-                f"{record['passes']} passes, as many as there may be"
+                f"{record['passes']} pass{'es' * (record['passes'] != 1)}, as many as there may be"
             )
         if record["batch"] > 1:  # it is not prepared
             continue

@@ -21,7 +21,7 @@ from mpcache.parties.command.main import main
 from mpcache.parties.data_owner import DataOwner
 from mpcache.parties.gateway import GatewayServer
 from mpcache.parties.generated import client_pb2, client_pb2_grpc
-from mpcache.parties.launcher import local_parties, role_process
+from mpcache.parties.launcher import local_parties, role_process, write_settings
 from mpcache.parties.prepared import OVERHEAD_BYTES
 from mpcache.policies import PRESETS, available_policies, policy_settings, spelled
 from mpcache.protocols.errors import PeerLost
@@ -138,6 +138,12 @@ def test_a_prompt_on_the_command_line_is_refused(command: tuple[str, ...]) -> No
     result = here(*command, "--prompt", "my secret")
     assert result.exit_code == 1 and "--prompt-file" in result.stderr and "secret" not in result.stderr
     assert "--prompt " not in here(command[0], "--help").stdout
+
+
+def test_the_size_of_batches_without_prompts_is_refused(tmp_path: Path) -> None:
+    values = {"owner": "127.0.0.1:1", "dealer": "127.0.0.1:1", "tokenizer": DEMO_MODEL}
+    result = here("client", "--config", write_settings(tmp_path / "client.toml", values), "--batch", 4)
+    assert result.exit_code != 0 and "--batch is for the prompts of --prompts" in result.stderr
 
 
 def test_no_sample_puts_a_prompt_on_a_command_line() -> None:

@@ -67,6 +67,6 @@ def render(text: str, records: Sequence[Record], beside: Sequence[Record] = ()) 
 
 
 def _beside(name: str, records: Sequence[Record]) -> str:
-    shown = SECTIONS[name](records) if name in TIMED else ""
+    shown = SECTIONS[name](records).split("\n\n")[0] if name in TIMED else ""  # the table, without its commands
     where = "; ".join(sorted({described(r["machine"]) for r in records}))
-    return f"\nThe same on {where}:\n\n{shown}" if shown else ""
+    return f"\nThe same on {where}:\n\n{shown}\n" if shown else ""

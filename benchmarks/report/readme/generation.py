@@ -9,10 +9,14 @@ from mpcache.benchmarks.records.record import Record
 from mpcache.benchmarks.records.selection import largest_run
 from mpcache.benchmarks.records.tables import markdown
 from mpcache.benchmarks.report.readme.cells import COSTS, POLICIES, costs, peak_memory, prose
+from mpcache.demo import DEMO_MODEL
+
+DEMO = ("demo", DEMO_MODEL.name)
+"""What its folder was called, and is."""
 
 
 def generation(records: Sequence[Record]) -> str:
-    made = [r for r in records if r["bench"] == "generate" and r["settings"]["model"] == "demo"]
+    made = [r for r in records if r["bench"] == "generate" and r["settings"]["model"] in DEMO]
     found = _by_policy(largest_run(r for r in made if r["policy"] in POLICIES))
     if not found:
         return ""
